@@ -1,0 +1,98 @@
+//! Filters: between a client and a backend, with a say on every message.
+
+use serde::de::DeserializeOwned;
+
+pub use crate::bindings::exports::pointsman::plugin::filter::{
+    Direction, Interest, Verdict, Wants,
+};
+use crate::{Facts, Message, Refusal, Report};
+
+/// Opens sessions. See [`Handler`](crate::handler::Handler), which is built alike.
+///
+/// ```
+/// use pointsman_sdk::{Close, Facts, Message, filter::{Direction, Filter, FilterSession, Verdict}};
+///
+/// #[derive(serde::Deserialize)]
+/// #[serde(deny_unknown_fields)]
+/// struct Limit { max_bytes: usize }
+///
+/// impl Filter for Limit {
+///     type Config = Limit;
+///     type Session = Limit;
+///     fn configure(config: Limit) -> Result<Self, String> { Ok(config) }
+///     fn open(&mut self, _facts: Facts) -> Limit { Limit { max_bytes: self.max_bytes } }
+/// }
+///
+/// impl FilterSession for Limit {
+///     fn message(&mut self, _from: Direction, message: Message) -> Verdict {
+///         if message.len() > self.max_bytes {
+///             return Verdict::Close(Close::new(1009, "too long"));
+///         }
+///         Verdict::Forward
+///     }
+/// }
+/// pointsman_sdk::export!(Limit: filter);
+///
+/// use pointsman_sdk::testing::{FilterHost, facts};
+/// let mut host = FilterHost::<Limit>::start(serde_json::json!({ "max_bytes": 3 }))?;
+/// let mut session = host.open(facts()).expect("not refused");
+/// assert_eq!(session.from_client(Message::text("abc")), Verdict::Forward);
+/// assert_ne!(session.from_backend(Message::text("abcd")), Verdict::Forward);
+/// # Ok::<(), String>(())
+/// ```
+pub trait Filter: Sized + 'static {
+    /// The operator's `[plugin.NAME] config`; see [`Policy::Config`](crate::policy::Policy::Config).
+    type Config: DeserializeOwned;
+
+    /// One session between a client and a backend.
+    type Session: FilterSession;
+
+    /// Called once, first.
+    ///
+    /// # Errors
+    ///
+    /// The text is for the operator: which key is wrong, and what is allowed. It refuses the plugin.
+    fn configure(config: Self::Config) -> Result<Self, String>;
+
+    /// What the host hands over; asked once, after `configure`. Nothing, unless this says otherwise.
+    fn wants(&self) -> Wants {
+        Wants::default()
+    }
+
+    /// Called before the backend is dialled, if [`Wants::accept`].
+    ///
+    /// # Errors
+    ///
+    /// The client gets the refusal as an HTTP answer, and there is no session.
+    fn accept(&mut self, _facts: &Facts) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    /// A session begins.
+    fn open(&mut self, facts: Facts) -> Self::Session;
+}
+
+/// One session between a client and a backend.
+pub trait FilterSession: 'static {
+    /// The messages that this session wants to see; the others pass without a call. Asked once.
+    fn interest(&self) -> Interest {
+        Interest::all()
+    }
+
+    /// How often [`tick`](Self::tick) is wanted, in milliseconds; 0: never. Asked once.
+    fn tick_interval_ms(&self) -> u32 {
+        0
+    }
+
+    /// A whole message, and where it comes from.
+    fn message(&mut self, from: Direction, message: Message) -> Verdict;
+
+    /// The interval of `tick_interval_ms` has passed. `Forward` and `Drop` do nothing; `Answer` goes
+    /// to the client.
+    fn tick(&mut self) -> Verdict {
+        Verdict::Drop
+    }
+
+    /// The session has ended; nothing is called after this.
+    fn closed(&mut self, _report: &Report) {}
+}

@@ -1,0 +1,149 @@
+//! What people run: `cargo xtask COMMAND`. Each command is a few steps, every step is a command line
+//! that is shown before it runs, and nothing here knows what the product does.
+
+mod bindings;
+mod plugins;
+mod setup;
+mod step;
+
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result};
+
+use crate::step::Step;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  setup              the wasm target, Node.js and the npm packages of examples and tests
+  plugins            build the shipped plugins to target/plugins/NAME.wasm
+  build              plugins, then target/release/pointsman with them embedded
+  demo [ARGS]        build, then `pointsman demo ARGS` (`--once`: end by itself)
+  test [ARGS]        setup, build, then all tests; ARGS go to `cargo test`
+  bench [NAME] [-- ARGS]
+                     build, then the benches of `pointsman`, or the one named
+  ci                 formatting, lints, documentation, then test
+  bindings           make the SDK's bindings anew from sdk/wit/plugin.wit
+
+exit code: 0 done, 1 a step failed, 2 wrong usage
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let (command, rest) = match args.split_first() {
+        Some((command, rest)) => (command.as_str(), rest),
+        None => ("", &[][..]),
+    };
+    let takes_args = matches!(command, "demo" | "test" | "bench");
+    if !takes_args && !rest.is_empty() {
+        return wrong_usage(&format!("`{command}` takes no arguments"));
+    }
+    let root = workspace_root();
+    let done = match command {
+        "setup" => setup::all(&root),
+        "plugins" => plugins::build(&root),
+        "build" => build(&root),
+        "demo" => demo(&root, rest),
+        "test" => test(&root, rest),
+        "bench" => bench(&root, rest),
+        "ci" => ci(&root),
+        "bindings" => bindings::write(&root),
+        "help" | "-h" | "--help" => {
+            eprint!("{USAGE}");
+            Ok(())
+        }
+        "" => return wrong_usage("no command"),
+        other => return wrong_usage(&format!("unknown command `{other}`")),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn wrong_usage(problem: &str) -> ExitCode {
+    eprintln!("error: {problem}\n\n{USAGE}");
+    ExitCode::from(2)
+}
+
+fn build(root: &Path) -> Result<()> {
+    plugins::build(root)?;
+    Step::cargo(root)
+        .args(["build", "--release", "--package", "pointsman"])
+        .run()
+}
+
+fn demo(root: &Path, args: &[String]) -> Result<()> {
+    build(root)?;
+    let args = args.strip_prefix(&["--".to_owned()]).unwrap_or(args);
+    Step::new(root, root.join("target/release/pointsman"))
+        .args(["demo"])
+        .args(args)
+        .run()
+}
+
+fn test(root: &Path, args: &[String]) -> Result<()> {
+    setup::all(root)?;
+    build(root)?;
+    Step::cargo(root)
+        .args(["test", "--release", "--workspace"])
+        .args(args)
+        .run()
+}
+
+fn bench(root: &Path, args: &[String]) -> Result<()> {
+    build(root)?;
+    let (name, rest) = match args.split_first() {
+        Some((name, rest)) if name != "--" => (name.as_str(), rest),
+        _ => ("*", args),
+    };
+    Step::cargo(root)
+        .args(["bench", "--package", "pointsman", "--bench", name])
+        .args(rest)
+        .run()
+}
+
+/// The plugins come before the lints: the host's build script reads them.
+fn ci(root: &Path) -> Result<()> {
+    Step::cargo(root).args(["fmt", "--all", "--check"]).run()?;
+    plugins::build(root)?;
+    Step::cargo(root)
+        .args(["clippy", "--release", "--workspace", "--all-targets"])
+        .args(["--", "-D", "warnings"])
+        .run()?;
+    Step::cargo(root)
+        .env("RUSTDOCFLAGS", "-D warnings")
+        .args(["doc", "--release", "--no-deps", "--workspace"])
+        .run()?;
+    test(root, &[])
+}
+
+/// The folder that this crate's folder is in.
+fn workspace_root() -> PathBuf {
+    let here = env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    here.parent().map(Path::to_path_buf).unwrap_or(here)
+}
+
+/// Leaves a file alone that holds `content` already, so that nothing built from it is built anew.
+/// Says whether it wrote.
+fn write_if_changed(path: &Path, content: &[u8]) -> Result<bool> {
+    match fs::read(path) {
+        Ok(found) if found == content => return Ok(false),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(true)
+}
