@@ -1,0 +1,711 @@
+//! One line of JSON per thing that happened, for machines to read.
+//!
+//! In come facts from the workers; out go lines, written by a thread of their own. A worker never
+//! waits for the log: what does not fit into the queue is dropped and counted. Queries of paths are
+//! never written, for tokens live there. `docs/access-log.md` describes the keys.
+
+use std::io::{self, BufWriter, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{
+    Receiver, RecvTimeoutError, SyncSender, TryRecvError, channel, sync_channel,
+};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use super::metrics::WorkerCounters;
+use crate::session::{EndReport, Ender};
+
+/// One worker's end of the log. Cheap to clone, for use on the same worker.
+#[derive(Debug, Clone)]
+pub struct AccessLog {
+    lines: SyncSender<String>,
+    counters: Arc<WorkerCounters>,
+}
+
+/// The thread that writes. It ends when this and every [`AccessLog`] are gone.
+#[derive(Debug)]
+pub struct AccessLogWriter {
+    lines: SyncSender<String>,
+    ended: Receiver<()>,
+}
+
+/// Whom and what a session is between. What is not there is left out of the line.
+#[derive(Debug, Clone, Copy)]
+pub struct Session<'a> {
+    /// As in `X-Request-Id`.
+    pub request_id: &'a str,
+    /// The far end of the TCP connection.
+    pub client: SocketAddr,
+    /// As configured.
+    pub route: &'a str,
+    /// Where the route leads.
+    pub target: Target<'a>,
+    /// The address as configured.
+    pub backend: Option<&'a str>,
+    /// What chose the backend.
+    pub policy: Option<&'a str>,
+    /// The policy's.
+    pub policy_generation: Option<u64>,
+}
+
+/// What a route leads to, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target<'a> {
+    /// A group of backends.
+    Upstream(&'a str),
+    /// A plugin that is the far end of WebSockets.
+    Handler(&'a str),
+    /// A plugin that answers requests.
+    Http(&'a str),
+}
+
+/// A session began.
+#[derive(Debug, Clone, Copy)]
+pub struct Opened<'a> {
+    /// Whom and what.
+    pub session: Session<'a>,
+    /// Of the request.
+    pub method: &'a str,
+    /// Of the request; what follows a `?` is not written.
+    pub path: &'a str,
+}
+
+/// A session ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Closed<'a> {
+    /// Whom and what.
+    pub session: Session<'a>,
+    /// What moved, and whose doing the end was.
+    pub report: &'a EndReport,
+}
+
+/// A request was answered without a session: plain HTTP, or an upgrade that was refused.
+#[derive(Debug, Clone, Copy)]
+pub struct Requested<'a> {
+    /// As in `X-Request-Id`.
+    pub request_id: &'a str,
+    /// The far end of the TCP connection.
+    pub client: SocketAddr,
+    /// Of the request.
+    pub method: &'a str,
+    /// Of the request; what follows a `?` is not written.
+    pub path: &'a str,
+    /// As configured; none: no route matches.
+    pub route: Option<&'a str>,
+    /// Where the route leads.
+    pub target: Option<Target<'a>>,
+    /// The one that answered.
+    pub backend: Option<&'a str>,
+    /// Of the answer.
+    pub status: u16,
+    /// Why the host or a plugin refused.
+    pub reason: Option<&'a str>,
+    /// From the request's head to the head of the answer.
+    pub duration: Duration,
+}
+
+/// Lines that wait to be written. At 500 bytes a line, 4 MiB, and a quarter of a second of a
+/// stalled disk at 30,000 lines per second.
+const QUEUE_MAX_LINES: usize = 8192;
+
+/// What goes out in one write while there is more to come.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+impl AccessLogWriter {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The system has no room for another thread.
+    pub fn start(sink: impl Write + Send + 'static) -> io::Result<Self> {
+        let (lines, queue) = sync_channel(QUEUE_MAX_LINES);
+        let (ending, ended) = channel();
+        thread::Builder::new()
+            .name("access-log".to_owned())
+            .spawn(move || {
+                write_lines(&queue, sink);
+                // Nobody may be waiting.
+                let _ = ending.send(());
+            })?;
+        Ok(Self { lines, ended })
+    }
+
+    /// One worker's end.
+    pub fn handle(&self, counters: Arc<WorkerCounters>) -> AccessLog {
+        AccessLog {
+            lines: self.lines.clone(),
+            counters,
+        }
+    }
+
+    /// Waits until every line is written, which takes that all handles are gone. False where that
+    /// took longer than `patience`: a handle is alive, or nobody reads what is written.
+    pub fn finish(self, patience: Duration) -> bool {
+        drop(self.lines);
+        !matches!(
+            self.ended.recv_timeout(patience),
+            Err(RecvTimeoutError::Timeout)
+        )
+    }
+}
+
+impl AccessLog {
+    /// A session began.
+    pub fn open(&self, opened: &Opened<'_>) {
+        self.put(&opened.line(SystemTime::now()));
+    }
+
+    /// A session ended.
+    pub fn close(&self, closed: &Closed<'_>) {
+        self.put(&closed.line(SystemTime::now()));
+    }
+
+    /// A request was answered.
+    pub fn request(&self, requested: &Requested<'_>) {
+        self.put(&requested.line(SystemTime::now()));
+    }
+
+    fn put(&self, line: &Line<'_>) {
+        // Strings and numbers under fixed keys: there is nothing in a line that JSON cannot say.
+        let is_taken = serde_json::to_string(line).is_ok_and(|mut line| {
+            line.push('\n');
+            self.lines.try_send(line).is_ok()
+        });
+        if !is_taken {
+            self.counters.access_log_dropped.add(1);
+        }
+    }
+}
+
+/// Every key that a line may have, in the order in which they are written.
+#[derive(Debug, Default, Serialize)]
+struct Line<'a> {
+    event: &'static str,
+    time: String,
+    request_id: &'a str,
+    client: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    method: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    route: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    handler: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backend: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy_generation: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_up: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_down: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    messages_up: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    messages_down: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    duration_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    closed_by: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    close_code: Option<u16>,
+}
+
+impl<'a> Line<'a> {
+    fn new(event: &'static str, now: SystemTime, request_id: &'a str, client: SocketAddr) -> Self {
+        Self {
+            event,
+            time: rfc3339(now),
+            request_id,
+            client: client.to_string(),
+            ..Self::default()
+        }
+    }
+
+    fn of_session(event: &'static str, now: SystemTime, session: &Session<'a>) -> Self {
+        let (upstream, handler) = session.target.names();
+        Self {
+            route: Some(session.route),
+            upstream,
+            handler,
+            backend: session.backend,
+            policy: session.policy,
+            policy_generation: session.policy_generation,
+            ..Self::new(event, now, session.request_id, session.client)
+        }
+    }
+}
+
+impl<'a> Target<'a> {
+    /// The values of `upstream` and `handler`.
+    fn names(self) -> (Option<&'a str>, Option<&'a str>) {
+        match self {
+            Self::Upstream(name) => (Some(name), None),
+            Self::Handler(name) | Self::Http(name) => (None, Some(name)),
+        }
+    }
+}
+
+impl<'a> Opened<'a> {
+    fn line(&self, now: SystemTime) -> Line<'a> {
+        Line {
+            method: Some(self.method),
+            path: Some(without_query(self.path)),
+            status: Some(101),
+            ..Line::of_session("open", now, &self.session)
+        }
+    }
+}
+
+impl<'a> Closed<'a> {
+    fn line(&self, now: SystemTime) -> Line<'a> {
+        let report = self.report;
+        Line {
+            bytes_up: Some(report.bytes_up),
+            bytes_down: Some(report.bytes_down),
+            messages_up: Some(report.messages_up),
+            messages_down: Some(report.messages_down),
+            duration_ms: Some(millis(report.duration)),
+            closed_by: Some(ender(report.ended_by)),
+            close_code: report.code,
+            ..Line::of_session("close", now, &self.session)
+        }
+    }
+}
+
+impl<'a> Requested<'a> {
+    fn line(&self, now: SystemTime) -> Line<'a> {
+        let (upstream, handler) = self.target.map_or((None, None), Target::names);
+        Line {
+            method: Some(self.method),
+            path: Some(without_query(self.path)),
+            route: self.route,
+            upstream,
+            handler,
+            backend: self.backend,
+            status: Some(self.status),
+            reason: self.reason,
+            duration_ms: Some(millis(self.duration)),
+            ..Line::new("request", now, self.request_id, self.client)
+        }
+    }
+}
+
+fn ender(ender: Ender) -> &'static str {
+    match ender {
+        Ender::Client => "client",
+        Ender::Backend => "backend",
+        Ender::Plugin => "plugin",
+        Ender::Operator => "operator",
+        Ender::Host => "host",
+    }
+}
+
+fn without_query(path: &str) -> &str {
+    path.split(['?', '#']).next().unwrap_or(path)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// `2026-07-28T12:34:56.789Z`, RFC 3339. A clock before 1970 shows 1970.
+fn rfc3339(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, secs) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    let (year, month, day) = civil(days);
+    let (hour, minute, second, milli) = (
+        secs / 3600,
+        secs / 60 % 60,
+        secs % 60,
+        since.subsec_millis(),
+    );
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
+}
+
+/// Days since 1970-01-01 to year, month and day: `civil_from_days` of Howard Hinnant, "chrono-
+/// Compatible Low-Level Date Algorithms", for days that are not negative. Years begin in March, so
+/// that the leap day is a year's last.
+fn civil(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    (year, month, day)
+}
+
+/// Writes until all senders are gone; flushes whenever there is nothing to write.
+fn write_lines(queue: &Receiver<String>, sink: impl Write) {
+    let mut sink = Sink {
+        out: BufWriter::with_capacity(BUFFER_BYTES, sink),
+        is_failing: false,
+    };
+    loop {
+        let line = match queue.try_recv() {
+            Ok(line) => line,
+            Err(TryRecvError::Disconnected) => break,
+            Err(TryRecvError::Empty) => {
+                sink.attempt(|out| out.flush());
+                match queue.recv() {
+                    Ok(line) => line,
+                    Err(_) => break,
+                }
+            }
+        };
+        sink.attempt(|out| out.write_all(line.as_bytes()));
+    }
+    sink.attempt(|out| out.flush());
+}
+
+struct Sink<W: Write> {
+    out: BufWriter<W>,
+    is_failing: bool,
+}
+
+impl<W: Write> Sink<W> {
+    /// Goes on after a failure (a full disk may have room again), and warns once for each row of
+    /// them.
+    fn attempt(&mut self, write: impl FnOnce(&mut BufWriter<W>) -> io::Result<()>) {
+        match write(&mut self.out) {
+            Ok(()) => self.is_failing = false,
+            Err(error) if self.is_failing => {
+                tracing::debug!(%error, "the access log cannot be written")
+            }
+            Err(error) => {
+                self.is_failing = true;
+                tracing::warn!(%error, "the access log cannot be written: lines are lost");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Sender, channel};
+    use std::sync::{Mutex, PoisonError};
+
+    use super::super::metrics::Metrics;
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn times_are_written_as_rfc_3339_says() {
+        for (millis, expected) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_399_999, "2000-02-28T23:59:59.999Z"),
+            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
+            (951_868_800_001, "2000-03-01T00:00:00.001Z"),
+            (1_785_242_096_789, "2026-07-28T12:34:56.789Z"),
+            (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
+            (253_402_300_799_000, "9999-12-31T23:59:59.000Z"),
+        ] {
+            assert_eq!(
+                rfc3339(UNIX_EPOCH + Duration::from_millis(millis)),
+                expected
+            );
+        }
+        assert_eq!(
+            rfc3339(UNIX_EPOCH - Duration::from_secs(1)),
+            "1970-01-01T00:00:00.000Z"
+        );
+    }
+
+    #[test]
+    fn days_follow_each_other_for_four_hundred_years() {
+        let mut last = (1969, 12, 31);
+        for days in 0..146_097 {
+            let (year, month, day) = civil(days);
+            let follows = (year, month, day) == (last.0, last.1, last.2 + 1)
+                || (day == 1 && (year, month) == (last.0, last.1 + 1))
+                || (day == 1 && month == 1 && year == last.0 + 1 && (last.1, last.2) == (12, 31));
+            assert!(
+                follows && day <= 31 && month <= 12,
+                "{last:?} -> {:?}",
+                (year, month, day)
+            );
+            last = (year, month, day);
+        }
+        assert_eq!(last, (2369, 12, 31));
+    }
+
+    #[test]
+    fn an_opening_has_the_request_and_the_choice_but_no_query() {
+        let opened = Opened {
+            session: session(),
+            method: "GET",
+            path: "/chat?token=secret",
+        };
+        check(
+            &opened.line(UNIX_EPOCH),
+            r#"{"event":"open","time":"1970-01-01T00:00:00.000Z","request_id":"r-1","client":"192.0.2.1:5000","method":"GET","path":"/chat","route":"/chat","upstream":"app","backend":"127.0.0.1:3001","policy":"round_robin","policy_generation":2,"status":101}"#,
+        );
+    }
+
+    #[test]
+    fn a_closing_has_what_moved_and_who_ended_it() {
+        let report = EndReport {
+            ended_by: Ender::Client,
+            code: Some(1001),
+            duration: Duration::from_micros(1_500_999),
+            bytes_up: 1,
+            bytes_down: 2,
+            messages_up: 3,
+            messages_down: 4,
+        };
+        let session = Session {
+            target: Target::Handler("echo"),
+            backend: None,
+            policy: None,
+            policy_generation: None,
+            ..session()
+        };
+        check(
+            &Closed {
+                session,
+                report: &report,
+            }
+            .line(UNIX_EPOCH),
+            r#"{"event":"close","time":"1970-01-01T00:00:00.000Z","request_id":"r-1","client":"192.0.2.1:5000","route":"/chat","handler":"echo","bytes_up":1,"bytes_down":2,"messages_up":3,"messages_down":4,"duration_ms":1500,"closed_by":"client","close_code":1001}"#,
+        );
+        let unclosed = EndReport {
+            code: None,
+            ended_by: Ender::Host,
+            ..report
+        };
+        let line = serde_json::to_value(
+            Closed {
+                session,
+                report: &unclosed,
+            }
+            .line(UNIX_EPOCH),
+        )
+        .unwrap();
+        assert_eq!(line["closed_by"], "host");
+        assert!(line.get("close_code").is_none());
+    }
+
+    #[test]
+    fn a_refusal_has_its_reason_and_nothing_that_is_not_known() {
+        let client = "[2001:db8::1]:5000".parse().unwrap();
+        let refused = Requested {
+            client,
+            status: 404,
+            reason: Some("no route matches"),
+            ..requested()
+        };
+        check(
+            &refused.line(UNIX_EPOCH),
+            r#"{"event":"request","time":"1970-01-01T00:00:00.000Z","request_id":"r-1","client":"[2001:db8::1]:5000","method":"GET","path":"/","status":404,"reason":"no route matches","duration_ms":1}"#,
+        );
+        let answered = Requested {
+            route: Some("/api/*"),
+            target: Some(Target::Http("hello")),
+            backend: Some("127.0.0.1:3001"),
+            ..requested()
+        };
+        check(
+            &answered.line(UNIX_EPOCH),
+            r#"{"event":"request","time":"1970-01-01T00:00:00.000Z","request_id":"r-1","client":"192.0.2.1:5000","method":"GET","path":"/","route":"/api/*","handler":"hello","backend":"127.0.0.1:3001","status":200,"duration_ms":1}"#,
+        );
+    }
+
+    #[test]
+    fn paths_lose_their_query_and_cannot_break_a_line() {
+        for (path, expected) in [
+            ("/a?b?c", "/a"),
+            ("?x", ""),
+            ("/a#b", "/a"),
+            ("*", "*"),
+            ("/a\"\n", "/a\"\n"),
+        ] {
+            let requested = Requested {
+                path,
+                ..requested()
+            };
+            let line = serde_json::to_string(&requested.line(UNIX_EPOCH)).unwrap();
+            assert!(!line.contains('\n'));
+            assert_eq!(
+                serde_json::from_str::<serde_json::Value>(&line).unwrap()["path"],
+                expected
+            );
+        }
+    }
+
+    #[test]
+    fn everything_is_written_by_the_time_that_the_writer_has_finished() {
+        let memory = Memory::default();
+        let writer = AccessLogWriter::start(memory.clone()).unwrap();
+        let handle = writer.handle(Metrics::new().worker(0));
+        for _ in 0..1_000 {
+            handle.request(&requested());
+        }
+        drop(handle);
+        assert!(writer.finish(PATIENCE));
+        let written = memory.text();
+        assert_eq!(written.lines().count(), 1_000);
+        assert!(
+            written
+                .lines()
+                .all(|line| line.starts_with('{') && line.ends_with('}'))
+        );
+    }
+
+    #[test]
+    fn a_line_is_written_at_once_where_no_other_follows() {
+        let (written, lines) = channel();
+        let writer = AccessLogWriter::start(Forward(written)).unwrap();
+        let handle = writer.handle(Metrics::new().worker(0));
+        handle.open(&Opened {
+            session: session(),
+            method: "GET",
+            path: "/",
+        });
+        assert!(lines.recv_timeout(PATIENCE).unwrap().ends_with(b"}\n"));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_counted_and_never_waited_for() {
+        let (gate, opens) = channel();
+        let metrics = Metrics::new();
+        let writer = AccessLogWriter::start(Gated(opens)).unwrap();
+        let handle = writer.handle(metrics.worker(0));
+        // Nothing is written before the gate opens; the buffer and the queue fill up.
+        let sent = 3 * QUEUE_MAX_LINES as u64;
+        for _ in 0..sent {
+            handle.request(&requested());
+        }
+        let dropped = metrics.worker(0).access_log_dropped.value();
+        assert!(
+            dropped >= QUEUE_MAX_LINES as u64 && dropped < sent,
+            "{dropped}"
+        );
+        assert!(!writer.finish(Duration::from_millis(1)));
+        drop(gate);
+    }
+
+    #[test]
+    fn a_sink_that_fails_stops_nothing() {
+        let metrics = Metrics::new();
+        let writer = AccessLogWriter::start(Broken).unwrap();
+        let handle = writer.handle(metrics.worker(0));
+        for _ in 0..1_000 {
+            handle.request(&requested());
+        }
+        drop(handle);
+        assert!(writer.finish(PATIENCE));
+    }
+
+    fn check(line: &Line<'_>, expected: &str) {
+        assert_eq!(serde_json::to_string(line).unwrap(), expected);
+    }
+
+    fn session() -> Session<'static> {
+        Session {
+            request_id: "r-1",
+            client: SocketAddr::from(([192, 0, 2, 1], 5000)),
+            route: "/chat",
+            target: Target::Upstream("app"),
+            backend: Some("127.0.0.1:3001"),
+            policy: Some("round_robin"),
+            policy_generation: Some(2),
+        }
+    }
+
+    fn requested() -> Requested<'static> {
+        Requested {
+            request_id: "r-1",
+            client: SocketAddr::from(([192, 0, 2, 1], 5000)),
+            method: "GET",
+            path: "/",
+            route: None,
+            target: None,
+            backend: None,
+            status: 200,
+            reason: None,
+            duration: Duration::from_millis(1),
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Memory(Arc<Mutex<Vec<u8>>>);
+
+    impl Memory {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    impl Write for Memory {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Forward(Sender<Vec<u8>>);
+
+    impl Write for Forward {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.send(bytes.to_vec()).map_err(io::Error::other)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Gated(Receiver<()>);
+
+    impl Write for Gated {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            // Ends when the test drops the other end.
+            let _ = self.0.recv();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Broken;
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,581 @@
+//! The metrics page: sums in, OpenMetrics text out.
+//!
+//! The one place that knows the names, labels and help of all series, and the home of the
+//! `prometheus-client` crate, which is used for encoding alone. `docs/metrics.md` describes the
+//! same series for operators. The encoder appends `_total` to the name of a counter and `_info` to
+//! that of an info, so the names here lack them. OpenMetrics allows each name one type, which is
+//! why the gauge `pointsman_connections` cannot have a counter `pointsman_connections_total` beside it.
+
+use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, MetricEncoder, NoLabelSet,
+    text::encode,
+};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use super::metrics::{
+    BackendSample, CallSample, ReloadKind, ReloadResult, STATUS_CLASSES, Scrape, TargetTotals,
+    Totals, UpgradeResult,
+};
+use super::process::Process;
+
+const DIRECTIONS: [&str; 2] = ["up", "down"];
+
+/// The whole page.
+pub(super) fn text(totals: Totals, scrape: Scrape, started: SystemTime) -> String {
+    let page = Page {
+        totals,
+        scrape,
+        started,
+        process: Process::read(),
+    };
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(page));
+    let mut text = String::new();
+    if let Err(error) = encode(&mut text, &registry) {
+        // A `String` takes everything, so this is a series that the encoder refuses: our mistake.
+        tracing::error!(%error, "the metrics page is cut short");
+    }
+    text
+}
+
+#[derive(Debug)]
+struct Page {
+    totals: Totals,
+    scrape: Scrape,
+    started: SystemTime,
+    process: Process,
+}
+
+impl Collector for Page {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let out = &mut encoder;
+        self.sessions(out)?;
+        self.connections(out)?;
+        self.traffic(out)?;
+        self.backends(out)?;
+        self.plugins(out)?;
+        self.calls(out)?;
+        self.reloads(out)?;
+        self.process(out)
+    }
+}
+
+impl Page {
+    fn sessions(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let targets = self.with_sessions();
+        let sessions = targets.map(|(name, sums)| ([("target", name)], sums.sessions));
+        gauges(
+            out,
+            "pointsman_sessions",
+            "Open sessions, by upstream or handler",
+            sessions,
+        )?;
+
+        let workers: Vec<(String, u64)> = self
+            .totals
+            .workers
+            .iter()
+            .map(|&(index, sessions)| (index.to_string(), sessions))
+            .collect();
+        let workers = workers
+            .iter()
+            .map(|(index, sessions)| ([("worker", index.as_str())], *sessions));
+        gauges(
+            out,
+            "pointsman_worker_sessions",
+            "Open sessions, by worker",
+            workers,
+        )?;
+
+        let upgrades = UpgradeResult::ALL.into_iter().zip(self.totals.upgrades);
+        let upgrades = upgrades.map(|(result, count)| ([("result", result.label())], count));
+        counters(
+            out,
+            "pointsman_upgrades",
+            "Upgrade requests answered, by result",
+            upgrades,
+        )
+    }
+
+    fn connections(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let totals = &self.totals;
+        gauge(
+            out,
+            "pointsman_connections",
+            "Open client connections",
+            totals.connections_open,
+        )?;
+        let accepted = totals.connections_accepted;
+        counter(
+            out,
+            "pointsman_connections_accepted",
+            "Client connections taken on",
+            accepted,
+        )?;
+        let refused = totals.connections_refused;
+        counter(
+            out,
+            "pointsman_connections_refused",
+            "Client connections closed at once for want of room",
+            refused,
+        )?;
+        let dropped = totals.access_log_dropped;
+        counter(
+            out,
+            "pointsman_access_log_dropped",
+            "Access log lines dropped because the writer lagged",
+            dropped,
+        )
+    }
+
+    fn traffic(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let bytes = self
+            .with_sessions()
+            .flat_map(|(name, sums)| directions(name, sums.bytes));
+        counters(
+            out,
+            "pointsman_bytes",
+            "Bytes of sessions, framing included, by direction (up: from the client)",
+            bytes,
+        )?;
+        let messages = self
+            .with_sessions()
+            .flat_map(|(name, sums)| directions(name, sums.messages));
+        counters(
+            out,
+            "pointsman_messages",
+            "Whole data messages, by direction (up: from the client)",
+            messages,
+        )?;
+        let requests = self
+            .totals
+            .targets
+            .iter()
+            .filter(|(_, sums)| sums.has_requests)
+            .flat_map(|(name, sums)| {
+                let classes = STATUS_CLASSES.into_iter().zip(sums.requests);
+                classes.map(move |(class, count)| {
+                    ([("upstream", name.as_str()), ("code", class)], count)
+                })
+            });
+        counters(
+            out,
+            "pointsman_http_requests",
+            "Plain HTTP requests answered, by class of status",
+            requests,
+        )
+    }
+
+    fn backends(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let labelled = |value: fn(&BackendSample) -> u64| {
+            self.scrape.backends.iter().map(move |sample| {
+                (
+                    [
+                        ("upstream", sample.upstream.as_str()),
+                        ("backend", sample.backend.as_str()),
+                    ],
+                    value(sample),
+                )
+            })
+        };
+        let up = labelled(|sample| u64::from(sample.is_up));
+        gauges(
+            out,
+            "pointsman_backend_up",
+            "1 where the backend is offered to the policy, else 0",
+            up,
+        )?;
+        let active = labelled(|sample| sample.active);
+        gauges(
+            out,
+            "pointsman_backend_active",
+            "Open sessions and plain requests under way at the backend",
+            active,
+        )?;
+        let failures = labelled(|sample| sample.failures);
+        counters(
+            out,
+            "pointsman_backend_failures",
+            "Failed dials and handshakes",
+            failures,
+        )
+    }
+
+    fn plugins(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let scrape = &self.scrape;
+        let generations = scrape
+            .plugins
+            .iter()
+            .map(|sample| ([("plugin", sample.plugin.as_str())], sample.generation));
+        gauges(
+            out,
+            "pointsman_plugin_generation",
+            "The generation that serves",
+            generations,
+        )?;
+        let failures = scrape
+            .failures
+            .iter()
+            .map(|(plugin, kind, n)| (pair(plugin, "kind", kind), *n));
+        counters(
+            out,
+            "pointsman_plugin_failures",
+            "Failed calls into plugins, by kind",
+            failures,
+        )?;
+        let counts = scrape
+            .guest_counts
+            .iter()
+            .map(|(plugin, name, n)| (pair(plugin, "name", name), *n));
+        counters(
+            out,
+            "pointsman_plugin_count",
+            "What plugins count themselves",
+            counts,
+        )?;
+        let values = scrape
+            .guest_gauges
+            .iter()
+            .map(|(plugin, name, value)| (pair(plugin, "name", name), *value));
+        gauges(
+            out,
+            "pointsman_plugin_value",
+            "What plugins measure themselves",
+            values,
+        )
+    }
+
+    fn calls(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (name, help) = (
+            "pointsman_plugin_call_seconds",
+            "How long calls into plugins took",
+        );
+        let mut family = out.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for sample in &self.scrape.calls {
+            let labels = pair(&sample.plugin, "call", &sample.call);
+            let buckets = with_last_bucket(sample);
+            // Not the sample's own: read while it grows, it may lag behind its buckets.
+            let count = buckets.iter().map(|(_, n)| n).sum();
+            let mut metric = family.encode_family(&labels)?;
+            metric.encode_histogram::<NoLabelSet>(sample.sum, count, &buckets, None)?;
+        }
+        Ok(())
+    }
+
+    fn reloads(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let rows = ReloadKind::ALL.into_iter().zip(self.totals.reloads);
+        let reloads = rows.flat_map(|(kind, row)| {
+            let cells = ReloadResult::ALL.into_iter().zip(row);
+            cells.map(move |(result, n)| ([("kind", kind.label()), ("result", result.label())], n))
+        });
+        counters(
+            out,
+            "pointsman_reloads",
+            "Reloads, by what was reloaded and how it ended",
+            reloads,
+        )
+    }
+
+    fn process(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        let help = "The version that runs";
+        out.encode_descriptor("pointsman_build", help, None, MetricType::Info)?
+            .encode_info(&version)?;
+
+        let started = self
+            .started
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs_f64();
+        gauge(
+            out,
+            "process_start_time_seconds",
+            "When the process started, in seconds since 1970",
+            started,
+        )?;
+        if let Some(bytes) = self.process.resident_bytes {
+            gauge(out, "process_resident_memory_bytes", "Memory in RAM", bytes)?;
+        }
+        if let Some(fds) = self.process.open_fds {
+            gauge(out, "process_open_fds", "Open file descriptors", fds)?;
+        }
+        counter(
+            out,
+            "process_cpu_seconds",
+            "Time on the CPU, user and system",
+            self.process.cpu_secs,
+        )
+    }
+
+    fn with_sessions(&self) -> impl Iterator<Item = (&str, &TargetTotals)> {
+        let targets = self
+            .totals
+            .targets
+            .iter()
+            .filter(|(_, sums)| sums.has_sessions);
+        targets.map(|(name, sums)| (name.as_str(), sums))
+    }
+}
+
+fn directions(
+    upstream: &str,
+    values: [u64; 2],
+) -> impl Iterator<Item = ([(&'static str, &str); 2], u64)> {
+    let by_direction = DIRECTIONS.into_iter().zip(values);
+    by_direction
+        .map(move |(direction, value)| ([("upstream", upstream), ("direction", direction)], value))
+}
+
+fn pair<'a>(plugin: &'a str, key: &'static str, value: &'a str) -> [(&'static str, &'a str); 2] {
+    [("plugin", plugin), (key, value)]
+}
+
+/// The encoder wants a last bucket without bound, and adds the buckets up by itself.
+fn with_last_bucket(sample: &CallSample) -> Vec<(f64, u64)> {
+    let mut buckets = sample.buckets.clone();
+    buckets.retain(|(bound, _)| bound.is_finite());
+    let in_buckets: u64 = buckets.iter().map(|(_, n)| n).sum();
+    buckets.push((f64::INFINITY, sample.count.saturating_sub(in_buckets)));
+    buckets
+}
+
+fn counters<'a, const N: usize, V: EncodeCounterValue>(
+    out: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    samples: impl Iterator<Item = ([(&'static str, &'a str); N], V)>,
+) -> fmt::Result {
+    let mut family = out.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (labels, value) in samples {
+        encode_counter(family.encode_family(&labels)?, value)?;
+    }
+    Ok(())
+}
+
+fn counter(
+    out: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: impl EncodeCounterValue,
+) -> fmt::Result {
+    encode_counter(
+        out.encode_descriptor(name, help, None, MetricType::Counter)?,
+        value,
+    )
+}
+
+fn encode_counter(mut metric: MetricEncoder<'_>, value: impl EncodeCounterValue) -> fmt::Result {
+    metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
+}
+
+fn gauges<'a, const N: usize, V: EncodeGaugeValue>(
+    out: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    samples: impl Iterator<Item = ([(&'static str, &'a str); N], V)>,
+) -> fmt::Result {
+    let mut family = out.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (labels, value) in samples {
+        family.encode_family(&labels)?.encode_gauge(&value)?;
+    }
+    Ok(())
+}
+
+fn gauge(
+    out: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: impl EncodeGaugeValue,
+) -> fmt::Result {
+    out.encode_descriptor(name, help, None, MetricType::Gauge)?
+        .encode_gauge(&value)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use super::super::metrics::{Metrics, PluginSample, TargetKind};
+    use super::*;
+
+    #[test]
+    fn every_series_has_the_name_that_the_docs_give_it() {
+        let page = full_page();
+        for line in [
+            "# TYPE pointsman_sessions gauge",
+            "pointsman_sessions{target=\"app\"} 3",
+            "pointsman_sessions{target=\"echo\"} 0",
+            "pointsman_worker_sessions{worker=\"0\"} 3",
+            "# TYPE pointsman_upgrades counter",
+            "pointsman_upgrades_total{result=\"accepted\"} 1",
+            "pointsman_upgrades_total{result=\"no_backend\"} 0",
+            "pointsman_connections 1",
+            "pointsman_connections_accepted_total 2",
+            "pointsman_connections_refused_total 0",
+            "pointsman_access_log_dropped_total 0",
+            "pointsman_bytes_total{upstream=\"app\",direction=\"up\"} 10",
+            "pointsman_bytes_total{upstream=\"app\",direction=\"down\"} 20",
+            "pointsman_messages_total{upstream=\"app\",direction=\"up\"} 1",
+            "pointsman_messages_total{upstream=\"echo\",direction=\"down\"} 0",
+            "pointsman_http_requests_total{upstream=\"app\",code=\"2xx\"} 1",
+            "pointsman_http_requests_total{upstream=\"hello\",code=\"5xx\"} 0",
+            "# TYPE pointsman_backend_up gauge",
+            "pointsman_backend_up{upstream=\"app\",backend=\"127.0.0.1:3001\"} 1",
+            "pointsman_backend_active{upstream=\"app\",backend=\"127.0.0.1:3001\"} 4",
+            "pointsman_backend_failures_total{upstream=\"app\",backend=\"127.0.0.1:3001\"} 5",
+            "pointsman_plugin_generation{plugin=\"round_robin\"} 2",
+            "pointsman_plugin_failures_total{plugin=\"round_robin\",kind=\"trap\"} 0",
+            "pointsman_plugin_count_total{plugin=\"chat\",name=\"joins\"} 7",
+            "pointsman_plugin_value{plugin=\"chat\",name=\"rooms\"} 1.5",
+            "# TYPE pointsman_plugin_call_seconds histogram",
+            "pointsman_plugin_call_seconds_sum{plugin=\"round_robin\",call=\"choose\"} 0.25",
+            "pointsman_plugin_call_seconds_count{plugin=\"round_robin\",call=\"choose\"} 10",
+            "pointsman_plugin_call_seconds_bucket{le=\"0.001\",plugin=\"round_robin\",call=\"choose\"} 6",
+            "pointsman_plugin_call_seconds_bucket{le=\"0.01\",plugin=\"round_robin\",call=\"choose\"} 9",
+            "pointsman_plugin_call_seconds_bucket{le=\"+Inf\",plugin=\"round_robin\",call=\"choose\"} 10",
+            "pointsman_reloads_total{kind=\"plugin\",result=\"failed\"} 1",
+            "pointsman_reloads_total{kind=\"config\",result=\"unchanged\"} 0",
+            concat!(
+                "pointsman_build_info{version=\"",
+                env!("CARGO_PKG_VERSION"),
+                "\"} 1"
+            ),
+            "# TYPE process_cpu_seconds counter",
+            "# TYPE process_resident_memory_bytes gauge",
+            "# TYPE process_open_fds gauge",
+            "# TYPE process_start_time_seconds gauge",
+        ] {
+            assert!(
+                page.lines().any(|found| found == line),
+                "{line} is not in:\n{page}"
+            );
+        }
+        assert!(page.contains("\nprocess_cpu_seconds_total "));
+        assert!(page.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn a_handler_has_no_plain_requests_and_an_http_handler_no_sessions() {
+        let page = full_page();
+        assert!(!page.contains("pointsman_http_requests_total{upstream=\"echo\""));
+        assert!(!page.contains("pointsman_sessions{target=\"hello\""));
+        assert!(!page.contains("pointsman_bytes_total{upstream=\"hello\""));
+        assert!(!page.contains("pointsman_messages_total{upstream=\"hello\""));
+    }
+
+    #[test]
+    fn each_family_has_one_help_and_one_type_and_no_series_comes_twice() {
+        let page = full_page();
+        let mut helps = BTreeSet::new();
+        let mut types = BTreeSet::new();
+        let mut series = BTreeSet::new();
+        for line in page.lines() {
+            let mut words = line.split(' ');
+            let is_new = match (words.next(), words.next(), words.next()) {
+                (Some("#"), Some("HELP"), Some(name)) => helps.insert(name.to_owned()),
+                (Some("#"), Some("TYPE"), Some(name)) => types.insert(name.to_owned()),
+                (Some("#"), ..) => true,
+                _ => line
+                    .rsplit_once(' ')
+                    .is_some_and(|(name, _)| series.insert(name.to_owned())),
+            };
+            assert!(is_new, "{line} comes twice");
+        }
+        assert_eq!(helps, types);
+    }
+
+    #[test]
+    fn an_upstream_and_a_handler_of_one_name_share_their_series() {
+        let metrics = Metrics::new();
+        metrics
+            .worker(0)
+            .target(TargetKind::Upstream, "echo")
+            .sessions
+            .add(1);
+        metrics
+            .worker(0)
+            .target(TargetKind::Handler, "echo")
+            .sessions
+            .add(1);
+        let page = metrics.encode(Scrape::default());
+        assert_eq!(
+            page.matches("pointsman_sessions{target=\"echo\"} 2\n")
+                .count(),
+            1
+        );
+    }
+
+    #[test]
+    fn label_values_of_strangers_are_escaped() {
+        let scrape = Scrape {
+            guest_counts: vec![("p".into(), "a\"b\\c\nd".into(), 1)],
+            ..Scrape::default()
+        };
+        let page = Metrics::new().encode(scrape);
+        assert!(
+            page.contains(r#"pointsman_plugin_count_total{plugin="p",name="a\"b\\c\nd"} 1"#),
+            "{page}"
+        );
+    }
+
+    #[test]
+    fn the_start_is_given_in_seconds_of_the_epoch() {
+        let page = text(
+            Totals::default(),
+            Scrape::default(),
+            UNIX_EPOCH + Duration::from_millis(1_500),
+        );
+        assert!(
+            page.contains("\nprocess_start_time_seconds 1.5\n"),
+            "{page}"
+        );
+    }
+
+    fn full_page() -> String {
+        let metrics = Metrics::new();
+        let worker = metrics.worker(0);
+        worker.connections_accepted.add(2);
+        worker.connections_open.add(1);
+        worker.upgrade(UpgradeResult::Accepted);
+        let app = worker.target(TargetKind::Upstream, "app");
+        app.sessions.add(3);
+        app.bytes_up.add(10);
+        app.bytes_down.add(20);
+        app.messages_up.add(1);
+        app.request(200);
+        worker.target(TargetKind::Handler, "echo");
+        worker.target(TargetKind::Http, "hello");
+        metrics
+            .reloads(ReloadKind::Plugin, ReloadResult::Failed)
+            .add(1);
+        metrics.encode(Scrape {
+            backends: vec![BackendSample {
+                upstream: "app".into(),
+                backend: "127.0.0.1:3001".into(),
+                is_up: true,
+                active: 4,
+                failures: 5,
+            }],
+            plugins: vec![PluginSample {
+                plugin: "round_robin".into(),
+                generation: 2,
+            }],
+            calls: vec![CallSample {
+                plugin: "round_robin".into(),
+                call: "choose".into(),
+                buckets: vec![(0.001, 6), (0.01, 3)],
+                sum: 0.25,
+                count: 10,
+            }],
+            failures: vec![("round_robin".into(), "trap".into(), 0)],
+            guest_counts: vec![("chat".into(), "joins".into(), 7)],
+            guest_gauges: vec![("chat".into(), "rooms".into(), 1.5)],
+        })
+    }
+}

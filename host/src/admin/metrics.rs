@@ -1,0 +1,546 @@
+//! What is counted, and by whom.
+//!
+//! Each worker writes cells of its own and nobody else writes them, so counting costs one load and
+//! one store: no locked instruction, no line that two workers share. The sums are made when
+//! somebody asks. Figures that other rooms own (backends, plugins) come in with a [`Scrape`] as
+//! plain values, so this room knows neither. How it all looks on the wire is in `exposition.rs`.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use super::exposition;
+use super::status::WorkerStatus;
+
+/// All counters of this process. Made at start and passed in; a clone is another handle.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    shared: Arc<Shared>,
+}
+
+/// One cell that one thread writes and any thread reads.
+///
+/// [`Count::add`] and [`Count::sub`] are not atomic as a whole: only the owner may call them.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+/// What one worker counts. The worker writes; everybody else only reads.
+// Aligned so that two workers never write the same pair of cache lines.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct WorkerCounters {
+    /// Connections taken on, since the start.
+    pub connections_accepted: Count,
+    /// Connections open now.
+    pub connections_open: Count,
+    /// Connections closed at once because of `max_connections`, since the start.
+    pub connections_refused: Count,
+    /// Access log lines that the writer could not keep up with, since the start.
+    pub access_log_dropped: Count,
+    upgrades: [Count; UpgradeResult::ALL.len()],
+    targets: Mutex<Vec<Target>>,
+}
+
+/// What one worker counts for one upstream or plugin. "Up" is from the client, "down" is to it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct TargetCounters {
+    /// Open now.
+    pub sessions: Count,
+    /// Bytes of sessions after the handshake, framing included.
+    pub bytes_up: Count,
+    /// See `bytes_up`.
+    pub bytes_down: Count,
+    /// Whole data messages.
+    pub messages_up: Count,
+    /// See `messages_up`.
+    pub messages_down: Count,
+    requests: [Count; STATUS_CLASSES.len()],
+}
+
+/// What a route leads to. It decides which series exist: an upstream has all, a handler has no
+/// plain requests, an HTTP handler has nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TargetKind {
+    /// A group of backends.
+    Upstream,
+    /// A plugin that is the far end of WebSockets.
+    Handler,
+    /// A plugin that answers requests.
+    Http,
+}
+
+/// How an upgrade request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpgradeResult {
+    /// 101: a session began.
+    Accepted,
+    /// The handshake breaks RFC 6455 or HTTP: 400, 405, 426 or 431.
+    BadRequest,
+    /// No route matches: 404.
+    NotFound,
+    /// The route does not allow this `Origin`: 403.
+    ForbiddenOrigin,
+    /// No backend can take a session: 503.
+    NoBackend,
+    /// A backend answered with something other than 101, and the client got that answer.
+    BackendRefused,
+    /// No backend that was tried could be reached or spoke the protocol: 502.
+    BackendFailed,
+    /// A backend, or the client's handshake, took too long: 504 or 408.
+    Timeout,
+    /// The policy refused or redirected.
+    PolicyRefused,
+    /// The handler refused.
+    HandlerRefused,
+    /// A handler or filter failed before the 101: 500.
+    PluginFailed,
+    /// A bound of ours is reached: 503.
+    Overloaded,
+    /// The process is draining: 503.
+    Draining,
+    /// The client left before the answer.
+    ClientGone,
+}
+
+/// What was reloaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReloadKind {
+    /// One plugin.
+    Plugin,
+    /// The configuration.
+    Config,
+}
+
+/// How a reload ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReloadResult {
+    /// The new one is in force.
+    Ok,
+    /// Refused; the old one serves.
+    Failed,
+    /// The content is what serves already.
+    Unchanged,
+}
+
+/// The figures that other rooms own, as they are at this moment.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Scrape {
+    /// One per backend of every upstream.
+    pub backends: Vec<BackendSample>,
+    /// One per plugin that is loaded.
+    pub plugins: Vec<PluginSample>,
+    /// One per plugin and kind of call.
+    pub calls: Vec<CallSample>,
+    /// Plugin, kind of failure, how many since the start. Zeros are shown, so give every kind.
+    pub failures: Vec<(String, String, u64)>,
+    /// What plugins count themselves: plugin, name, value.
+    pub guest_counts: Vec<(String, String, u64)>,
+    /// What plugins measure themselves: plugin, name, value.
+    pub guest_gauges: Vec<(String, String, f64)>,
+}
+
+/// One backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendSample {
+    /// The upstream's name.
+    pub upstream: String,
+    /// The address as configured.
+    pub backend: String,
+    /// Whether it is offered to the policy.
+    pub is_up: bool,
+    /// Open sessions and plain requests under way.
+    pub active: u64,
+    /// Failed dials and handshakes since the start.
+    pub failures: u64,
+}
+
+/// One plugin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginSample {
+    /// Its name.
+    pub plugin: String,
+    /// The generation that serves.
+    pub generation: u64,
+}
+
+/// How long the calls of one kind into one plugin took.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CallSample {
+    /// Its name.
+    pub plugin: String,
+    /// `choose`, `message`, ...
+    pub call: String,
+    /// Upper bound in seconds, and how many calls lie above the bound before it and not above this
+    /// one (not cumulated). Calls past the last bound are in `count` alone.
+    pub buckets: Vec<(f64, u64)>,
+    /// Seconds, over all calls.
+    pub sum: f64,
+    /// Calls.
+    pub count: u64,
+}
+
+/// The labels of `pointsman_http_requests_total`, in the order of the cells.
+pub(super) const STATUS_CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
+
+/// What the sums over all workers are.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    pub(super) connections_accepted: u64,
+    pub(super) connections_open: u64,
+    pub(super) connections_refused: u64,
+    pub(super) access_log_dropped: u64,
+    pub(super) upgrades: [u64; UpgradeResult::ALL.len()],
+    /// By name: an upstream and a handler of one name share their series.
+    pub(super) targets: BTreeMap<String, TargetTotals>,
+    /// Worker and open sessions.
+    pub(super) workers: Vec<(usize, u64)>,
+    /// In the order of [`ReloadKind::ALL`] and [`ReloadResult::ALL`].
+    pub(super) reloads: [[u64; ReloadResult::ALL.len()]; ReloadKind::ALL.len()],
+}
+
+/// The sums for one name.
+#[derive(Debug, Default)]
+pub(super) struct TargetTotals {
+    pub(super) has_sessions: bool,
+    pub(super) has_requests: bool,
+    pub(super) sessions: u64,
+    pub(super) bytes: [u64; 2],
+    pub(super) messages: [u64; 2],
+    pub(super) requests: [u64; STATUS_CLASSES.len()],
+}
+
+#[derive(Debug)]
+struct Shared {
+    started: SystemTime,
+    /// A worker that is made again keeps its cells, so that a sum never falls.
+    workers: Mutex<BTreeMap<usize, Arc<WorkerCounters>>>,
+    reloads: [[Count; ReloadResult::ALL.len()]; ReloadKind::ALL.len()],
+}
+
+#[derive(Debug)]
+struct Target {
+    kind: TargetKind,
+    name: String,
+    counters: Arc<TargetCounters>,
+}
+
+impl Count {
+    /// Called by the owner only.
+    pub fn add(&self, n: u64) {
+        self.0
+            .store(self.value().wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Called by the owner only. Stops at 0.
+    pub fn sub(&self, n: u64) {
+        debug_assert!(n <= self.value(), "more is taken away than was added");
+        self.0
+            .store(self.value().saturating_sub(n), Ordering::Relaxed);
+    }
+
+    /// Called by anybody.
+    pub fn value(&self) -> u64 {
+        // Relaxed: a sum over cells needs no order between them, and one cell never runs backwards.
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Metrics {
+    /// All zeros; the process counts as started now.
+    #[expect(
+        clippy::new_without_default,
+        reason = "the moment of the call is part of the value"
+    )]
+    pub fn new() -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                started: SystemTime::now(),
+                workers: Mutex::default(),
+                reloads: Default::default(),
+            }),
+        }
+    }
+
+    /// The cells of one worker, made when they are first asked for.
+    pub fn worker(&self, index: usize) -> Arc<WorkerCounters> {
+        Arc::clone(locked(&self.shared.workers).entry(index).or_default())
+    }
+
+    /// Written by the control thread alone.
+    pub fn reloads(&self, kind: ReloadKind, result: ReloadResult) -> &Count {
+        &self.shared.reloads[kind as usize][result as usize]
+    }
+
+    /// Open sessions over all workers.
+    pub fn sessions(&self) -> u64 {
+        locked(&self.shared.workers)
+            .values()
+            .map(|worker| worker.sessions())
+            .sum()
+    }
+
+    /// What the status page says of the workers, in their order.
+    pub fn workers(&self) -> Vec<WorkerStatus> {
+        let workers = locked(&self.shared.workers);
+        let status = |worker: &Arc<WorkerCounters>| WorkerStatus {
+            sessions: worker.sessions(),
+            connections: worker.connections_open.value(),
+        };
+        workers.values().map(status).collect()
+    }
+
+    /// The metrics page, as [`Metrics::CONTENT_TYPE`].
+    pub fn encode(&self, scrape: Scrape) -> String {
+        exposition::text(self.totals(), scrape, self.shared.started)
+    }
+
+    /// Of what [`Metrics::encode`] returns. The older Prometheus text format would not do: there a
+    /// counter's `TYPE` line bears the name with `_total`.
+    pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+    fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for (&index, worker) in locked(&self.shared.workers).iter() {
+            worker.add_to(&mut totals);
+            totals.workers.push((index, worker.sessions()));
+        }
+        for (row, cells) in totals.reloads.iter_mut().zip(&self.shared.reloads) {
+            add_all(row, cells);
+        }
+        totals
+    }
+}
+
+impl WorkerCounters {
+    /// Called by the worker only.
+    pub fn upgrade(&self, result: UpgradeResult) {
+        self.upgrades[result as usize].add(1);
+    }
+
+    /// The cells of one target, made when they are first asked for. Ask once and keep the handle:
+    /// this takes a lock. Ask at start for every configured target, so that its series begin at 0.
+    /// A target that leaves the configuration keeps its cells: counters must not fall.
+    pub fn target(&self, kind: TargetKind, name: &str) -> Arc<TargetCounters> {
+        let mut targets = locked(&self.targets);
+        let known = targets
+            .iter()
+            .find(|target| target.kind == kind && target.name == name);
+        if let Some(target) = known {
+            return Arc::clone(&target.counters);
+        }
+        let counters = Arc::<TargetCounters>::default();
+        targets.push(Target {
+            kind,
+            name: name.to_owned(),
+            counters: Arc::clone(&counters),
+        });
+        counters
+    }
+
+    /// Open sessions over all targets.
+    pub fn sessions(&self) -> u64 {
+        locked(&self.targets)
+            .iter()
+            .map(|target| target.counters.sessions.value())
+            .sum()
+    }
+
+    fn add_to(&self, totals: &mut Totals) {
+        totals.connections_accepted += self.connections_accepted.value();
+        totals.connections_open += self.connections_open.value();
+        totals.connections_refused += self.connections_refused.value();
+        totals.access_log_dropped += self.access_log_dropped.value();
+        add_all(&mut totals.upgrades, &self.upgrades);
+        for target in locked(&self.targets).iter() {
+            let sums = totals.targets.entry(target.name.clone()).or_default();
+            sums.has_sessions |= target.kind != TargetKind::Http;
+            sums.has_requests |= target.kind != TargetKind::Handler;
+            target.counters.add_to(sums);
+        }
+    }
+}
+
+impl TargetCounters {
+    /// A plain HTTP request was answered so. Called by the worker only.
+    pub fn request(&self, status: u16) {
+        let class = usize::from(status / 100).checked_sub(2);
+        if let Some(count) = class.and_then(|class| self.requests.get(class)) {
+            count.add(1);
+        }
+    }
+
+    fn add_to(&self, sums: &mut TargetTotals) {
+        sums.sessions += self.sessions.value();
+        sums.bytes[0] += self.bytes_up.value();
+        sums.bytes[1] += self.bytes_down.value();
+        sums.messages[0] += self.messages_up.value();
+        sums.messages[1] += self.messages_down.value();
+        add_all(&mut sums.requests, &self.requests);
+    }
+}
+
+impl UpgradeResult {
+    /// In the order of declaration.
+    pub const ALL: [Self; 14] = [
+        Self::Accepted,
+        Self::BadRequest,
+        Self::NotFound,
+        Self::ForbiddenOrigin,
+        Self::NoBackend,
+        Self::BackendRefused,
+        Self::BackendFailed,
+        Self::Timeout,
+        Self::PolicyRefused,
+        Self::HandlerRefused,
+        Self::PluginFailed,
+        Self::Overloaded,
+        Self::Draining,
+        Self::ClientGone,
+    ];
+
+    /// As in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::BadRequest => "bad_request",
+            Self::NotFound => "not_found",
+            Self::ForbiddenOrigin => "forbidden_origin",
+            Self::NoBackend => "no_backend",
+            Self::BackendRefused => "backend_refused",
+            Self::BackendFailed => "backend_failed",
+            Self::Timeout => "timeout",
+            Self::PolicyRefused => "policy_refused",
+            Self::HandlerRefused => "handler_refused",
+            Self::PluginFailed => "plugin_failed",
+            Self::Overloaded => "overloaded",
+            Self::Draining => "draining",
+            Self::ClientGone => "client_gone",
+        }
+    }
+}
+
+impl ReloadKind {
+    /// In the order of declaration.
+    pub const ALL: [Self; 2] = [Self::Plugin, Self::Config];
+
+    /// As in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Plugin => "plugin",
+            Self::Config => "config",
+        }
+    }
+}
+
+impl ReloadResult {
+    /// In the order of declaration.
+    pub const ALL: [Self; 3] = [Self::Ok, Self::Failed, Self::Unchanged];
+
+    /// As in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Failed => "failed",
+            Self::Unchanged => "unchanged",
+        }
+    }
+}
+
+fn add_all(sums: &mut [u64], cells: &[Count]) {
+    for (sum, cell) in sums.iter_mut().zip(cells) {
+        *sum += cell.value();
+    }
+}
+
+/// Nothing is left half done under these locks, so a poisoned one is as good as any.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_label_stands_at_its_own_place() {
+        for (place, result) in UpgradeResult::ALL.into_iter().enumerate() {
+            assert_eq!(result as usize, place, "{}", result.label());
+        }
+        for (place, kind) in ReloadKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, place);
+        }
+        for (place, result) in ReloadResult::ALL.into_iter().enumerate() {
+            assert_eq!(result as usize, place);
+        }
+    }
+
+    #[test]
+    fn sums_run_over_all_workers() {
+        let metrics = Metrics::new();
+        for index in 0..3 {
+            let worker = metrics.worker(index);
+            worker.upgrade(UpgradeResult::Accepted);
+            worker.connections_open.add(5);
+            worker.connections_open.sub(1);
+            worker
+                .target(TargetKind::Upstream, "app")
+                .sessions
+                .add(index as u64);
+        }
+        let totals = metrics.totals();
+        assert_eq!(totals.upgrades[UpgradeResult::Accepted as usize], 3);
+        assert_eq!(totals.connections_open, 12);
+        assert_eq!(totals.targets["app"].sessions, 3);
+        assert_eq!(totals.workers, [(0, 0), (1, 1), (2, 2)]);
+        assert_eq!(metrics.sessions(), 3);
+        assert_eq!(
+            metrics.workers()[2],
+            WorkerStatus {
+                sessions: 2,
+                connections: 4
+            }
+        );
+    }
+
+    #[test]
+    fn the_same_cells_are_handed_out_again() {
+        let worker = Metrics::new().worker(0);
+        let first = worker.target(TargetKind::Handler, "echo");
+        assert!(Arc::ptr_eq(
+            &first,
+            &worker.target(TargetKind::Handler, "echo")
+        ));
+        assert!(!Arc::ptr_eq(
+            &first,
+            &worker.target(TargetKind::Upstream, "echo")
+        ));
+    }
+
+    #[test]
+    fn requests_are_counted_by_the_class_of_their_status() {
+        let counters = TargetCounters::default();
+        for status in [101, 200, 204, 304, 404, 503, 599, 600, 0] {
+            counters.request(status);
+        }
+        let by_class: Vec<u64> = counters.requests.iter().map(Count::value).collect();
+        assert_eq!(by_class, [2, 1, 1, 2]);
+    }
+
+    #[test]
+    fn one_thread_writes_while_another_reads() {
+        let metrics = Metrics::new();
+        let worker = metrics.worker(0);
+        let writer = std::thread::spawn(move || {
+            (0..100_000).for_each(|_| worker.connections_accepted.add(1))
+        });
+        let mut last = 0;
+        while last < 100_000 {
+            let seen = metrics.totals().connections_accepted;
+            assert!(seen >= last);
+            last = seen;
+        }
+        writer.join().unwrap();
+    }
+}

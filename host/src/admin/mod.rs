@@ -1,0 +1,12 @@
+//! The operator's door: look, count, record.
+//!
+//! Counters and log lines come in from the workers, plain values from the other rooms at the time
+//! of a scrape; out go HTTP answers, a metrics page, a status and the access log. Nothing here
+//! decides about traffic, and nothing here can make a worker wait.
+
+pub mod access_log;
+mod exposition;
+pub mod http;
+pub mod metrics;
+mod process;
+pub mod status;

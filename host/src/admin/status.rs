@@ -1,0 +1,706 @@
+//! What runs, as a value: the JSON behind `pointsman status`, the page that a person reads, and
+//! the client that fetches it.
+//!
+//! `server.rs` fills a [`Status`] from the other rooms; this room knows none of them.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, HOST};
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Everything that runs, at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the program.
+    pub version: String,
+    /// Since the start.
+    pub uptime_secs: u64,
+    /// No new connections are taken.
+    #[serde(rename = "draining")]
+    pub is_draining: bool,
+    /// In their order.
+    pub workers: Vec<WorkerStatus>,
+    /// As configured.
+    pub upstreams: Vec<UpstreamStatus>,
+    /// As configured.
+    pub routes: Vec<RouteStatus>,
+    /// All that are loaded, or should be.
+    pub plugins: Vec<PluginStatus>,
+    /// Open now, over all workers.
+    pub sessions: u64,
+}
+
+/// One thread of the data plane.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Open now.
+    pub sessions: u64,
+    /// Open now, those that carry a session included.
+    pub connections: u64,
+}
+
+/// A group of backends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpstreamStatus {
+    /// As configured.
+    pub name: String,
+    /// What places its sessions.
+    pub policy: PolicyStatus,
+    /// As configured.
+    pub backends: Vec<BackendStatus>,
+}
+
+/// The plugin that decides.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// The plugin's name.
+    pub name: String,
+    /// The one in force; 0: none, the host's own round robin decides.
+    pub generation: u64,
+}
+
+/// One backend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// As configured.
+    pub address: String,
+    /// As configured.
+    pub weight: u32,
+    /// Offered to the policy.
+    #[serde(rename = "up")]
+    pub is_up: bool,
+    /// Open sessions and plain requests under way.
+    pub active: u64,
+    /// Dials and handshakes under way.
+    pub pending: u64,
+    /// Failed dials and handshakes since the start.
+    pub failures: u64,
+    /// Used only when no other can take a session.
+    #[serde(rename = "backup")]
+    pub is_backup: bool,
+}
+
+/// One route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteStatus {
+    /// As configured; none: any.
+    pub host: Option<String>,
+    /// As configured.
+    pub path: String,
+    /// `upstream app`, `handler echo`, `http hello`.
+    pub target: String,
+}
+
+/// One plugin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PluginStatus {
+    /// The stem of its file.
+    pub name: String,
+    /// The one that serves; 0: none.
+    pub generation: u64,
+    /// Where that one came from.
+    pub source: PluginSource,
+    /// `policy`, `filter`, `handler`, `http`.
+    pub kinds: Vec<String>,
+    /// Of the file.
+    pub bytes: u64,
+    /// Of the file's content, in hexadecimal.
+    pub sha256: String,
+    /// Why the newest file does not serve, where it does not.
+    pub last_error: Option<String>,
+}
+
+/// Where a plugin came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PluginSource {
+    /// The binary.
+    Embedded,
+    /// The watched folder.
+    File,
+}
+
+/// Why there is no status. The message is for the person who typed the command.
+#[derive(Debug)]
+pub enum FetchError {
+    /// Nothing answers there: wrong address, or nothing runs.
+    Connect {
+        /// Where.
+        address: SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Something listens there that does not answer like this door.
+    Http(hyper::Error),
+    /// The answer is no 200; 401 asks for another token.
+    Refused {
+        /// The status of the answer.
+        status: u16,
+    },
+    /// The answer is longer than any status.
+    Body(Box<dyn std::error::Error + Send + Sync>),
+    /// The answer is no status: another program, or another version.
+    Json(serde_json::Error),
+    /// No whole answer came in time.
+    TimedOut,
+}
+
+/// For everything that [`fetch`] does. A control thread that is busy longer is worth an alarm.
+const FETCH_DEADLINE: Duration = Duration::from_secs(5);
+
+/// 10,000 backends take about a tenth of this.
+const STATUS_MAX_BYTES: usize = 16 * 1024 * 1024;
+
+/// Asks a running pointsman for its status.
+///
+/// # Errors
+/// Nothing answers within 5 s, or not with a status.
+///
+/// # Cancel safety
+/// Dropping it closes the connection.
+pub async fn fetch(address: SocketAddr, token: Option<&str>) -> Result<Status, FetchError> {
+    match timeout(FETCH_DEADLINE, ask(address, token)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(FetchError::TimedOut),
+    }
+}
+
+async fn ask(address: SocketAddr, token: Option<&str>) -> Result<Status, FetchError> {
+    let stream = TcpStream::connect(address).await;
+    let stream = stream.map_err(|source| FetchError::Connect { address, source })?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+
+    let mut request = Request::get("/api/status").header(HOST, address.to_string());
+    if let Some(token) = token {
+        request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+    }
+    let request = request.body(Empty::<Bytes>::new());
+    let exchange = async move {
+        // Only a token with control characters fails here, and no server has such a one.
+        let request = request.map_err(|_| FetchError::Refused { status: 401 })?;
+        let body = read(sender.send_request(request).await?).await?;
+        serde_json::from_slice(&body).map_err(FetchError::Json)
+    };
+    // What fails on the connection is told by the exchange.
+    let (answer, _) = tokio::join!(exchange, connection);
+    answer
+}
+
+async fn read(answer: Response<Incoming>) -> Result<Bytes, FetchError> {
+    if answer.status() != 200 {
+        return Err(FetchError::Refused {
+            status: answer.status().as_u16(),
+        });
+    }
+    let body = Limited::new(answer.into_body(), STATUS_MAX_BYTES)
+        .collect()
+        .await;
+    Ok(body.map_err(FetchError::Body)?.to_bytes())
+}
+
+impl From<hyper::Error> for FetchError {
+    fn from(error: hyper::Error) -> Self {
+        Self::Http(error)
+    }
+}
+
+impl fmt::Display for FetchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect { address, .. } => write!(
+                f,
+                "cannot connect to {address}: is pointsman running there?"
+            ),
+            Self::Http(_) => f.write_str("the answer is no HTTP"),
+            Self::Refused { status: 401 } => {
+                f.write_str("the token is missing or wrong (status 401)")
+            }
+            Self::Refused { status } => write!(f, "refused with status {status}"),
+            Self::Body(_) => f.write_str("the answer could not be read to its end"),
+            Self::Json(_) => f.write_str("the answer is no status of this version of pointsman"),
+            Self::TimedOut => write!(f, "no answer within {} s", FETCH_DEADLINE.as_secs()),
+        }
+    }
+}
+
+impl std::error::Error for FetchError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Connect { source, .. } => Some(source),
+            Self::Http(source) => Some(source),
+            Self::Body(source) => Some(source.as_ref()),
+            Self::Json(source) => Some(source),
+            Self::Refused { .. } | Self::TimedOut => None,
+        }
+    }
+}
+
+/// The page for people: what is wrong comes first.
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            version, sessions, ..
+        } = self;
+        let state = if self.is_draining {
+            "DRAINING"
+        } else {
+            "ready"
+        };
+        let uptime = Uptime(self.uptime_secs);
+        writeln!(
+            f,
+            "pointsman {version}  {state}  up {uptime}  {sessions} sessions\n"
+        )?;
+
+        let problems = self.problems();
+        if problems.is_empty() {
+            writeln!(f, "no problems")?;
+        } else {
+            writeln!(f, "PROBLEMS")?;
+            problems
+                .iter()
+                .try_for_each(|problem| writeln!(f, "  {problem}"))?;
+        }
+        for table in [
+            self.upstream_table(),
+            self.route_table(),
+            self.plugin_table(),
+            self.worker_table(),
+        ] {
+            write!(f, "\n{table}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Status {
+    /// What a person has to do something about, gravest first.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for upstream in &self.upstreams {
+            if upstream.backends.iter().all(|backend| !backend.is_up) {
+                problems.push(format!("upstream {}: no backend is up", upstream.name));
+            }
+        }
+        for upstream in &self.upstreams {
+            for backend in upstream.backends.iter().filter(|backend| !backend.is_up) {
+                let BackendStatus {
+                    address, failures, ..
+                } = backend;
+                problems.push(format!(
+                    "upstream {}: backend {address} is down ({failures} failures)",
+                    upstream.name
+                ));
+            }
+        }
+        for upstream in self
+            .upstreams
+            .iter()
+            .filter(|upstream| upstream.policy.generation == 0)
+        {
+            let policy = &upstream.policy.name;
+            problems.push(format!(
+                "upstream {}: policy {policy} is not loaded, round robin decides",
+                upstream.name
+            ));
+        }
+        for plugin in &self.plugins {
+            if let Some(error) = &plugin.last_error {
+                let PluginStatus {
+                    name, generation, ..
+                } = plugin;
+                problems.push(format!(
+                    "plugin {name}: generation {generation} serves: {}",
+                    one_line(error)
+                ));
+            }
+        }
+        problems
+    }
+
+    fn upstream_table(&self) -> Table {
+        let mut table = Table::new([
+            "UPSTREAM",
+            "POLICY",
+            "BACKEND",
+            ">WEIGHT",
+            "STATE",
+            ">ACTIVE",
+            ">PENDING",
+            ">FAILURES",
+        ]);
+        for upstream in &self.upstreams {
+            let PolicyStatus { name, generation } = &upstream.policy;
+            let policy = format!("{name} ({generation})");
+            for (place, backend) in upstream.backends.iter().enumerate() {
+                let is_first = place == 0;
+                let state = match (backend.is_up, backend.is_backup) {
+                    (true, false) => "up",
+                    (true, true) => "up, backup",
+                    (false, false) => "DOWN",
+                    (false, true) => "DOWN, backup",
+                };
+                table.row([
+                    if is_first { &upstream.name } else { "" },
+                    if is_first { &policy } else { "" },
+                    &backend.address,
+                    &backend.weight.to_string(),
+                    state,
+                    &backend.active.to_string(),
+                    &backend.pending.to_string(),
+                    &backend.failures.to_string(),
+                ]);
+            }
+        }
+        table
+    }
+
+    fn route_table(&self) -> Table {
+        let mut table = Table::new(["HOST", "PATH", "TARGET"]);
+        for route in &self.routes {
+            table.row([
+                route.host.as_deref().unwrap_or("any"),
+                &route.path,
+                &route.target,
+            ]);
+        }
+        table
+    }
+
+    fn plugin_table(&self) -> Table {
+        let mut table = Table::new([
+            "PLUGIN",
+            ">GENERATION",
+            "SOURCE",
+            "KINDS",
+            ">BYTES",
+            "SHA256",
+            "LAST LOAD",
+        ]);
+        for plugin in &self.plugins {
+            table.row([
+                &plugin.name,
+                &plugin.generation.to_string(),
+                match plugin.source {
+                    PluginSource::Embedded => "embedded",
+                    PluginSource::File => "file",
+                },
+                &plugin.kinds.join(","),
+                &plugin.bytes.to_string(),
+                plugin.sha256.get(..12).unwrap_or(&plugin.sha256),
+                if plugin.last_error.is_some() {
+                    "FAILED"
+                } else {
+                    "ok"
+                },
+            ]);
+        }
+        table
+    }
+
+    fn worker_table(&self) -> Table {
+        let mut table = Table::new(["WORKER", ">SESSIONS", ">CONNECTIONS"]);
+        for (index, worker) in self.workers.iter().enumerate() {
+            table.row([
+                &index.to_string(),
+                &worker.sessions.to_string(),
+                &worker.connections.to_string(),
+            ]);
+        }
+        table
+    }
+}
+
+/// Columns that stand under their heads; a head that begins with `>` stands to the right.
+struct Table {
+    rows: Vec<Vec<String>>,
+    is_right: Vec<bool>,
+}
+
+impl Table {
+    fn new<const N: usize>(heads: [&str; N]) -> Self {
+        let is_right = heads.iter().map(|head| head.starts_with('>')).collect();
+        let heads = heads
+            .iter()
+            .map(|head| head.trim_start_matches('>').to_owned())
+            .collect();
+        Self {
+            rows: vec![heads],
+            is_right,
+        }
+    }
+
+    fn row<const N: usize>(&mut self, cells: [&str; N]) {
+        self.rows.push(cells.into_iter().map(one_line).collect());
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = |column: usize| {
+            self.rows
+                .iter()
+                .map(|row| row[column].chars().count())
+                .max()
+                .unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..self.is_right.len()).map(width).collect();
+        for row in &self.rows {
+            let mut line = String::new();
+            for (column, cell) in row.iter().enumerate() {
+                let width = widths[column];
+                let cell = if self.is_right[column] {
+                    format!("{cell:>width$}")
+                } else {
+                    format!("{cell:<width$}")
+                };
+                line.push_str(&cell);
+                line.push_str("  ");
+            }
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// Plugins choose some of these words: what would move the cursor or break the line is replaced.
+fn one_line(text: &str) -> String {
+    let shown = text
+        .trim()
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c });
+    shown.collect()
+}
+
+struct Uptime(u64);
+
+impl fmt::Display for Uptime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (minutes, hours, days) = (self.0 / 60, self.0 / 3600, self.0 / 86400);
+        match (days, hours, minutes) {
+            (0, 0, 0) => write!(f, "{} s", self.0),
+            (0, 0, _) => write!(f, "{minutes} min {} s", self.0 % 60),
+            (0, _, _) => write!(f, "{hours} h {} min", minutes % 60),
+            _ => write!(f, "{days} d {} h", hours % 24),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn the_page_shows_first_what_is_wrong() {
+        let expected = "\
+pointsman 0.1.0  ready  up 3 h 12 min  5 sessions
+
+PROBLEMS
+  upstream app: backend 127.0.0.1:3002 is down (12 failures)
+  plugin least: generation 3 serves: truncated  at byte 12
+
+UPSTREAM  POLICY     BACKEND         WEIGHT  STATE         ACTIVE  PENDING  FAILURES
+app       least (3)  127.0.0.1:3001       1  up                 5        1         0
+                     127.0.0.1:3002     100  DOWN, backup       0        0        12
+
+HOST           PATH    TARGET
+*.example.org  /chat   upstream app
+any            /hello  http hello
+
+PLUGIN  GENERATION  SOURCE    KINDS         BYTES  SHA256        LAST LOAD
+least            3  file      policy        40123  0123456789ab  FAILED
+hello            1  embedded  http,handler      9  ab            ok
+
+WORKER  SESSIONS  CONNECTIONS
+0              5            7
+1              0            0
+";
+        assert_eq!(sample().to_string(), expected);
+    }
+
+    #[test]
+    fn a_healthy_one_says_so() {
+        let status = Status {
+            is_draining: true,
+            ..Status::default()
+        };
+        assert!(
+            status
+                .to_string()
+                .starts_with("pointsman   DRAINING  up 0 s  0 sessions\n\nno problems\n")
+        );
+    }
+
+    #[test]
+    fn an_upstream_without_any_backend_up_is_named_before_all() {
+        let mut status = sample();
+        status.upstreams[0].backends[0].is_up = false;
+        status.upstreams[0].policy.generation = 0;
+        let problems = status.problems();
+        assert_eq!(problems[0], "upstream app: no backend is up");
+        assert_eq!(
+            problems[3],
+            "upstream app: policy least is not loaded, round robin decides"
+        );
+        assert_eq!(problems.len(), 5);
+    }
+
+    #[test]
+    fn the_json_has_the_keys_that_programs_read() {
+        let mut status = sample();
+        status.upstreams[0].backends.truncate(1);
+        status.routes.truncate(1);
+        status.plugins.truncate(1);
+        status.workers.truncate(1);
+        let expected = serde_json::json!({
+            "version": "0.1.0", "uptime_secs": 11_542, "draining": false, "sessions": 5,
+            "workers": [{"sessions": 5, "connections": 7}],
+            "upstreams": [{
+                "name": "app", "policy": {"name": "least", "generation": 3},
+                "backends": [{
+                    "address": "127.0.0.1:3001", "weight": 1, "up": true, "active": 5, "pending": 1,
+                    "failures": 0, "backup": false,
+                }],
+            }],
+            "routes": [{"host": "*.example.org", "path": "/chat", "target": "upstream app"}],
+            "plugins": [{
+                "name": "least", "generation": 3, "source": "file", "kinds": ["policy"], "bytes": 40_123,
+                "sha256": "0123456789abcdef", "last_error": "truncated\n\u{1b}at byte 12\n",
+            }],
+        });
+        assert_eq!(serde_json::to_value(&status).unwrap(), expected);
+        assert_eq!(serde_json::from_value::<Status>(expected).unwrap(), status);
+    }
+
+    #[test]
+    fn uptimes_have_two_parts() {
+        for (secs, expected) in [
+            (59, "59 s"),
+            (61, "1 min 1 s"),
+            (3_660, "1 h 1 min"),
+            (90_000, "1 d 1 h"),
+        ] {
+            assert_eq!(Uptime(secs).to_string(), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn where_nothing_listens_the_address_is_named() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let error = fetch(address, None).await.unwrap_err();
+        assert!(matches!(error, FetchError::Connect { .. }));
+        assert!(error.to_string().contains(&address.to_string()));
+    }
+
+    #[tokio::test]
+    async fn another_program_is_not_taken_for_pointsman() {
+        for (answer, is_expected) in [
+            (
+                "nonsense\r\n\r\n",
+                (|error| matches!(error, FetchError::Http(_))) as fn(&FetchError) -> bool,
+            ),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", |error| {
+                matches!(error, FetchError::Json(_))
+            }),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{}", |error| {
+                matches!(error, FetchError::Body(_))
+            }),
+            ("HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n", |error| {
+                matches!(error, FetchError::Refused { status: 503 })
+            }),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let stranger = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                stream.shutdown().await.unwrap();
+                // Held until the client has left, so that no reset overtakes the answer.
+                let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+            };
+            let (fetched, ()) = tokio::join!(fetch(address, None), stranger);
+            let error = fetched.unwrap_err();
+            assert!(is_expected(&error), "{answer:?}: {error:?}");
+        }
+    }
+
+    fn sample() -> Status {
+        let backend = |address: &str, is_up: bool| BackendStatus {
+            address: address.into(),
+            weight: if is_up { 1 } else { 100 },
+            is_up,
+            active: if is_up { 5 } else { 0 },
+            pending: u64::from(is_up),
+            failures: if is_up { 0 } else { 12 },
+            is_backup: !is_up,
+        };
+        let route = |host: Option<&str>, path: &str, target: &str| RouteStatus {
+            host: host.map(str::to_owned),
+            path: path.into(),
+            target: target.into(),
+        };
+        Status {
+            version: "0.1.0".into(),
+            uptime_secs: 11_542,
+            is_draining: false,
+            workers: vec![
+                WorkerStatus {
+                    sessions: 5,
+                    connections: 7,
+                },
+                WorkerStatus::default(),
+            ],
+            upstreams: vec![UpstreamStatus {
+                name: "app".into(),
+                policy: PolicyStatus {
+                    name: "least".into(),
+                    generation: 3,
+                },
+                backends: vec![
+                    backend("127.0.0.1:3001", true),
+                    backend("127.0.0.1:3002", false),
+                ],
+            }],
+            routes: vec![
+                route(Some("*.example.org"), "/chat", "upstream app"),
+                route(None, "/hello", "http hello"),
+            ],
+            plugins: vec![
+                PluginStatus {
+                    name: "least".into(),
+                    generation: 3,
+                    source: PluginSource::File,
+                    kinds: vec!["policy".into()],
+                    bytes: 40_123,
+                    sha256: "0123456789abcdef".into(),
+                    last_error: Some("truncated\n\u{1b}at byte 12\n".into()),
+                },
+                PluginStatus {
+                    name: "hello".into(),
+                    generation: 1,
+                    source: PluginSource::Embedded,
+                    kinds: vec!["http".into(), "handler".into()],
+                    bytes: 9,
+                    sha256: "ab".into(),
+                    last_error: None,
+                },
+            ],
+            sessions: 5,
+        }
+    }
+}

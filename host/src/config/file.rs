@@ -1,0 +1,1188 @@
+//! What an operator writes: the keys of the TOML file, each with its range and its default.
+//!
+//! In comes the text, out goes a checked [`Config`] or every [`Problem`]. `docs/configuration.md`
+//! lists the same keys for operators. Nothing here opens a file: a path is taken as it is.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use super::entry::{Entry, Spot};
+use super::names::{self, BACKEND_ADDRESS, NETWORK, ORIGIN, SOCKET_ADDRESS};
+use super::reader::{self, BYTES, Section, Taken};
+use super::{
+    Admin, Backend, Config, HostPattern, Isolation, Listener, PathPattern, PluginName,
+    PluginSettings, Plugins, Problem, Route, Target, Upstream, UpstreamName,
+};
+
+const TOKEN: &str = "a token of at least 16 visible ASCII characters";
+const ISOLATION: &str = "\"shared\" or \"session\"";
+
+const MAX_WORKERS: usize = 256;
+/// Longest wait before a client has its answer: ten minutes.
+const MAX_TIMEOUT_MS: u64 = 600_000;
+const MAX_DRAIN_SECS: u64 = 86_400;
+const MAX_IDLE_SECS: u64 = 31_536_000;
+const MAX_PING_SECS: u64 = 86_400;
+/// Short enough to type, too long to guess.
+const MIN_TOKEN_BYTES: usize = 16;
+/// What one message may take of a handler's worker unless the operator says otherwise.
+const HANDLER_MESSAGE_BYTES: u64 = 1 << 20;
+const MAX_MESSAGE_BYTES: u64 = 1 << 40;
+
+/// Keys of the design that this version does not serve: section, key, and the one value that is
+/// accepted because it asks for nothing. A key that comes to be served loses its line here.
+const UNSERVED: &[(&str, &str, Option<&str>)] = &[
+    ("listener", "proxy_protocol", Some("\"off\"")),
+    ("listener", "tls", None),
+    ("upstream", "backends_file", None),
+    ("upstream", "dns", None),
+    ("upstream", "slow_start_secs", Some("0")),
+    ("upstream", "tls", Some("false")),
+    ("upstream", "health", None),
+    ("upstream", "ejection", None),
+    ("route", "filters", Some("[]")),
+];
+
+impl Config {
+    /// Reads the text of a configuration file; relative paths in it are relative to `base_dir`.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with `text`, in the order of its lines; for a text that is no
+    /// TOML, the first place where it is none.
+    pub fn from_toml(text: &str, base_dir: &Path) -> Result<Self, Vec<Problem>> {
+        reader::read(text, |s| root(s, base_dir))
+    }
+}
+
+// The functions below read all keys of a section before one of them is missed: a key that was not
+// asked for counts as unknown. So `?` on a required value stands last.
+
+fn root(s: &mut Section<'_, '_>, base_dir: &Path) -> Option<Config> {
+    s.require_some("listener", "at least one [[listener]]");
+    s.require_some("route", "at least one [[route]]");
+    let mut binds = Taken::new();
+    let mut upstreams = Taken::new();
+    let mut routes = Taken::new();
+    Some(Config {
+        workers: workers(s),
+        drain_timeout: drain_timeout(s),
+        trusted_proxies: s.texts("trusted_proxies", NETWORK, names::network),
+        admin: s.section("admin", |s| admin(s, &mut binds)),
+        listeners: s.sections("listener", |s| listener(s, &mut binds)),
+        plugins: s.section("plugins", |s| plugins(s, base_dir)),
+        plugin: s.section("plugin", plugin_settings),
+        upstreams: s.sections("upstream", |s| upstream(s, &mut upstreams)),
+        routes: s.sections("route", |s| route(s, &upstreams, &mut routes)),
+    })
+}
+
+/// 0 asks for one worker per core.
+pub(super) fn workers(s: &mut Section<'_, '_>) -> usize {
+    match s.number("workers", "a number of threads", 0..=MAX_WORKERS, 0) {
+        0 => thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_WORKERS)),
+        workers => workers,
+    }
+}
+
+pub(super) fn drain_timeout(s: &mut Section<'_, '_>) -> Duration {
+    s.secs("drain_timeout_secs", 0..=MAX_DRAIN_SECS, 30)
+}
+
+pub(super) fn admin(s: &mut Section<'_, '_>, binds: &mut Taken<SocketAddr>) -> Admin {
+    let written = s.text("listen", SOCKET_ADDRESS, |text| text.parse().ok());
+    let token = token(s);
+    let listen = written.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9900)));
+    if written.is_some() {
+        unique_bind(s, s.spot("listen"), listen, binds);
+    }
+    if !names::is_loopback(listen) && !s.has("token") {
+        let spot = Spot {
+            path: s.spot("token").path,
+            ..s.spot("listen")
+        };
+        let wanted = format!("{listen} is not a loopback address, which asks for {TOKEN}");
+        s.problem(&spot, format!("missing: {wanted}"));
+    }
+    Admin {
+        listen,
+        is_explicit: written.is_some(),
+        token,
+    }
+}
+
+/// A problem with the token does not repeat it: problems are logged.
+fn token(s: &mut Section<'_, '_>) -> Option<String> {
+    let is_fine = |token: &&str| {
+        token.len() >= MIN_TOKEN_BYTES && token.chars().all(|c| c.is_ascii_graphic())
+    };
+    let entry = s.entry("token")?;
+    let token = entry.as_str().filter(is_fine);
+    if token.is_none() {
+        s.problem(&entry.spot, format!("this value is not allowed: {TOKEN}"));
+    }
+    token.map(str::to_owned)
+}
+
+fn listener(s: &mut Section<'_, '_>, binds: &mut Taken<SocketAddr>) -> Option<Listener> {
+    let bind = s.required_text("bind", SOCKET_ADDRESS, |text| text.parse().ok());
+    if let Some(bind) = bind {
+        unique_bind(s, s.spot("bind"), bind, binds);
+    }
+    refuse_unserved(s, "listener");
+    listener_at(s, bind)
+}
+
+/// All of a listener but its address.
+pub(super) fn listener_at(s: &mut Section<'_, '_>, bind: Option<SocketAddr>) -> Option<Listener> {
+    Some(Listener {
+        max_connections: s.number(
+            "max_connections",
+            "a number of connections",
+            1..=10_000_000,
+            100_000,
+        ),
+        handshake_timeout: s.millis("handshake_timeout_ms", 1..=MAX_TIMEOUT_MS, 5000),
+        max_request_header_bytes: s.number(
+            "max_request_header_bytes",
+            BYTES,
+            8192..=1_048_576,
+            16_384,
+        ),
+        bind: bind?,
+    })
+}
+
+/// Reports an address that is bound already. Port 0 is a new port each time.
+pub(super) fn unique_bind(
+    s: &mut Section<'_, '_>,
+    spot: Spot,
+    bind: SocketAddr,
+    binds: &mut Taken<SocketAddr>,
+) {
+    if bind.port() != 0 {
+        s.unique(spot, &format!("\"{bind}\""), bind, binds);
+    }
+}
+
+pub(super) fn plugins(s: &mut Section<'_, '_>, base_dir: &Path) -> Plugins {
+    let dir = |text: &str| Some(base_dir.join(text)).filter(|_| !text.is_empty());
+    let memory_max_bytes: u64 = s.number(
+        "memory_max_bytes",
+        BYTES,
+        65_536..=4_294_967_296,
+        16_777_216,
+    );
+    Plugins {
+        dir: s.text("dir", "the path of a folder", dir),
+        call_timeout: s.millis("call_timeout_ms", 1..=10_000, 10),
+        // 4 GiB does not fit where an address has 32 bits; one byte less does.
+        memory_max_bytes: usize::try_from(memory_max_bytes).unwrap_or(usize::MAX),
+    }
+}
+
+fn plugin_settings(s: &mut Section<'_, '_>) -> BTreeMap<PluginName, PluginSettings> {
+    let mut settings = BTreeMap::new();
+    for key in s.names() {
+        let read = s.section(&key, |s| PluginSettings {
+            config: s.json("config"),
+            isolation: s
+                .text("isolation", ISOLATION, isolation)
+                .unwrap_or_default(),
+        });
+        match PluginName::parse(&key) {
+            Some(name) => {
+                settings.insert(name, read);
+            }
+            None => {
+                let allowed = PluginName::ALLOWED;
+                s.problem(&s.spot(&key), format!("{key:?} is not allowed: {allowed}"));
+            }
+        }
+    }
+    settings
+}
+
+fn isolation(text: &str) -> Option<Isolation> {
+    match text {
+        "shared" => Some(Isolation::Shared),
+        "session" => Some(Isolation::Session),
+        _ => None,
+    }
+}
+
+fn upstream(s: &mut Section<'_, '_>, taken: &mut Taken<UpstreamName>) -> Option<Upstream> {
+    let name = s.required_text("name", UpstreamName::ALLOWED, UpstreamName::parse);
+    if let Some(name) = &name {
+        s.unique(s.spot("name"), &format!("\"{name}\""), name.clone(), taken);
+    }
+    let backends = backends(s);
+    refuse_unserved(s, "upstream");
+    upstream_of(s, name, backends)
+}
+
+/// All of an upstream but its name and its backends.
+pub(super) fn upstream_of(
+    s: &mut Section<'_, '_>,
+    name: Option<UpstreamName>,
+    backends: Vec<Backend>,
+) -> Option<Upstream> {
+    let policy = s.text("policy", PluginName::ALLOWED, PluginName::parse);
+    Some(Upstream {
+        policy: policy.unwrap_or_else(|| PluginName("round_robin".to_owned())),
+        policy_config: s.json("policy_config"),
+        backends,
+        connect_timeout: s.millis("connect_timeout_ms", 1..=MAX_TIMEOUT_MS, 1000),
+        response_timeout: s.millis("response_timeout_ms", 1..=MAX_TIMEOUT_MS, 5000),
+        retries: s.number("retries", "a number of backends", 0..=100, 2),
+        name: name?,
+    })
+}
+
+fn backends(s: &mut Section<'_, '_>) -> Vec<Backend> {
+    s.require_some("backends", "at least one backend");
+    let mut taken = Taken::new();
+    let entries = s.list("backends", "a list of addresses or tables");
+    entries
+        .iter()
+        .filter_map(|entry| backend(s, entry, &mut taken))
+        .collect()
+}
+
+fn backend<'t>(
+    s: &mut Section<'t, '_>,
+    entry: &Entry<'t>,
+    taken: &mut Taken<String>,
+) -> Option<Backend> {
+    match entry.as_str() {
+        Some(address) if backend_address(address).is_some() => {
+            unique_backend(s, entry.spot.clone(), address, taken);
+            s.section_without_keys(entry, |s| backend_at(s, Some(address.to_owned())))
+        }
+        None if entry.table().is_some() => s.section_at(entry, |s| {
+            let address = s.required_text("address", BACKEND_ADDRESS, backend_address);
+            if let Some(address) = &address {
+                unique_backend(s, s.spot("address"), address, taken);
+            }
+            backend_at(s, address)
+        }),
+        _ => {
+            s.refuse(
+                entry,
+                &format!("{BACKEND_ADDRESS}; or a table with that as its address"),
+            );
+            None
+        }
+    }
+}
+
+/// All of a backend but its address.
+pub(super) fn backend_at(s: &mut Section<'_, '_>, address: Option<String>) -> Option<Backend> {
+    Some(Backend {
+        weight: s.number("weight", "a whole number", 1..=1000, 1),
+        max_sessions: s.number_if_written("max_sessions", "a number of sessions", 1..=u32::MAX),
+        is_backup: s.flag("backup"),
+        labels: s.section("labels", labels),
+        address: address?,
+    })
+}
+
+fn labels(s: &mut Section<'_, '_>) -> BTreeMap<String, String> {
+    let keys = s.names();
+    let read = |key: String| {
+        let value = s.text(&key, "a string", |text| Some(text.to_owned()))?;
+        Some((key, value))
+    };
+    keys.into_iter().filter_map(read).collect()
+}
+
+fn backend_address(text: &str) -> Option<String> {
+    names::canonical_backend(text).map(|_| text.to_owned())
+}
+
+/// Reports an address that its upstream has already, also in another spelling.
+pub(super) fn unique_backend(
+    s: &mut Section<'_, '_>,
+    spot: Spot,
+    address: &str,
+    taken: &mut Taken<String>,
+) {
+    if let Some(canonical) = names::canonical_backend(address) {
+        s.unique(spot, &format!("\"{address}\""), canonical, taken);
+    }
+}
+
+fn route(
+    s: &mut Section<'_, '_>,
+    upstreams: &Taken<UpstreamName>,
+    taken: &mut Taken<(Option<String>, PathPattern)>,
+) -> Option<Route> {
+    let host = s.text("host", HostPattern::ALLOWED, HostPattern::parse);
+    let path = s.required_text("path", PathPattern::ALLOWED, PathPattern::parse);
+    // A host that was refused is no reason to say that the route is there twice.
+    if let Some(path) = &path
+        && s.has("host") == host.is_some()
+    {
+        let matched = (host.as_ref().map(ToString::to_string), path.clone());
+        s.unique(s.spot.clone(), "this host and path", matched, taken);
+    }
+    let target = target(s, upstreams);
+    refuse_unserved(s, "route");
+    route_to(s, host, path, target)
+}
+
+/// All of a route but what it matches and where it leads.
+pub(super) fn route_to(
+    s: &mut Section<'_, '_>,
+    host: Option<HostPattern>,
+    path: Option<PathPattern>,
+    target: Option<Target>,
+) -> Option<Route> {
+    let ping_interval = s.secs("ping_interval_secs", 0..=MAX_PING_SECS, 0);
+    let max_message_bytes = s.number_if_written("max_message_bytes", BYTES, 1..=MAX_MESSAGE_BYTES);
+    let default_message_bytes = match &target {
+        Some(Target::Handler(_)) => Some(HANDLER_MESSAGE_BYTES),
+        _ => None,
+    };
+    Some(Route {
+        host,
+        origins: s.texts("origins", ORIGIN, names::origin),
+        idle_timeout: s.secs("idle_timeout_secs", 1..=MAX_IDLE_SECS, 3600),
+        ping_interval: Some(ping_interval).filter(|interval| !interval.is_zero()),
+        max_message_bytes: max_message_bytes.or(default_message_bytes),
+        path: path?,
+        target: target?,
+    })
+}
+
+fn target(s: &mut Section<'_, '_>, upstreams: &Taken<UpstreamName>) -> Option<Target> {
+    const KEYS: [&str; 3] = ["upstream", "handler", "http"];
+    let upstream = s.text("upstream", UpstreamName::ALLOWED, UpstreamName::parse);
+    let handler = s.text("handler", PluginName::ALLOWED, PluginName::parse);
+    let http = s.text("http", PluginName::ALLOWED, PluginName::parse);
+    if let Some(name) = upstream
+        .as_ref()
+        .filter(|name| !upstreams.contains_key(name))
+    {
+        let names: Vec<&str> = upstreams.keys().map(UpstreamName::as_str).collect();
+        let allowed = match names.as_slice() {
+            [] => "there is no [[upstream]]".to_owned(),
+            names => format!("one of {}", names.join(", ")),
+        };
+        s.problem(
+            &s.spot("upstream"),
+            format!("\"{name}\" is not allowed: {allowed}"),
+        );
+    }
+    let written: Vec<&str> = KEYS.into_iter().filter(|key| s.has(key)).collect();
+    match written.as_slice() {
+        [] => s.problem(&s.spot.clone(), "missing: one of upstream, handler, http"),
+        [_] => {}
+        several => {
+            let found = several.join(" and ");
+            let allowed = "exactly one of upstream, handler, http";
+            s.problem(
+                &s.spot.clone(),
+                format!("{found} together are not allowed: {allowed}"),
+            );
+        }
+    }
+    let handler = handler.map(Target::Handler).or(http.map(Target::Http));
+    upstream.map(Target::Upstream).or(handler)
+}
+
+fn refuse_unserved(s: &mut Section<'_, '_>, section: &str) {
+    for (_, key, only) in UNSERVED.iter().filter(|(of, _, _)| *of == section) {
+        s.refuse_unserved(key, *only);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// All that this version serves, with values other than the defaults where that shows more.
+    const SAMPLE: &str = r#"
+workers = 3
+drain_timeout_secs = 30
+trusted_proxies = ["127.0.0.0/8", "10.0.0.1"]
+
+[admin]
+listen = "127.0.0.1:9900"
+
+[[listener]]
+bind = "0.0.0.0:8080"
+max_connections = 100000
+proxy_protocol = "off"
+handshake_timeout_ms = 5000
+max_request_header_bytes = 16384
+
+[plugins]
+dir = "plugins"
+call_timeout_ms = 10
+memory_max_bytes = 16777216
+
+[plugin.chat]
+config = { room_limit = 500, since = 2026-01-02T03:04:05Z }
+isolation = "session"
+
+[[upstream]]
+name = "app"
+policy = "least_connections"
+policy_config = { of = ["a", 2.5, true] }
+backends = ["127.0.0.1:3001", { address = "App:3002", weight = 2, max_sessions = 5000, backup = true, labels = { zone = "a" } }]
+connect_timeout_ms = 1000
+response_timeout_ms = 5000
+retries = 2
+slow_start_secs = 0
+tls = false
+
+[[route]]
+host = "*.Example.org"
+path = "/websocket"
+upstream = "app"
+filters = []
+origins = ["https://app.example.org"]
+idle_timeout_secs = 3600
+ping_interval_secs = 20
+max_message_bytes = 1048576
+
+[[route]]
+path = "/chat/*"
+handler = "chat"
+
+[[route]]
+path = "/hello"
+http = "hello"
+"#;
+
+    const LISTENER: &str = "[[listener]]\nbind = '127.0.0.1:0'\n";
+    const UPSTREAM: &str = "[[upstream]]
+name = 'app'
+backends = ['a:1']
+";
+    const ROUTE: &str = "[[route]]
+path = '/'
+handler = 'echo'
+";
+
+    fn parse(text: &str) -> Result<Config, Vec<Problem>> {
+        Config::from_toml(text, Path::new("/etc/pointsman"))
+    }
+
+    #[track_caller]
+    fn check(text: &str, expected: &[&str]) {
+        let problems = parse(text).err().unwrap_or_default();
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        assert_eq!(lines, expected, "{text}");
+    }
+
+    /// `text` is the first line and on, and lacks a listener and a route.
+    #[track_caller]
+    fn check_root(text: &str, expected: &[&str]) {
+        check(&format!("{text}\n{LISTENER}{ROUTE}"), expected);
+    }
+
+    /// `lines` go into a listener from line 3 on.
+    #[track_caller]
+    fn check_listener(lines: &str, expected: &[&str]) {
+        check(&format!("{LISTENER}{lines}\n{ROUTE}"), expected);
+    }
+
+    /// `lines` go into an upstream from line 4 on.
+    #[track_caller]
+    fn check_upstream(lines: &str, expected: &[&str]) {
+        check(&format!("{UPSTREAM}{lines}\n{LISTENER}{ROUTE}"), expected);
+    }
+
+    /// `lines` go into a route to a handler from line 4 on.
+    #[track_caller]
+    fn check_route(lines: &str, expected: &[&str]) {
+        check(&format!("{ROUTE}{lines}\n{LISTENER}{UPSTREAM}"), expected);
+    }
+
+    fn upstream_name(name: &str) -> UpstreamName {
+        UpstreamName::parse(name).unwrap()
+    }
+
+    fn plugin_name(name: &str) -> PluginName {
+        PluginName::parse(name).unwrap()
+    }
+
+    #[test]
+    fn the_sample_is_read_whole() {
+        let expected = Config {
+            workers: 3,
+            drain_timeout: Duration::from_secs(30),
+            trusted_proxies: vec![
+                "127.0.0.0/8".parse().unwrap(),
+                "10.0.0.1/32".parse().unwrap(),
+            ],
+            admin: Admin {
+                listen: "127.0.0.1:9900".parse().unwrap(),
+                is_explicit: true,
+                token: None,
+            },
+            listeners: vec![Listener {
+                bind: "0.0.0.0:8080".parse().unwrap(),
+                max_connections: 100_000,
+                handshake_timeout: Duration::from_secs(5),
+                max_request_header_bytes: 16_384,
+            }],
+            plugins: Plugins {
+                dir: Some(PathBuf::from("/etc/pointsman/plugins")),
+                call_timeout: Duration::from_millis(10),
+                memory_max_bytes: 16 << 20,
+            },
+            plugin: BTreeMap::from([(
+                plugin_name("chat"),
+                PluginSettings {
+                    config: serde_json::json!({ "room_limit": 500, "since": "2026-01-02T03:04:05Z" }),
+                    isolation: Isolation::Session,
+                },
+            )]),
+            upstreams: vec![Upstream {
+                name: upstream_name("app"),
+                policy: plugin_name("least_connections"),
+                policy_config: serde_json::json!({ "of": ["a", 2.5, true] }),
+                backends: vec![
+                    Backend {
+                        address: "127.0.0.1:3001".to_owned(),
+                        weight: 1,
+                        max_sessions: None,
+                        is_backup: false,
+                        labels: BTreeMap::new(),
+                    },
+                    Backend {
+                        address: "App:3002".to_owned(),
+                        weight: 2,
+                        max_sessions: Some(5000),
+                        is_backup: true,
+                        labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
+                    },
+                ],
+                connect_timeout: Duration::from_secs(1),
+                response_timeout: Duration::from_secs(5),
+                retries: 2,
+            }],
+            routes: vec![
+                Route {
+                    host: Some(HostPattern::Suffix(".example.org".to_owned())),
+                    path: PathPattern::Exact("/websocket".to_owned()),
+                    target: Target::Upstream(upstream_name("app")),
+                    origins: vec!["https://app.example.org".to_owned()],
+                    idle_timeout: Duration::from_secs(3600),
+                    ping_interval: Some(Duration::from_secs(20)),
+                    max_message_bytes: Some(1 << 20),
+                },
+                Route {
+                    host: None,
+                    path: PathPattern::Prefix("/chat/".to_owned()),
+                    target: Target::Handler(plugin_name("chat")),
+                    origins: Vec::new(),
+                    idle_timeout: Duration::from_secs(3600),
+                    ping_interval: None,
+                    max_message_bytes: Some(1 << 20),
+                },
+                Route {
+                    host: None,
+                    path: PathPattern::Exact("/hello".to_owned()),
+                    target: Target::Http(plugin_name("hello")),
+                    origins: Vec::new(),
+                    idle_timeout: Duration::from_secs(3600),
+                    ping_interval: None,
+                    max_message_bytes: None,
+                },
+            ],
+        };
+        assert_eq!(parse(SAMPLE), Ok(expected));
+    }
+
+    #[test]
+    fn what_is_not_written_has_its_default() {
+        let config = parse(&format!(
+            "{LISTENER}{UPSTREAM}[plugin.echo]
+{ROUTE}[[route]]
+path = '/*'
+upstream = 'app'"
+        ))
+        .unwrap();
+        let cores = thread::available_parallelism().unwrap().get();
+        assert_eq!(config.workers, cores.min(256));
+        assert_eq!(config.drain_timeout, Duration::from_secs(30));
+        assert_eq!(config.trusted_proxies, []);
+        let listen = "127.0.0.1:9900".parse().unwrap();
+        assert_eq!(
+            config.admin,
+            Admin {
+                listen,
+                is_explicit: false,
+                token: None
+            }
+        );
+        assert_eq!(config.listeners[0].max_connections, 100_000);
+        assert_eq!(
+            config.listeners[0].handshake_timeout,
+            Duration::from_secs(5)
+        );
+        assert_eq!(config.listeners[0].max_request_header_bytes, 16_384);
+        let call_timeout = Duration::from_millis(10);
+        let expected = Plugins {
+            dir: None,
+            call_timeout,
+            memory_max_bytes: 16 << 20,
+        };
+        assert_eq!(config.plugins, expected);
+        assert_eq!(
+            config.plugin[&plugin_name("echo")],
+            PluginSettings::default()
+        );
+        let upstream = &config.upstreams[0];
+        assert_eq!(upstream.policy, plugin_name("round_robin"));
+        assert_eq!(upstream.policy_config, serde_json::json!({}));
+        assert_eq!(upstream.connect_timeout, Duration::from_secs(1));
+        assert_eq!(upstream.response_timeout, Duration::from_secs(5));
+        assert_eq!(upstream.retries, 2);
+        let route = &config.routes[1];
+        assert_eq!(route.idle_timeout, Duration::from_secs(3600));
+        assert_eq!((route.ping_interval, route.max_message_bytes), (None, None));
+        assert_eq!(config.routes[0].max_message_bytes, Some(1 << 20));
+    }
+
+    #[test]
+    fn a_folder_is_relative_to_the_file() {
+        for (dir, expected) in [("p/q", "/etc/pointsman/p/q"), ("/srv/p", "/srv/p")] {
+            let config = parse(&format!("plugins.dir = '{dir}'\n{LISTENER}{ROUTE}")).unwrap();
+            assert_eq!(config.plugins.dir, Some(PathBuf::from(expected)));
+        }
+        check_root(
+            "plugins.dir = ''",
+            &["line 1: plugins.dir: '' is not allowed: the path of a folder"],
+        );
+    }
+
+    #[test]
+    fn keys_of_the_design_that_are_not_served_are_named() {
+        check(
+            r#"
+[[listener]]
+bind = "0.0.0.0:8080"
+proxy_protocol = "v1"
+tls = { cert = "cert.pem", key = "key.pem", client_ca = "ca.pem" }
+[[upstream]]
+name = "app"
+backends = ["127.0.0.1:3001"]
+backends_file = "backends.toml"
+dns = { name = "app.internal", port = 3000, refresh_secs = 5 }
+slow_start_secs = 1
+tls = true
+[upstream.health]
+kind = "websocket"
+[upstream.ejection]
+failures = 5
+[[route]]
+path = "/websocket"
+upstream = "app"
+filters = ["limit"]
+"#,
+            &[
+                "line 4: listener[0].proxy_protocol: \"v1\" is not supported by this version: only \"off\"",
+                "line 5: listener[0].tls: this key is not supported by this version",
+                "line 9: upstream[0].backends_file: this key is not supported by this version",
+                "line 10: upstream[0].dns: this key is not supported by this version",
+                "line 11: upstream[0].slow_start_secs: 1 is not supported by this version: only 0",
+                "line 12: upstream[0].tls: true is not supported by this version: only false",
+                "line 13: upstream[0].health: this key is not supported by this version",
+                "line 15: upstream[0].ejection: this key is not supported by this version",
+                "line 20: route[0].filters: [\"limit\"] is not supported by this version: only []",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_file_without_the_essentials_says_what_is_missing() {
+        let lines = [
+            "listener: missing: at least one [[listener]]",
+            "route: missing: at least one [[route]]",
+        ];
+        check("", &lines);
+        check(
+            "listener = []\nroute = []",
+            &[
+                "line 1: listener: [] is not allowed: at least one [[listener]]",
+                "line 2: route: [] is not allowed: at least one [[route]]",
+            ],
+        );
+        check(
+            "[[listener]]\n[[upstream]]\n[[route]]",
+            &[
+                &format!("line 1: listener[0].bind: missing: {SOCKET_ADDRESS}"),
+                &format!(
+                    "line 2: upstream[0].name: missing: {}",
+                    UpstreamName::ALLOWED
+                ),
+                "line 2: upstream[0].backends: missing: at least one backend",
+                &format!("line 3: route[0].path: missing: {}", PathPattern::ALLOWED),
+                "line 3: route[0]: missing: one of upstream, handler, http",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_wrong_type_hides_no_other_problem() {
+        check_upstream(
+            "retries = 'two'\nretires = 2\n[route_]",
+            &[
+                "line 4: upstream[0].retries: 'two' is not allowed: a number of backends, 0 to 100",
+                "line 5: upstream[0].retires: unknown key: did you mean retries?",
+                "line 6: route_: unknown key: did you mean route?",
+            ],
+        );
+        check_root("admin = 5", &["line 1: admin: 5 is not allowed: a table"]);
+    }
+
+    #[test]
+    fn numbers_have_a_range() {
+        let root = |key: &str, low: &str, high: &str, allowed: &str| {
+            for value in [low, high, "1.0", "'1'", "-1"] {
+                let line = format!("line 1: {key}: {value} is not allowed: {allowed}");
+                check_root(&format!("{key} = {value}"), &[&line]);
+            }
+        };
+        root("workers", "-2", "257", "a number of threads, 0 to 256");
+        root(
+            "drain_timeout_secs",
+            "-2",
+            "86401",
+            "a number of seconds, 0 to 86400",
+        );
+        root(
+            "plugins.call_timeout_ms",
+            "0",
+            "10001",
+            "a number of milliseconds, 1 to 10000",
+        );
+        let allowed = "a number of bytes, 65536 to 4294967296";
+        root("plugins.memory_max_bytes", "65535", "4294967297", allowed);
+        for (key, low, high, allowed) in [
+            (
+                "max_connections",
+                "0",
+                "10000001",
+                "a number of connections, 1 to 10000000",
+            ),
+            (
+                "handshake_timeout_ms",
+                "0",
+                "600001",
+                "a number of milliseconds, 1 to 600000",
+            ),
+            (
+                "max_request_header_bytes",
+                "8191",
+                "1048577",
+                "a number of bytes, 8192 to 1048576",
+            ),
+        ] {
+            for value in [low, high] {
+                let line = format!("line 3: listener[0].{key}: {value} is not allowed: {allowed}");
+                check_listener(&format!("{key} = {value}"), &[&line]);
+            }
+        }
+        for (key, low, high, allowed) in [
+            (
+                "connect_timeout_ms",
+                "0",
+                "600001",
+                "a number of milliseconds, 1 to 600000",
+            ),
+            (
+                "response_timeout_ms",
+                "0",
+                "600001",
+                "a number of milliseconds, 1 to 600000",
+            ),
+            ("retries", "-1", "101", "a number of backends, 0 to 100"),
+        ] {
+            for value in [low, high] {
+                let line = format!("line 4: upstream[0].{key}: {value} is not allowed: {allowed}");
+                check_upstream(&format!("{key} = {value}"), &[&line]);
+            }
+        }
+        for (key, low, high, allowed) in [
+            (
+                "idle_timeout_secs",
+                "0",
+                "31536001",
+                "a number of seconds, 1 to 31536000",
+            ),
+            (
+                "ping_interval_secs",
+                "-1",
+                "86401",
+                "a number of seconds, 0 to 86400",
+            ),
+            (
+                "max_message_bytes",
+                "0",
+                "1099511627777",
+                "a number of bytes, 1 to 1099511627776",
+            ),
+        ] {
+            for value in [low, high] {
+                let line = format!("line 4: route[0].{key}: {value} is not allowed: {allowed}");
+                check_route(&format!("{key} = {value}"), &[&line]);
+            }
+        }
+    }
+
+    #[test]
+    fn the_ends_of_a_range_belong_to_it() {
+        check_root("workers = 256\ndrain_timeout_secs = 0", &[]);
+        check_root("drain_timeout_secs = 86400", &[]);
+        check_root(
+            "[plugins]\ncall_timeout_ms = 1\nmemory_max_bytes = 65536",
+            &[],
+        );
+        check_root(
+            "[plugins]\ncall_timeout_ms = 10000\nmemory_max_bytes = 4294967296",
+            &[],
+        );
+        check_listener(
+            "max_connections = 1\nhandshake_timeout_ms = 1\nmax_request_header_bytes = 8192",
+            &[],
+        );
+        check_listener(
+            "max_connections = 10_000_000\nhandshake_timeout_ms = 600000\nmax_request_header_bytes = 1048576",
+            &[],
+        );
+        check_upstream(
+            "connect_timeout_ms = 1\nresponse_timeout_ms = 1\nretries = 0",
+            &[],
+        );
+        check_upstream(
+            "connect_timeout_ms = 600000\nresponse_timeout_ms = 600000\nretries = 100",
+            &[],
+        );
+        check_route(
+            "idle_timeout_secs = 1\nping_interval_secs = 0\nmax_message_bytes = 1",
+            &[],
+        );
+        check_route(
+            "idle_timeout_secs = 31536000\nping_interval_secs = 86400\nmax_message_bytes = 1099511627776",
+            &[],
+        );
+    }
+
+    #[test]
+    fn the_admin_door_needs_a_token_where_others_can_reach_it() {
+        check_root(
+            "admin.listen = '0.0.0.0:9900'\nadmin.token = '0123456789abcdef'",
+            &[],
+        );
+        check_root(
+            "[admin]\n\nlisten = '10.0.0.1:9900'",
+            &[
+                "line 3: admin.token: missing: 10.0.0.1:9900 is not a loopback address, which asks for a token of at least 16 visible ASCII characters",
+            ],
+        );
+        for token in ["'0123456789abcde'", "'0123456789 abcdef'", "5"] {
+            check_root(
+                &format!("[admin]\nlisten = '[::]:9900'\ntoken = {token}"),
+                &[
+                    "line 3: admin.token: this value is not allowed: a token of at least 16 visible ASCII characters",
+                ],
+            );
+        }
+        check_root(
+            "admin.listen = 'localhost:9900'",
+            &[&format!(
+                "line 1: admin.listen: 'localhost:9900' is not allowed: {SOCKET_ADDRESS}"
+            )],
+        );
+    }
+
+    #[test]
+    fn proxies_are_networks() {
+        check_root(
+            "trusted_proxies = ['10.0.0.0/8',\n 'proxy', 5]",
+            &[
+                &format!("line 2: trusted_proxies[1]: 'proxy' is not allowed: {NETWORK}"),
+                &format!("line 2: trusted_proxies[2]: 5 is not allowed: {NETWORK}"),
+            ],
+        );
+    }
+
+    #[test]
+    fn an_address_is_bound_once() {
+        check_listener("[[listener]]\nbind = '127.0.0.1:0'", &[]);
+        check_listener(
+            "[[listener]]
+bind = '[::1]:80'
+[[listener]]
+bind = '[0::1]:80'
+[admin]
+listen = '127.0.0.1:80'
+[[listener]]
+bind = '127.0.0.1:80'",
+            &[
+                "line 6: listener[2].bind: \"[::1]:80\" is not allowed: listener[1].bind has it already, on line 4",
+                "line 10: listener[3].bind: \"127.0.0.1:80\" is not allowed: admin.listen has it already, on line 8",
+            ],
+        );
+        check_listener(
+            "[[listener]]\nbind = 8080",
+            &[&format!(
+                "line 4: listener[1].bind: 8080 is not allowed: {SOCKET_ADDRESS}"
+            )],
+        );
+    }
+
+    #[test]
+    fn plugins_are_settled_by_name() {
+        check_root(
+            "[plugin.Chat]
+isolation = 'none'
+[plugin.chat]
+config = { x = inf }
+isolations = 1
+[plugin]
+echo = 5",
+            &[
+                &format!(
+                    "line 1: plugin.Chat: \"Chat\" is not allowed: {}",
+                    PluginName::ALLOWED
+                ),
+                "line 2: plugin.Chat.isolation: 'none' is not allowed: \"shared\" or \"session\"",
+                "line 4: plugin.chat.config.x: inf is not allowed: a finite number",
+                "line 5: plugin.chat.isolations: unknown key: did you mean isolation?",
+                "line 7: plugin.echo: 5 is not allowed: a table",
+            ],
+        );
+        let text = format!("plugin.a.isolation = 'shared'\n{LISTENER}{ROUTE}");
+        let config = parse(&text).unwrap();
+        assert_eq!(
+            config.plugin_settings(&plugin_name("a")).isolation,
+            Isolation::Shared
+        );
+    }
+
+    #[test]
+    fn upstreams_differ_in_name() {
+        check_upstream(
+            "[[upstream]]
+name = 'app'
+backends = ['b:1']
+[[upstream]]
+name = 'a b'
+backends = 'c:1'",
+            &[
+                "line 5: upstream[1].name: \"app\" is not allowed: upstream[0].name has it already, on line 2",
+                &format!(
+                    "line 8: upstream[2].name: 'a b' is not allowed: {}",
+                    UpstreamName::ALLOWED
+                ),
+                "line 9: upstream[2].backends: 'c:1' is not allowed: a list of addresses or tables",
+            ],
+        );
+        check_upstream(
+            "policy = 'Round'\npolicy_config = 5",
+            &[
+                &format!(
+                    "line 4: upstream[0].policy: 'Round' is not allowed: {}",
+                    PluginName::ALLOWED
+                ),
+                "line 5: upstream[0].policy_config: 5 is not allowed: a table",
+            ],
+        );
+    }
+
+    #[test]
+    fn backends_are_strings_or_tables() {
+        check_upstream(
+            "[[upstream]]
+name = 'b'
+backends = [
+'app',
+5,
+{},
+{ address = 'a:0' },
+{ address = 'a:1', weight = 0, max_sessions = 0, backup = 1, labels = { zone = 1 } },
+{ address = 'b:1', weight = 1001, max_sessions = 4294967296, label = {} },
+]",
+            &[
+                &format!(
+                    "line 7: upstream[1].backends[0]: 'app' is not allowed: {BACKEND_ADDRESS}; or a table with that as its address"
+                ),
+                &format!(
+                    "line 8: upstream[1].backends[1]: 5 is not allowed: {BACKEND_ADDRESS}; or a table with that as its address"
+                ),
+                &format!("line 9: upstream[1].backends[2].address: missing: {BACKEND_ADDRESS}"),
+                &format!(
+                    "line 10: upstream[1].backends[3].address: 'a:0' is not allowed: {BACKEND_ADDRESS}"
+                ),
+                "line 11: upstream[1].backends[4].weight: 0 is not allowed: a whole number, 1 to 1000",
+                "line 11: upstream[1].backends[4].max_sessions: 0 is not allowed: a number of sessions, 1 to 4294967295",
+                "line 11: upstream[1].backends[4].backup: 1 is not allowed: true or false",
+                "line 11: upstream[1].backends[4].labels.zone: 1 is not allowed: a string",
+                "line 12: upstream[1].backends[5].weight: 1001 is not allowed: a whole number, 1 to 1000",
+                "line 12: upstream[1].backends[5].max_sessions: 4294967296 is not allowed: a number of sessions, 1 to 4294967295",
+                "line 12: upstream[1].backends[5].label: unknown key: did you mean labels?",
+            ],
+        );
+        check_upstream(
+            "[[upstream]]\nname = 'none'\nbackends = []",
+            &["line 6: upstream[1].backends: [] is not allowed: at least one backend"],
+        );
+    }
+
+    #[test]
+    fn a_backend_is_once_in_an_upstream() {
+        check_upstream("[[upstream]]\nname = 'b'\nbackends = ['a:1', 'a:2']", &[]);
+        check_upstream(
+            "[[upstream]]
+name = 'b'
+backends = ['a:1', { address = 'A:1' },
+'[::1]:1', '[0:0::1]:1']",
+            &[
+                "line 6: upstream[1].backends[1].address: \"A:1\" is not allowed: upstream[1].backends[0] has it already, on line 6",
+                "line 7: upstream[1].backends[3]: \"[0:0::1]:1\" is not allowed: upstream[1].backends[2] has it already, on line 7",
+            ],
+        );
+    }
+
+    #[test]
+    fn routes_lead_to_one_place() {
+        check_route(
+            "http = 'hello'
+[[route]]
+path = '/a'
+upstream = 'ap'
+[[route]]
+path = '/b'
+upstream = 5
+[[route]]
+path = '/c'
+handler = 'Echo'
+[[route]]
+path = '/d'
+http = ''",
+            &[
+                "line 1: route[0]: handler and http together are not allowed: exactly one of upstream, handler, http",
+                "line 7: route[1].upstream: \"ap\" is not allowed: one of app",
+                &format!(
+                    "line 10: route[2].upstream: 5 is not allowed: {}",
+                    UpstreamName::ALLOWED
+                ),
+                &format!(
+                    "line 13: route[3].handler: 'Echo' is not allowed: {}",
+                    PluginName::ALLOWED
+                ),
+                &format!(
+                    "line 16: route[4].http: '' is not allowed: {}",
+                    PluginName::ALLOWED
+                ),
+            ],
+        );
+        check(
+            &format!("{LISTENER}[[route]]\npath = '/'\nupstream = 'app'"),
+            &["line 5: route[0].upstream: \"app\" is not allowed: there is no [[upstream]]"],
+        );
+        // An upstream that is wrong in another way is there all the same.
+        check(
+            &format!(
+                "{LISTENER}[[route]]
+path = '/'
+upstream = 'app'
+[[upstream]]
+name = 'app'"
+            ),
+            &["line 6: upstream[0].backends: missing: at least one backend"],
+        );
+    }
+
+    #[test]
+    fn routes_differ_in_what_they_match() {
+        let route = |lines: &str| {
+            format!(
+                "[[route]]
+handler = 'echo'
+{lines}
+"
+            )
+        };
+        let same = |index: usize, line: usize, first: usize, first_line: usize| {
+            format!(
+                "line {line}: route[{index}]: this host and path is not allowed: route[{first}] has it already, on line {first_line}"
+            )
+        };
+        let differ = [
+            "path = '/'",
+            "path = '/*'",
+            "path = '/a/*'",
+            "path = '/'\nhost = 'a.org'",
+            "path = '/'\nhost = '*.a.org'",
+        ];
+        check(&format!("{LISTENER}{}", differ.map(route).concat()), &[]);
+        check_route(&route("path = '/'"), &[&same(1, 4, 0, 1)]);
+        check_route(
+            &[
+                "path = '/a/*'\nhost = 'A.org'",
+                "path = '/a/*'\nhost = 'a.org'",
+            ]
+            .map(route)
+            .concat(),
+            &[&same(2, 8, 1, 4)],
+        );
+        check_route(
+            &route("path = '/'\nhost = 'a.org:80'"),
+            &[&format!(
+                "line 7: route[1].host: 'a.org:80' is not allowed: {}",
+                HostPattern::ALLOWED
+            )],
+        );
+        check_route(
+            &route("path = 'a'\norigins = ['https://a.org', 'a.org']"),
+            &[
+                &format!(
+                    "line 6: route[1].path: 'a' is not allowed: {}",
+                    PathPattern::ALLOWED
+                ),
+                &format!("line 7: route[1].origins[1]: 'a.org' is not allowed: {ORIGIN}"),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_is_read_without_panic() {
+        for (at, _) in SAMPLE.char_indices() {
+            let text = &SAMPLE[..at];
+            let n_lines = text.lines().count().max(1);
+            if let Err(problems) = parse(text) {
+                assert!(!problems.is_empty());
+                let lines = problems.iter().filter_map(|problem| problem.line);
+                assert!(
+                    lines
+                        .into_iter()
+                        .all(|line| (1..=n_lines + 1).contains(&line)),
+                    "{text}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_with_any_letter_changed_is_read_without_panic() {
+        for (at, letter) in SAMPLE.char_indices() {
+            let (head, tail) = (&SAMPLE[..at], &SAMPLE[at + letter.len_utf8()..]);
+            for other in ["", "\u{e9}", "0", "[", "\n"] {
+                let _ = parse(&format!("{head}{other}{tail}"));
+            }
+        }
+    }
+}

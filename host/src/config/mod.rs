@@ -1,0 +1,330 @@
+//! The checked configuration: values that the rest of the program may rely on.
+//!
+//! In comes the text of a TOML file, or the flags of `pointsman run`; out goes a [`Config`], or
+//! every [`Problem`] that the text has. Nothing here touches the network or loads a plugin, and a
+//! value that exists is in range: nobody checks it again.
+
+mod entry;
+mod file;
+mod flags;
+mod names;
+mod nearest;
+mod reader;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+/// All that an operator may decide.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Threads of the data plane; at least 1. `workers`, default one per core.
+    pub workers: usize,
+    /// How long sessions may live on after SIGTERM. `drain_timeout_secs`, default 30.
+    pub drain_timeout: Duration,
+    /// Networks whose forwarding headers are believed. `trusted_proxies`, default none.
+    pub trusted_proxies: Vec<IpNet>,
+    /// The operator's door.
+    pub admin: Admin,
+    /// Where clients connect; at least one.
+    pub listeners: Vec<Listener>,
+    /// What holds for every plugin.
+    pub plugins: Plugins,
+    /// `[plugin.NAME]`: what one plugin is told, and how it is kept.
+    pub plugin: BTreeMap<PluginName, PluginSettings>,
+    /// Groups of backends; names are unique.
+    pub upstreams: Vec<Upstream>,
+    /// In the order written; at least one.
+    pub routes: Vec<Route>,
+}
+
+/// `[admin]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// Default 127.0.0.1:9900.
+    pub listen: SocketAddr,
+    /// Whether the operator named the address: then failing to bind it is an error, otherwise a warning.
+    pub is_explicit: bool,
+    /// The bearer token asked for, except by `/healthz` and `/readyz`. Required where `listen` is not loopback.
+    pub token: Option<String>,
+}
+
+/// `[[listener]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// Port 0: the system picks one, the same for all workers.
+    pub bind: SocketAddr,
+    /// Over all workers. Default 100,000.
+    pub max_connections: usize,
+    /// From the accepted connection to the end of the request's head. Default 5 s.
+    pub handshake_timeout: Duration,
+    /// Default 16,384; 8,192 to 1,048,576 (the HTTP library reads no smaller).
+    pub max_request_header_bytes: usize,
+}
+
+/// `[plugins]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plugins {
+    /// The watched folder; relative paths are relative to the configuration file. None: embedded plugins only.
+    pub dir: Option<PathBuf>,
+    /// For one call. Default 10 ms; 1 ms to 10 s.
+    pub call_timeout: Duration,
+    /// Per instance. Default 16 MiB; 64 KiB to 4 GiB.
+    pub memory_max_bytes: usize,
+}
+
+/// `[plugin.NAME]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PluginSettings {
+    /// Handed to the plugin as JSON. Default `{}`.
+    pub config: serde_json::Value,
+    /// Default shared.
+    pub isolation: Isolation,
+}
+
+/// How many sessions one instance holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Isolation {
+    /// Many, on one worker.
+    #[default]
+    Shared,
+    /// One.
+    Session,
+}
+
+/// `[[upstream]]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Upstream {
+    /// Unique.
+    pub name: UpstreamName,
+    /// Default `round_robin`.
+    pub policy: PluginName,
+    /// Handed to the policy as JSON. Default `{}`.
+    pub policy_config: serde_json::Value,
+    /// At least one; addresses are unique within the upstream.
+    pub backends: Vec<Backend>,
+    /// Default 1 s.
+    pub connect_timeout: Duration,
+    /// From the request to the head of the answer. Default 5 s.
+    pub response_timeout: Duration,
+    /// Other backends tried before the client is answered. Default 2; 0 to 100.
+    pub retries: u32,
+}
+
+/// One entry of `backends`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backend {
+    /// Host and port as written: `127.0.0.1:3001`, `[::1]:3001`, `app.internal:3001`. Names are
+    /// resolved at each dial.
+    pub address: String,
+    /// 1 to 1000; default 1.
+    pub weight: u32,
+    /// Sessions that it may have; none: no bound.
+    pub max_sessions: Option<u32>,
+    /// Used only when no other backend can take a session.
+    pub is_backup: bool,
+    /// Handed to the policy.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// `[[route]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// None: any host.
+    pub host: Option<HostPattern>,
+    /// What of the request's path has to match.
+    pub path: PathPattern,
+    /// Where matching requests go.
+    pub target: Target,
+    /// Allowed `Origin` values, compared without case; empty: any.
+    pub origins: Vec<String>,
+    /// A session without a byte for so long is closed. Default 1 h.
+    pub idle_timeout: Duration,
+    /// How often a silent far end is pinged; none: never. `ping_interval_secs`, default 0.
+    pub ping_interval: Option<Duration>,
+    /// Longest message. Default 1 MiB at a handler; at an upstream, where messages are relayed and
+    /// not held, none unless it is written.
+    pub max_message_bytes: Option<u64>,
+}
+
+/// Where a route leads.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// `upstream = "app"`; the name exists.
+    Upstream(UpstreamName),
+    /// `handler = "echo"`: a WebSocket ends at this plugin.
+    Handler(PluginName),
+    /// `http = "hello"`: this plugin answers requests.
+    Http(PluginName),
+}
+
+/// A host to match, in lower case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostPattern {
+    /// `app.example.org`
+    Exact(String),
+    /// `*.example.org`, kept as `.example.org`: one or more labels before it.
+    Suffix(String),
+}
+
+/// A path to match.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PathPattern {
+    /// `/websocket`
+    Exact(String),
+    /// `/chat/*`, kept as `/chat/`: the path begins with it. `/*` is every path.
+    Prefix(String),
+}
+
+/// The name of a plugin: the stem of its file. `[a-z][a-z0-9_-]{0,63}`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PluginName(String);
+
+/// The name of an upstream. `[A-Za-z0-9][A-Za-z0-9_.-]{0,63}`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UpstreamName(String);
+
+/// `pointsman run` without a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flags {
+    /// `--listen`: where clients connect.
+    pub listen: SocketAddr,
+    /// `--backend`, once for each: host and port. At least one.
+    pub backends: Vec<String>,
+    /// `--policy`; default `round_robin`.
+    pub policy: Option<String>,
+    /// `--plugins`: the watched folder. Default none.
+    pub plugins: Option<PathBuf>,
+    /// `--admin`: a loopback address. Default 127.0.0.1:9900.
+    pub admin: Option<SocketAddr>,
+}
+
+/// One thing that is wrong with a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// `upstream[0].connect_timeout_ms`; empty where the text is no TOML at all.
+    pub key: String,
+    /// Counted from 1; none where flags were read, and where what is missing has no place yet.
+    pub line: Option<usize>,
+    /// `"5s" is not allowed: a number of milliseconds, 1 to 600000`.
+    pub message: String,
+}
+
+impl PluginName {
+    /// What a name may be, for error messages.
+    pub const ALLOWED: &'static str =
+        "a lower-case letter, then at most 63 letters, digits, '_' or '-'";
+
+    /// None where `name` is not a plugin's name.
+    pub fn parse(name: &str) -> Option<Self> {
+        let rest_is_fine =
+            |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-".contains(c);
+        let is_fine = name.len() <= 64
+            && name.starts_with(|c: char| c.is_ascii_lowercase())
+            && name.chars().all(rest_is_fine);
+        is_fine.then(|| Self(name.to_owned()))
+    }
+
+    /// The bare name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl UpstreamName {
+    /// What a name may be, for error messages.
+    pub const ALLOWED: &'static str = "a letter or digit, then at most 63 of them or '_', '.', '-'";
+
+    /// None where `name` is not an upstream's name.
+    pub fn parse(name: &str) -> Option<Self> {
+        let rest_is_fine = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+        let is_fine = name.len() <= 64
+            && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && name.chars().all(rest_is_fine);
+        is_fine.then(|| Self(name.to_owned()))
+    }
+
+    /// The bare name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Problem {
+    /// For programs.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({ "key": self.key, "line": self.line, "message": self.message })
+    }
+}
+
+impl fmt::Display for PluginName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for UpstreamName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Host and path, as an operator would write them.
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Some(host) => write!(f, "{host}{}", self.path),
+            None => self.path.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(host) => f.write_str(host),
+            Self::Suffix(suffix) => write!(f, "*{suffix}"),
+        }
+    }
+}
+
+impl fmt::Display for PathPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(path) => f.write_str(path),
+            Self::Prefix(prefix) => write!(f, "{prefix}*"),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(line) = self.line {
+            write!(f, "line {line}: ")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+impl Config {
+    /// The settings of one plugin, or the defaults.
+    pub fn plugin_settings(&self, name: &PluginName) -> PluginSettings {
+        self.plugin.get(name).cloned().unwrap_or_default()
+    }
+}
+
+impl Default for PluginSettings {
+    fn default() -> Self {
+        Self {
+            config: serde_json::Value::Object(serde_json::Map::new()),
+            isolation: Isolation::Shared,
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! What hosts, paths, addresses and origins may look like.
+//!
+//! In comes a string of the operator's, out goes a checked value or nothing; each says in words
+//! what it allows. Nothing here knows where the string was written.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
+
+use ipnet::IpNet;
+
+use super::{HostPattern, PathPattern};
+
+pub(super) const BACKEND_ADDRESS: &str = "HOST:PORT, where HOST is an IPv4 address, an [IPv6 address] or a DNS name, and PORT 1 to 65535";
+pub(super) const NETWORK: &str = "a network such as \"10.0.0.0/8\", or one address";
+pub(super) const ORIGIN: &str = "an origin as browsers send it, such as \"https://app.example.org\", without a path; or \"null\"";
+pub(super) const SOCKET_ADDRESS: &str =
+    "an address and port such as \"0.0.0.0:8080\" or \"[::1]:8080\"";
+
+impl HostPattern {
+    /// What a pattern may be, for error messages.
+    pub const ALLOWED: &'static str =
+        "a host name such as \"app.example.org\", or \"*.\" before one; without a port";
+
+    /// None where `text` is neither a host nor a pattern of hosts.
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.to_ascii_lowercase();
+        match text.strip_prefix("*.") {
+            Some(rest) => is_dns_name(rest).then(|| Self::Suffix(format!(".{rest}"))),
+            None => is_dns_name(&text).then_some(Self::Exact(text)),
+        }
+    }
+}
+
+impl PathPattern {
+    /// What a pattern may be, for error messages.
+    pub const ALLOWED: &'static str =
+        "a path that begins with '/', without '?', '#' or spaces; '*' only in a last \"/*\"";
+
+    /// None where `text` is no path of a request.
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_fine = |c: char| c.is_ascii_graphic() && !"?#*".contains(c);
+        let prefix = text
+            .strip_suffix('*')
+            .filter(|prefix| prefix.ends_with('/'));
+        let path = prefix.unwrap_or(text);
+        let is_path = path.starts_with('/') && path.chars().all(is_fine);
+        is_path.then(|| match prefix {
+            Some(prefix) => Self::Prefix(prefix.to_owned()),
+            None => Self::Exact(path.to_owned()),
+        })
+    }
+}
+
+/// The address in the one spelling by which two of them are compared; none where it is wrong.
+pub(super) fn canonical_backend(address: &str) -> Option<String> {
+    if address.starts_with('[') {
+        let address: SocketAddrV6 = address.parse().ok()?;
+        return (address.port() != 0).then(|| address.to_string());
+    }
+    let (host, port) = address.rsplit_once(':')?;
+    // u16 would read "+80" and "080" too, and then one backend had two spellings.
+    let is_number = port.starts_with(|c: char| ('1'..='9').contains(&c))
+        && port.chars().all(|c| c.is_ascii_digit());
+    let _: u16 = port.parse().ok().filter(|_| is_number)?;
+    let is_ipv4_shaped = host.chars().all(|c| c.is_ascii_digit() || c == '.');
+    // A dot at the end keeps a resolver from trying its search domains.
+    let is_host = if is_ipv4_shaped {
+        host.parse::<Ipv4Addr>().is_ok()
+    } else {
+        is_dns_name(host.strip_suffix('.').unwrap_or(host))
+    };
+    is_host.then(|| address.to_ascii_lowercase())
+}
+
+/// None where `text` is neither a network nor an address.
+pub(super) fn network(text: &str) -> Option<IpNet> {
+    text.parse()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .ok()
+}
+
+/// None where no browser would send `text` as its `Origin` (RFC 6454 section 7.1).
+pub(super) fn origin(text: &str) -> Option<String> {
+    let is_origin = text == "null"
+        || text.split_once("://").is_some_and(|(scheme, authority)| {
+            let is_scheme_part = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+            scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+                && scheme.chars().all(is_scheme_part)
+                && !authority.is_empty()
+                && authority
+                    .chars()
+                    .all(|c| c.is_ascii_graphic() && !"/?#@,*\"\\".contains(c))
+        });
+    is_origin.then(|| text.to_owned())
+}
+
+/// Whether only this machine can reach `address`.
+pub(super) fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+/// RFC 1123 section 2.1, and the underscore that container names have.
+fn is_dns_name(name: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    name.len() <= 253 && name.split('.').all(is_label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_exact_or_a_suffix() {
+        let long = "a".repeat(64);
+        let deep = vec!["abc"; 64].join(".");
+        for (text, expected) in [
+            ("App.Example.org", Some("app.example.org")),
+            ("*.Example.org", Some("*.example.org")),
+            ("localhost", Some("localhost")),
+            ("10.0.0.1", Some("10.0.0.1")),
+            ("my_app-1", Some("my_app-1")),
+            ("", None),
+            ("*", None),
+            ("*.", None),
+            ("a.*.org", None),
+            ("*.*.org", None),
+            ("app.example.org:80", None),
+            ("app.example.org.", None),
+            ("-a.org", None),
+            ("a-.org", None),
+            ("a b", None),
+            ("b\u{fc}cher.example", None),
+            (&long, None),
+            (&deep, None),
+        ] {
+            let host = HostPattern::parse(text).map(|host| host.to_string());
+            assert_eq!(host.as_deref(), expected, "{text}");
+        }
+        assert_eq!(
+            HostPattern::parse("*.a.org"),
+            Some(HostPattern::Suffix(".a.org".to_owned()))
+        );
+    }
+
+    #[test]
+    fn paths_are_exact_or_a_prefix() {
+        let exact = |path: &str| Some(PathPattern::Exact(path.to_owned()));
+        let prefix = |path: &str| Some(PathPattern::Prefix(path.to_owned()));
+        for (text, expected) in [
+            ("/", exact("/")),
+            ("/websocket", exact("/websocket")),
+            ("/a%20b/c", exact("/a%20b/c")),
+            ("/*", prefix("/")),
+            ("/chat/*", prefix("/chat/")),
+            ("", None),
+            ("*", None),
+            ("chat", None),
+            ("/chat*", None),
+            ("/*/chat", None),
+            ("/**", None),
+            ("/*/*", None),
+            ("/a?b", None),
+            ("/a#b", None),
+            ("/a b", None),
+            ("/a\tb", None),
+            ("/caf\u{e9}", None),
+        ] {
+            assert_eq!(PathPattern::parse(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn backends_are_a_host_and_a_port() {
+        for (text, expected) in [
+            ("127.0.0.1:3001", Some("127.0.0.1:3001")),
+            ("[::1]:3001", Some("[::1]:3001")),
+            ("[0:0:0:0:0:0:0:1]:3001", Some("[::1]:3001")),
+            ("App.Internal:65535", Some("app.internal:65535")),
+            ("app.internal.:1", Some("app.internal.:1")),
+            ("app", None),
+            ("app:", None),
+            (":3001", None),
+            (".:3001", None),
+            ("app:0", None),
+            ("app:65536", None),
+            ("app:+80", None),
+            ("app:080", None),
+            ("app:http", None),
+            ("::1:3001", None),
+            ("[::1]", None),
+            ("[::1]:0", None),
+            ("[app]:3001", None),
+            ("256.0.0.1:80", None),
+            ("1.2.3:80", None),
+            ("ws://app:80", None),
+            ("app:80/x", None),
+        ] {
+            assert_eq!(canonical_backend(text).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn networks_may_be_one_address() {
+        for (text, expected) in [
+            ("127.0.0.0/8", Some("127.0.0.0/8")),
+            ("10.1.2.3", Some("10.1.2.3/32")),
+            ("::1", Some("::1/128")),
+            ("10.0.0.0/33", None),
+            ("localhost", None),
+        ] {
+            let network = network(text).map(|network| network.to_string());
+            assert_eq!(network.as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn origins_have_a_scheme_and_no_path() {
+        for text in [
+            "null",
+            "https://app.example.org",
+            "http://localhost:5173",
+            "http://[::1]:80",
+        ] {
+            assert_eq!(origin(text).as_deref(), Some(text));
+        }
+        for text in [
+            "",
+            "app.example.org",
+            "https://",
+            "https://a/",
+            "https://a b",
+            "*",
+            "://a",
+        ] {
+            assert_eq!(origin(text), None, "{text}");
+        }
+        assert_eq!(origin("https://*.example.org"), None);
+    }
+
+    #[test]
+    fn loopback_is_what_stays_on_this_machine() {
+        for (text, expected) in [
+            ("127.0.0.1:1", true),
+            ("127.9.9.9:1", true),
+            ("[::1]:1", true),
+            ("[::ffff:127.0.0.1]:1", true),
+            ("0.0.0.0:1", false),
+            ("[::]:1", false),
+            ("10.0.0.1:1", false),
+        ] {
+            assert_eq!(is_loopback(text.parse().unwrap()), expected, "{text}");
+        }
+    }
+}

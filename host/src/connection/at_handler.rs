@@ -1,0 +1,142 @@
+//! Upgrades whose route leads to a handler: the WebSocket ends here, in a plugin.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{StatusCode, request};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+use super::record::{Place, Record};
+use super::{Answered, Exchange, Next, Refused, target_of};
+use crate::admin::metrics::UpgradeResult;
+use crate::config::{PluginName, Route};
+use crate::handshake::{self, Upgrade};
+use crate::plugins::limits::Limits;
+use crate::session::handled::{Handled, OUTBOX_MESSAGES};
+use crate::session::handler::{Facts, Handler, HandlerError};
+use crate::session::{SessionId, Timeouts};
+use crate::worker::{ConnectionCount, Worker};
+
+/// Longest message unless the route says otherwise.
+const MAX_MESSAGE_BYTES: u64 = 1 << 20;
+
+/// What a session at a handler begins with.
+pub(super) struct Upgraded {
+    handler: Rc<dyn Handler>,
+    facts: Facts,
+    record: Record,
+}
+
+/// Leads an upgrade to a handler.
+pub(super) fn upgrade(
+    exchange: &Exchange,
+    route: &Arc<Route>,
+    plugin: &PluginName,
+    asked: Upgrade,
+    head: request::Parts,
+) -> Result<Answered, Refused> {
+    let failed = |error: HandlerError| {
+        Refused::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            UpgradeResult::PluginFailed,
+            format!("handler {plugin}: {error}"),
+        )
+    };
+    let handler = exchange.worker.handler(plugin).map_err(failed)?;
+    let facts = Facts {
+        session: SessionId::next(),
+        route: route.path.to_string(),
+        client_ip: exchange.client_ip,
+        host: exchange.host.clone(),
+        path: target_of(&head).to_owned(),
+        request_id: exchange.id().to_owned(),
+        max_message_bytes: max_message_bytes(&exchange.worker, route),
+        offered_subprotocols: asked.subprotocols.clone(),
+        headers: wanted(handler.wanted_headers(), &head),
+    };
+    let subprotocol = match handler.accept(&facts).map_err(failed)? {
+        Ok(subprotocol) => subprotocol.filter(|name| asked.subprotocols.contains(name)),
+        Err(refusal) => return Err(Refused::by_plugin(refusal, UpgradeResult::HandlerRefused)),
+    };
+    let headers = handshake::accept_headers(&asked, subprotocol.as_deref());
+    let record = Record::new(exchange, route, &head, Place::Handler);
+    let upgraded = Upgraded {
+        handler,
+        facts,
+        record,
+    };
+    Ok(Answered::upgraded(
+        headers,
+        http::Extensions::new(),
+        Next::Handle(Box::new(upgraded)),
+    ))
+}
+
+impl Upgraded {
+    /// Serves until the end, and then says so wherever it matters.
+    pub(super) async fn run(
+        self: Box<Self>,
+        worker: Rc<Worker>,
+        client: TcpStream,
+        early: Bytes,
+        count: ConnectionCount,
+    ) {
+        let Self {
+            handler,
+            facts,
+            record,
+        } = *self;
+        let route = Arc::clone(&record.route);
+        let timeouts = Timeouts {
+            idle: route.idle_timeout,
+            ping: route.ping_interval,
+        };
+        let registration = worker.sessions.register(facts.session, timeouts);
+        let counters = worker.target_counters(&route.target);
+        let (sender, outbox) = mpsc::channel(OUTBOX_MESSAGES);
+        let max_message_bytes = facts.max_message_bytes;
+        record.opened(&worker.access_log);
+        let opened = handler.open(&facts, sender);
+        drop((handler, facts));
+        let session = Handled::new(
+            client,
+            early,
+            max_message_bytes,
+            opened,
+            outbox,
+            registration,
+            counters,
+        );
+        let report = Box::pin(async { session.await.run().await }).await;
+        record.closed(&worker.access_log, &report);
+        drop(count);
+    }
+}
+
+/// What the operator allows, and no more than a plugin has room for.
+fn max_message_bytes(worker: &Worker, route: &Route) -> u64 {
+    let room = Limits::new(&worker.site().config.plugins).message_max_bytes();
+    route
+        .max_message_bytes
+        .unwrap_or(MAX_MESSAGE_BYTES)
+        .min(room as u64)
+}
+
+fn wanted(names: Vec<String>, head: &request::Parts) -> Vec<(String, String)> {
+    let text = |name: &str| {
+        let values = head.headers.get_all(name).into_iter();
+        let name = name.to_owned();
+        values.map(move |value| {
+            (
+                name.clone(),
+                String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            )
+        })
+    };
+    names
+        .iter()
+        .flat_map(|name| text(name).collect::<Vec<_>>())
+        .collect()
+}

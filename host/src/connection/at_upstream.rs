@@ -1,0 +1,310 @@
+//! Requests whose route leads to an upstream: the policy chooses, backends are tried in its order,
+//! and the first that answers is it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Request, StatusCode, request};
+use hyper::body::{Body as _, Incoming};
+use tokio::net::TcpStream;
+
+use super::record::{Place, Record};
+use super::{Answered, Exchange, Next, Refused, append_all};
+use crate::admin::metrics::UpgradeResult;
+use crate::body;
+use crate::config::{Route, UpstreamName};
+use crate::forwarding;
+use crate::handshake::Upgrade;
+use crate::proxy::ProxyError;
+use crate::relay::Relay;
+use crate::routing::chooser::Plan;
+use crate::session::relayed::Relayed;
+use crate::session::{SessionId, Timeouts};
+use crate::site::Site;
+use crate::upstream::dial::{self, Answer, Deadlines, DialError};
+use crate::upstream::pool::{Active, Backend, Pool};
+use crate::worker::{ConnectionCount, PolicyLabel, Worker};
+
+/// A backend's upgraded stream, and what the session's record says.
+pub(super) struct Upgraded {
+    stream: TcpStream,
+    early: Bytes,
+    active: Active,
+    record: Record,
+    pool: Arc<Pool>,
+}
+
+/// Leads an upgrade to a backend.
+pub(super) async fn upgrade(
+    exchange: &Exchange,
+    route: &Arc<Route>,
+    site: &Site,
+    upstream: &UpstreamName,
+    asked: Upgrade,
+    head: request::Parts,
+) -> Result<Answered, Refused> {
+    let pool = pool(site, upstream)?;
+    let (order, policy) = choose(exchange, pool, &head)?;
+    let mut to_backend = head.clone();
+    exchange.forward_head(&mut to_backend);
+    let to_backend = dial::upgrade_request(to_backend);
+    let mut failures = Failures::default();
+    for backend in &order {
+        let pending = backend.dialling();
+        let answer = dial::upgrade(
+            backend.address(),
+            to_backend.clone(),
+            &asked,
+            deadlines(pool),
+        )
+        .await;
+        match answer {
+            Ok(Answer::Upgraded {
+                stream,
+                early,
+                head: mut answer,
+            }) => {
+                forwarding::strip_hop_by_hop(&mut answer.headers);
+                answer
+                    .headers
+                    .insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+                answer
+                    .headers
+                    .insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+                append_all(
+                    &mut answer.headers,
+                    exchange
+                        .worker
+                        .placed(pool, backend, &exchange.facts(&head)),
+                );
+                let record = Record::new(
+                    exchange,
+                    route,
+                    &head,
+                    Place::Backend(Arc::clone(backend), policy),
+                );
+                let upgraded = Upgraded {
+                    stream,
+                    early,
+                    active: pending.answered(),
+                    record,
+                    pool: Arc::clone(pool),
+                };
+                return Ok(Answered::upgraded(
+                    answer.headers,
+                    answer.extensions,
+                    Next::Relay(Box::new(upgraded)),
+                ));
+            }
+            Ok(Answer::Refused(mut response)) => {
+                drop(pending.answered());
+                forwarding::strip_hop_by_hop(response.headers_mut());
+                append_all(
+                    response.headers_mut(),
+                    exchange
+                        .worker
+                        .placed(pool, backend, &exchange.facts(&head)),
+                );
+                return Ok(Answered::plain(
+                    response,
+                    UpgradeResult::BackendRefused,
+                    Some(backend.address()),
+                ));
+            }
+            Err(error) => failures.note(exchange, backend, error),
+        }
+    }
+    Err(failures.into_refused())
+}
+
+/// Leads a plain request to a backend.
+pub(super) async fn request(
+    exchange: &Exchange,
+    site: &Site,
+    upstream: &UpstreamName,
+    head: request::Parts,
+    body: Incoming,
+) -> Result<Answered, Refused> {
+    let pool = pool(site, upstream)?;
+    let (order, _) = choose(exchange, pool, &head)?;
+    let mut to_backend = head.clone();
+    exchange.forward_head(&mut to_backend);
+    to_backend.uri = dial::origin_form(&to_backend.uri);
+    let again = may_send_again(&to_backend, &body).then(|| to_backend.clone());
+    let mut request = Request::from_parts(to_backend, body::incoming(body));
+    let mut failures = Failures::default();
+    for backend in &order {
+        let pending = backend.dialling();
+        match exchange
+            .worker
+            .connections
+            .send(backend.address(), request, deadlines(pool))
+            .await
+        {
+            Ok(response) => {
+                let active = pending.answered();
+                let mut response =
+                    response.map(|answer| body::holding(body::incoming(answer), active));
+                forwarding::strip_hop_by_hop(response.headers_mut());
+                append_all(
+                    response.headers_mut(),
+                    exchange
+                        .worker
+                        .placed(pool, backend, &exchange.facts(&head)),
+                );
+                return Ok(Answered::plain(
+                    response,
+                    UpgradeResult::BackendRefused,
+                    Some(backend.address()),
+                ));
+            }
+            Err(ProxyError::NotSent(error, unsent)) => {
+                failures.note(exchange, backend, error);
+                request = *unsent;
+            }
+            Err(ProxyError::Lost(error)) => {
+                failures.note(exchange, backend, error);
+                match &again {
+                    Some(head) => request = Request::from_parts(head.clone(), body::empty()),
+                    None => break,
+                }
+            }
+        }
+    }
+    Err(failures.into_refused())
+}
+
+/// Whether a request that a backend may have seen can go to another: it has no body to lose, and
+/// says itself that twice is as good as once (RFC 9110 section 9.2.2).
+fn may_send_again(head: &request::Parts, body: &Incoming) -> bool {
+    head.method.is_idempotent() && body.is_end_stream()
+}
+
+impl Upgraded {
+    /// Relays until the end, and then says so wherever it matters.
+    pub(super) async fn run(
+        self: Box<Self>,
+        worker: Rc<Worker>,
+        client: TcpStream,
+        early: Bytes,
+        count: ConnectionCount,
+    ) {
+        let Self {
+            stream,
+            early: from_backend,
+            active,
+            record,
+            pool,
+        } = *self;
+        let route = Arc::clone(&record.route);
+        let mut relay = Relay::new(client, stream, route.max_message_bytes.unwrap_or(u64::MAX));
+        relay.preload(&early, &from_backend);
+        drop((early, from_backend));
+        let timeouts = Timeouts {
+            idle: route.idle_timeout,
+            ping: route.ping_interval,
+        };
+        let registration = worker.sessions.register(SessionId::next(), timeouts);
+        let counters = worker.target_counters(&route.target);
+        let session = Relayed::new(relay, registration, counters, Rc::clone(&worker.scratch));
+        record.opened(&worker.access_log);
+        let report = session.run().await;
+        record.closed(&worker.access_log, &report);
+        worker.session_ended(&pool, active.backend(), &report);
+        drop((active, count));
+    }
+}
+
+fn pool<'a>(site: &'a Site, upstream: &UpstreamName) -> Result<&'a Arc<Pool>, Refused> {
+    let gone = || {
+        Refused::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            UpgradeResult::NoBackend,
+            "the upstream is gone",
+        )
+    };
+    site.pools.get(upstream).ok_or_else(gone)
+}
+
+fn deadlines(pool: &Pool) -> Deadlines {
+    Deadlines {
+        connect: pool.config.connect_timeout,
+        response: pool.config.response_timeout,
+    }
+}
+
+fn choose(
+    exchange: &Exchange,
+    pool: &Arc<Pool>,
+    head: &request::Parts,
+) -> Result<(Vec<Arc<Backend>>, Arc<PolicyLabel>), Refused> {
+    let (plan, policy) = exchange.worker.choose(pool, &exchange.facts(head));
+    match plan {
+        Plan::Dial(order) => Ok((order, policy)),
+        Plan::Refuse(refusal) => Err(Refused::by_plugin(refusal, UpgradeResult::PolicyRefused)),
+        Plan::Redirect { status, location } => Err(redirect(status, &location)),
+        Plan::NoBackend => Err(Refused::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            UpgradeResult::NoBackend,
+            "no backend can take it",
+        )),
+    }
+}
+
+fn redirect(status: u16, location: &str) -> Refused {
+    let status = match status {
+        301 | 302 | 303 | 308 => {
+            StatusCode::from_u16(status).unwrap_or(StatusCode::TEMPORARY_REDIRECT)
+        }
+        _ => StatusCode::TEMPORARY_REDIRECT,
+    };
+    let mut refused = Refused::new(
+        status,
+        UpgradeResult::PolicyRefused,
+        "redirected by the policy",
+    );
+    append_all(
+        &mut refused.headers,
+        vec![("location".to_owned(), location.to_owned())],
+    );
+    refused
+}
+
+/// The backends that were tried in vain.
+#[derive(Default)]
+struct Failures {
+    last: Option<DialError>,
+    n_tried: u32,
+}
+
+impl Failures {
+    fn note(&mut self, exchange: &Exchange, backend: &Backend, error: DialError) {
+        backend.failed();
+        tracing::info!(backend = backend.address(), request_id = exchange.id(), %error, "backend failed");
+        self.last = Some(error);
+        self.n_tried += 1;
+    }
+
+    fn into_refused(self) -> Refused {
+        let Some(error) = self.last else {
+            return Refused::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                UpgradeResult::NoBackend,
+                "no backend can take it",
+            );
+        };
+        let result = match error.status() {
+            StatusCode::GATEWAY_TIMEOUT => UpgradeResult::Timeout,
+            _ => UpgradeResult::BackendFailed,
+        };
+        let mut refused = Refused::new(
+            error.status(),
+            result,
+            format!("{} backends tried; the last: {error}", self.n_tried),
+        );
+        refused.body = format!("{}\n", error.status());
+        refused
+    }
+}

@@ -1,0 +1,390 @@
+//! One client's connection: its HTTP requests, each led to where its route says, until it closes
+//! or becomes a session.
+//!
+//! In goes an accepted socket; it moves on, whole, into a session's task when a request was
+//! upgraded. [`at_upstream`], [`at_handler`] and [`at_plugin`] each answer for one kind of target.
+
+mod at_handler;
+mod at_plugin;
+mod at_upstream;
+mod record;
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Request, Response, StatusCode, request};
+use hyper::body::{Body as _, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::admin::access_log::{Requested, Target as LogTarget};
+use crate::admin::metrics::UpgradeResult;
+use crate::body::{self, Body};
+use crate::config::{Listener, Route, Target};
+use crate::forwarding;
+use crate::handshake::{self, HandshakeError};
+use crate::routing::chooser::RequestFacts;
+use crate::routing::policy::Refusal;
+use crate::worker::{ConnectionCount, Worker};
+
+/// Most header fields of a request (RFC 6585 section 5 answers more with a 431).
+const MAX_HEADERS: usize = 100;
+
+/// Serves a connection to its end, or to the birth of its session.
+pub async fn serve(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    far_end: SocketAddr,
+    limits: Arc<Listener>,
+    count: ConnectionCount,
+) {
+    let next = Rc::new(RefCell::new(None));
+    let service = service_fn(|request| {
+        let (worker, next) = (Rc::clone(&worker), Rc::clone(&next));
+        Box::pin(async move { Ok::<_, Infallible>(answer(worker, far_end, request, &next).await) })
+    });
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.handshake_timeout)
+        .max_header_size(limits.max_request_header_bytes)
+        .max_headers(MAX_HEADERS)
+        .preserve_header_case(true)
+        .title_case_headers(true)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut is_draining = false;
+    let mut drain = worker.drain();
+    let mut drain = std::pin::pin!(drain.started());
+    let served = poll_fn(|cx| {
+        if !is_draining && drain.as_mut().poll(cx).is_ready() {
+            is_draining = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+        connection.poll_without_shutdown(cx)
+    });
+    if let Err(error) = served.await {
+        tracing::debug!(client = %far_end, %error, "connection ended");
+        return;
+    }
+    let Some(next): Option<Next> = next.take() else {
+        return;
+    };
+    let parts = connection.into_parts();
+    next.start(&worker, parts.io.into_inner(), parts.read_buf, count);
+}
+
+/// What follows a 101, once the HTTP library has let go of the socket.
+enum Next {
+    Relay(Box<at_upstream::Upgraded>),
+    Handle(Box<at_handler::Upgraded>),
+}
+
+impl Next {
+    /// Begins the session, in a task of its own: it is smaller than this connection's.
+    fn start(self, worker: &Rc<Worker>, stream: TcpStream, early: Bytes, count: ConnectionCount) {
+        let worker = Rc::clone(worker);
+        match self {
+            Self::Relay(upgraded) => {
+                tokio::task::spawn_local(upgraded.run(worker, stream, early, count))
+            }
+            Self::Handle(upgraded) => {
+                tokio::task::spawn_local(upgraded.run(worker, stream, early, count))
+            }
+        };
+    }
+}
+
+/// One request, and who sent it.
+struct Exchange {
+    worker: Rc<Worker>,
+    far_end: SocketAddr,
+    /// Behind trusted proxies the one they vouch for.
+    client_ip: IpAddr,
+    request_id: HeaderValue,
+    host: String,
+    begun: Instant,
+}
+
+/// A request that ends here.
+struct Refused {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: String,
+    /// For the log, and for the body if it is empty.
+    reason: String,
+    result: UpgradeResult,
+}
+
+/// What an exchange came to.
+struct Answered {
+    response: Response<Body>,
+    next: Option<Next>,
+    /// For the log and the counters.
+    result: UpgradeResult,
+    backend: Option<String>,
+    reason: Option<String>,
+}
+
+/// Answers one request; where that is a 101, leaves behind what follows.
+async fn answer(
+    worker: Rc<Worker>,
+    far_end: SocketAddr,
+    request: Request<Incoming>,
+    next: &RefCell<Option<Next>>,
+) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let is_upgrade = handshake::has_token(&head.headers, header::UPGRADE, "websocket");
+    let (method, path) = (head.method.clone(), head.uri.path().to_owned());
+    let site = worker.site();
+    let far_end = SocketAddr::new(far_end.ip().to_canonical(), far_end.port());
+    let mut exchange = Exchange {
+        client_ip: forwarding::client_ip(far_end.ip(), &head.headers, &site.config.trusted_proxies),
+        request_id: forwarding::request_id(&head.headers),
+        host: String::new(),
+        begun: Instant::now(),
+        worker,
+        far_end,
+    };
+    let mut route: Option<Arc<Route>> = None;
+    let answered = match exchange.lead(head, body, &mut route).await {
+        Ok(answered) => answered,
+        Err(refused) => refused.into_answer(),
+    };
+    let status = answered.response.status().as_u16();
+    if is_upgrade {
+        exchange.worker.counters.upgrade(answered.result);
+    } else if let Some(route) = &route {
+        exchange
+            .worker
+            .target_counters(&route.target)
+            .request(status);
+    }
+    if answered.next.is_none() {
+        let pattern = route.as_ref().map(ToString::to_string);
+        exchange.worker.access_log.request(&Requested {
+            request_id: exchange.id(),
+            client: exchange.far_end,
+            method: method.as_str(),
+            path: &path,
+            route: pattern.as_deref(),
+            target: route.as_ref().map(|route| log_target(&route.target)),
+            backend: answered.backend.as_deref(),
+            status,
+            reason: answered.reason.as_deref(),
+            duration: exchange.begun.elapsed(),
+        });
+    }
+    *next.borrow_mut() = answered.next;
+    answered.response
+}
+
+impl Exchange {
+    /// Finds the route and goes along it.
+    async fn lead(
+        &mut self,
+        head: request::Parts,
+        body: Incoming,
+        found: &mut Option<Arc<Route>>,
+    ) -> Result<Answered, Refused> {
+        let site = self.worker.site();
+        self.host = handshake::read_host(&head)?;
+        let route = site
+            .routes
+            .find(&self.host, head.uri.path())
+            .ok_or_else(|| {
+                Refused::new(
+                    StatusCode::NOT_FOUND,
+                    UpgradeResult::NotFound,
+                    "no route matches",
+                )
+            })?;
+        let route = found.insert(Arc::clone(route));
+        if let Target::Http(plugin) = &route.target {
+            return at_plugin::request(self, plugin, head, body).await;
+        }
+        let upgrade = handshake::read_upgrade(&head, !body.is_end_stream())?;
+        if upgrade.is_some() {
+            check_origin(route, &head.headers)?;
+        }
+        match (&route.target, upgrade) {
+            (Target::Upstream(upstream), Some(asked)) => {
+                at_upstream::upgrade(self, route, &site, upstream, asked, head).await
+            }
+            (Target::Upstream(upstream), None) => {
+                at_upstream::request(self, &site, upstream, head, body).await
+            }
+            (Target::Handler(plugin), Some(asked)) => {
+                at_handler::upgrade(self, route, plugin, asked, head)
+            }
+            (Target::Handler(_) | Target::Http(_), _) => Err(HandshakeError {
+                status: StatusCode::UPGRADE_REQUIRED,
+                reason: "a WebSocket is served here",
+            }
+            .into()),
+        }
+    }
+
+    fn facts<'a>(&'a self, head: &'a request::Parts) -> RequestFacts<'a> {
+        RequestFacts {
+            client_ip: self.client_ip,
+            host: &self.host,
+            path: target_of(head),
+            headers: &head.headers,
+        }
+    }
+
+    fn id(&self) -> &str {
+        self.request_id.to_str().unwrap_or_default()
+    }
+
+    /// Makes a client's head into one for a backend.
+    fn forward_head(&self, head: &mut request::Parts) {
+        forwarding::strip_hop_by_hop(&mut head.headers);
+        let trusted = &self.worker.site().config.trusted_proxies;
+        forwarding::write_forwarded(&mut head.headers, self.far_end, trusted, &self.request_id);
+    }
+}
+
+impl Answered {
+    fn plain(response: Response<Body>, result: UpgradeResult, backend: Option<&str>) -> Self {
+        Self {
+            response,
+            next: None,
+            result,
+            backend: backend.map(str::to_owned),
+            reason: None,
+        }
+    }
+
+    fn upgraded(headers: HeaderMap, extensions: http::Extensions, next: Next) -> Self {
+        let mut response = Response::new(body::empty());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        *response.headers_mut() = headers;
+        *response.extensions_mut() = extensions;
+        Self {
+            response,
+            next: Some(next),
+            result: UpgradeResult::Accepted,
+            backend: None,
+            reason: None,
+        }
+    }
+}
+
+impl Refused {
+    fn new(status: StatusCode, result: UpgradeResult, reason: impl Into<String>) -> Self {
+        Self {
+            status,
+            headers: HeaderMap::new(),
+            body: String::new(),
+            reason: reason.into(),
+            result,
+        }
+    }
+
+    /// What a plugin wants said; fields that speak of the connection or its framing are dropped.
+    fn by_plugin(refusal: Refusal, result: UpgradeResult) -> Self {
+        let status = StatusCode::from_u16(refusal.status)
+            .ok()
+            .filter(|status| status.is_client_error() || status.is_server_error());
+        let mut headers = HeaderMap::new();
+        append_all(&mut headers, refusal.headers);
+        Self {
+            status: status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+            headers,
+            body: refusal.body,
+            reason: "refused by the plugin".to_owned(),
+            result,
+        }
+    }
+
+    fn into_answer(self) -> Answered {
+        let status = self.status;
+        let mut response = match self.body.as_str() {
+            "" => {
+                let phrase = status.canonical_reason().unwrap_or("Error");
+                body::text(
+                    status,
+                    &format!("{} {phrase}: {}", status.as_u16(), self.reason),
+                )
+            }
+            said => body::text(status, said),
+        };
+        response.headers_mut().extend(self.headers);
+        Answered {
+            response,
+            next: None,
+            result: self.result,
+            backend: None,
+            reason: Some(self.reason),
+        }
+    }
+}
+
+impl From<HandshakeError> for Refused {
+    fn from(error: HandshakeError) -> Self {
+        let headers = handshake::refusal_headers(error.status);
+        Self {
+            headers,
+            ..Self::new(error.status, UpgradeResult::BadRequest, error.reason)
+        }
+    }
+}
+
+/// Adds what a plugin wants added; fields that are invalid, or that speak of the connection or its
+/// framing, are dropped.
+fn append_all(headers: &mut HeaderMap, fields: Vec<(String, String)>) {
+    let mut added = HeaderMap::new();
+    for (name, value) in fields {
+        if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(&value)) {
+            added.append(name, value);
+        }
+    }
+    forwarding::strip_hop_by_hop(&mut added);
+    added.remove(header::CONTENT_LENGTH);
+    for (name, value) in &added {
+        headers.append(name, value.clone());
+    }
+}
+
+fn check_origin(route: &Route, headers: &HeaderMap) -> Result<(), Refused> {
+    let origin = handshake::only(headers, header::ORIGIN).and_then(|origin| origin.to_str().ok());
+    let is_allowed = |origin: &str| {
+        route
+            .origins
+            .iter()
+            .any(|allowed| allowed.eq_ignore_ascii_case(origin))
+    };
+    if route.origins.is_empty() || origin.is_some_and(is_allowed) {
+        return Ok(());
+    }
+    Err(Refused::new(
+        StatusCode::FORBIDDEN,
+        UpgradeResult::ForbiddenOrigin,
+        "this origin is not allowed here",
+    ))
+}
+
+/// Path and query.
+fn target_of(head: &request::Parts) -> &str {
+    head.uri
+        .path_and_query()
+        .map_or("/", |target| target.as_str())
+}
+
+fn log_target(target: &Target) -> LogTarget<'_> {
+    match target {
+        Target::Upstream(name) => LogTarget::Upstream(name.as_str()),
+        Target::Handler(name) => LogTarget::Handler(name.as_str()),
+        Target::Http(name) => LogTarget::Http(name.as_str()),
+    }
+}

@@ -1,0 +1,89 @@
+//! What is kept of a session's handshake while it lives: for the access log, small.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::header::HeaderValue;
+use http::{Method, request};
+
+use super::{Exchange, log_target};
+use crate::admin::access_log::{AccessLog, Closed, Opened, Session};
+use crate::config::Route;
+use crate::session::EndReport;
+use crate::upstream::pool::Backend;
+use crate::worker::PolicyLabel;
+
+/// The handshake of one session.
+pub(super) struct Record {
+    request_id: HeaderValue,
+    client: SocketAddr,
+    method: Method,
+    path: Box<str>,
+    pub(super) route: Arc<Route>,
+    place: Place,
+}
+
+/// Where a session was placed.
+pub(super) enum Place {
+    /// At a backend, by this policy.
+    Backend(Arc<Backend>, Arc<PolicyLabel>),
+    /// At a handler.
+    Handler,
+}
+
+impl Record {
+    pub(super) fn new(
+        exchange: &Exchange,
+        route: &Arc<Route>,
+        head: &request::Parts,
+        place: Place,
+    ) -> Self {
+        Self {
+            request_id: exchange.request_id.clone(),
+            client: exchange.far_end,
+            method: head.method.clone(),
+            path: head.uri.path().into(),
+            route: Arc::clone(route),
+            place,
+        }
+    }
+
+    /// Logs that the session begins.
+    pub(super) fn opened(&self, log: &AccessLog) {
+        let route = self.route.to_string();
+        log.open(&Opened {
+            session: self.session(&route),
+            method: self.method.as_str(),
+            path: &self.path,
+        });
+    }
+
+    /// Logs that it has ended.
+    pub(super) fn closed(&self, log: &AccessLog, report: &EndReport) {
+        let route = self.route.to_string();
+        log.close(&Closed {
+            session: self.session(&route),
+            report,
+        });
+    }
+
+    fn session<'a>(&'a self, route: &'a str) -> Session<'a> {
+        let (backend, policy, generation) = match &self.place {
+            Place::Backend(backend, policy) => (
+                Some(backend.address()),
+                Some(policy.name.as_str()),
+                Some(policy.generation),
+            ),
+            Place::Handler => (None, None, None),
+        };
+        Session {
+            request_id: self.request_id.to_str().unwrap_or_default(),
+            client: self.client,
+            route,
+            target: log_target(&self.route.target),
+            backend,
+            policy,
+            policy_generation: generation,
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! What a request and an answer look like on the other side: hop-by-hop fields off, forwarding
+//! fields on (RFC 9110 section 7.6, RFC 7239).
+//!
+//! Pure functions over heads. Whom to believe is decided here once: a client behind a trusted proxy
+//! is who that proxy says.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use ipnet::IpNet;
+
+use crate::handshake;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Longest request id that is kept.
+const MAX_REQUEST_ID_BYTES: usize = 128;
+
+/// Takes off what concerns one connection only, and what `Connection` names.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named = handshake::list(headers, header::CONNECTION).unwrap_or_default();
+    for name in named {
+        headers.remove(name.as_str());
+    }
+    for name in [
+        header::CONNECTION,
+        header::PROXY_AUTHENTICATE,
+        header::PROXY_AUTHORIZATION,
+        header::TE,
+        header::TRAILER,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+    ] {
+        headers.remove(name);
+    }
+}
+
+/// Who the client is: the far end, or, as long as that is a trusted proxy, whom it names last in
+/// `X-Forwarded-For`.
+pub fn client_ip(far_end: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let is_trusted = |ip: IpAddr| trusted.iter().any(|net| net.contains(&ip));
+    let chain = handshake::list(headers, X_FORWARDED_FOR).unwrap_or_default();
+    let mut client = far_end;
+    for hop in chain.iter().rev() {
+        if !is_trusted(client) {
+            break;
+        }
+        let Some(ip) = parse_hop(hop) else { break };
+        client = ip;
+    }
+    client
+}
+
+/// Writes `X-Forwarded-For/-Proto/-Host`, `Forwarded` and `X-Request-Id`. What a trusted far end
+/// has written is extended, what a stranger has written is replaced.
+pub fn write_forwarded(
+    headers: &mut HeaderMap,
+    far_end: SocketAddr,
+    trusted: &[IpNet],
+    request_id: &HeaderValue,
+) {
+    let far_end = far_end.ip().to_canonical();
+    if !trusted.iter().any(|net| net.contains(&far_end)) {
+        for name in [
+            X_FORWARDED_FOR,
+            X_FORWARDED_HOST,
+            X_FORWARDED_PROTO,
+            header::FORWARDED,
+        ] {
+            headers.remove(name);
+        }
+    }
+    let host = headers.get(header::HOST).cloned();
+    append(headers, X_FORWARDED_FOR, &far_end.to_string());
+    headers
+        .entry(X_FORWARDED_PROTO)
+        .or_insert(HeaderValue::from_static("http"));
+    if let Some(host) = &host {
+        headers
+            .entry(X_FORWARDED_HOST)
+            .or_insert_with(|| host.clone());
+    }
+    let node = match far_end {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("\"[{ip}]\""),
+    };
+    let host = host
+        .as_ref()
+        .and_then(|host| host.to_str().ok())
+        .map(|host| format!(";host=\"{host}\""));
+    append(
+        headers,
+        header::FORWARDED,
+        &format!("for={node}{};proto=http", host.unwrap_or_default()),
+    );
+    headers.insert(X_REQUEST_ID, request_id.clone());
+}
+
+/// The request's id: the client's, if it has a fit one, or a new one of 32 hexadecimal digits.
+pub fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let is_fit = |id: &&HeaderValue| {
+        (1..=MAX_REQUEST_ID_BYTES).contains(&id.len())
+            && id.as_bytes().iter().all(u8::is_ascii_graphic)
+    };
+    let made = || {
+        HeaderValue::from_str(&format!("{:032x}", fastrand::u128(..)))
+            .expect("hexadecimal digits are a valid value")
+    };
+    handshake::only(headers, X_REQUEST_ID)
+        .filter(is_fit)
+        .cloned()
+        .unwrap_or_else(made)
+}
+
+/// An address of `X-Forwarded-For`: with or without port, IPv6 with or without brackets.
+fn parse_hop(hop: &str) -> Option<IpAddr> {
+    let bare = hop
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .parse()
+        .ok();
+    let ip = bare.or_else(|| hop.parse::<SocketAddr>().ok().map(|address| address.ip()))?;
+    Some(ip.to_canonical())
+}
+
+/// Adds an element to a list-valued field, all on one line.
+fn append(headers: &mut HeaderMap, name: HeaderName, element: &str) {
+    let mut elements = handshake::list(headers, name.clone()).unwrap_or_default();
+    elements.push(element.to_owned());
+    if let Ok(value) = HeaderValue::from_str(&elements.join(", ")) {
+        headers.insert(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(fields: &[(&'static str, &str)]) -> HeaderMap {
+        fields
+            .iter()
+            .map(|(name, value)| {
+                (
+                    HeaderName::from_static(name),
+                    value.parse().expect("a value"),
+                )
+            })
+            .collect()
+    }
+
+    fn trusted() -> Vec<IpNet> {
+        vec!["10.0.0.0/8".parse().expect("a network")]
+    }
+
+    #[test]
+    fn what_concerns_one_connection_is_taken_off() {
+        let mut fields = headers(&[
+            ("connection", "close, X-Secret"),
+            ("x-secret", "1"),
+            ("te", "trailers"),
+            ("keep-alive", "5"),
+            ("upgrade", "h2c"),
+            ("x-kept", "1"),
+        ]);
+        strip_hop_by_hop(&mut fields);
+        assert_eq!(fields, headers(&[("x-kept", "1")]));
+    }
+
+    #[test]
+    fn only_trusted_proxies_are_believed_about_the_client() {
+        let check = |far_end: &str, chain: &str, client: &str| {
+            let ip = client_ip(
+                far_end.parse().expect("an address"),
+                &headers(&[("x-forwarded-for", chain)]),
+                &trusted(),
+            );
+            assert_eq!(ip.to_string(), client, "{far_end} says {chain}");
+        };
+        check("192.0.2.1", "203.0.113.9", "192.0.2.1");
+        check("10.0.0.1", "203.0.113.9", "203.0.113.9");
+        check(
+            "10.0.0.1",
+            "198.51.100.1, 203.0.113.9, 10.0.0.2",
+            "203.0.113.9",
+        );
+        check("10.0.0.1", "203.0.113.9:4711", "203.0.113.9");
+        check("10.0.0.1", "[2001:db8::1]", "2001:db8::1");
+        check("10.0.0.1", "unknown", "10.0.0.1");
+        check("10.0.0.1", "10.0.0.7", "10.0.0.7");
+    }
+
+    #[test]
+    fn a_strangers_forwarding_fields_are_replaced_and_a_proxys_extended() {
+        let id = HeaderValue::from_static("id");
+        let claimed = [
+            ("host", "example.org"),
+            ("x-forwarded-for", "203.0.113.9"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "shop"),
+            ("forwarded", "for=203.0.113.9"),
+        ];
+        let written = |far_end: &str| {
+            let mut fields = headers(&claimed);
+            write_forwarded(
+                &mut fields,
+                far_end.parse().expect("an address"),
+                &trusted(),
+                &id,
+            );
+            [
+                "x-forwarded-for",
+                "x-forwarded-proto",
+                "x-forwarded-host",
+                "forwarded",
+            ]
+            .map(|name| fields[name].to_str().expect("text").to_owned())
+        };
+        assert_eq!(
+            written("192.0.2.1:5"),
+            [
+                "192.0.2.1",
+                "http",
+                "example.org",
+                "for=192.0.2.1;host=\"example.org\";proto=http"
+            ]
+        );
+        assert_eq!(
+            written("10.0.0.1:5"),
+            [
+                "203.0.113.9, 10.0.0.1",
+                "https",
+                "shop",
+                "for=203.0.113.9, for=10.0.0.1;host=\"example.org\";proto=http"
+            ]
+        );
+        assert_eq!(
+            written("[2001:db8::1]:5")[3],
+            "for=\"[2001:db8::1]\";host=\"example.org\";proto=http"
+        );
+    }
+
+    #[test]
+    fn a_fit_request_id_is_kept_and_another_made() {
+        assert_eq!(request_id(&headers(&[("x-request-id", "abc-1")])), "abc-1");
+        for unfit in ["", "a b", &"x".repeat(129)] {
+            assert_eq!(request_id(&headers(&[("x-request-id", unfit)])).len(), 32);
+        }
+    }
+}

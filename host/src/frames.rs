@@ -1,0 +1,409 @@
+//! The frame tracker: follows one direction of a WebSocket by the headers of its frames.
+//!
+//! In go the bytes as they pass, cut anywhere; out come message boundaries, counts, sizes and the
+//! code of a Close frame. A pure state machine (RFC 6455 section 5.2): it knows no socket, copies
+//! no payload and judges nothing but size, because what a frame may say is for the two ends to
+//! settle. It also writes the few frames that the host sends of its own.
+
+/// Longest header: two bytes, eight of length, four of mask.
+const MAX_HEADER_BYTES: usize = 14;
+
+/// Follows one direction. No heap.
+#[derive(Debug, Clone)]
+pub struct FrameTracker {
+    /// Messages whose final frame has passed whole.
+    messages: u64,
+    /// Payload of the frame under way that is still to come; meaningless while a header is read.
+    payload_left: u64,
+    /// Payload of the message under way, up to and with the frame under way.
+    message_bytes: u64,
+    max_message_bytes: u64,
+    header: [u8; MAX_HEADER_BYTES],
+    header_len: u8,
+    /// Whether the last data frame was not final. An empty unfinished fragment leaves no bytes, so
+    /// `message_bytes` alone does not tell.
+    is_in_message: bool,
+    phase: Phase,
+    close: CloseNote,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Between frames, or within a header if `header_len > 0`.
+    Header,
+    Payload,
+}
+
+/// What of a Close frame has passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CloseNote {
+    None,
+    /// The header, and none or one byte of the code.
+    Begun(Option<u8>),
+    /// The whole frame, or enough of it.
+    Seen(Option<u16>),
+}
+
+/// A message would be longer than allowed. Nothing of the frame that makes it so was consumed, but
+/// for header bytes of earlier calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooBig;
+
+impl FrameTracker {
+    /// `max_message_bytes`: payload of all frames of one data message; `u64::MAX`: any.
+    pub fn new(max_message_bytes: u64) -> Self {
+        Self {
+            messages: 0,
+            payload_left: 0,
+            message_bytes: 0,
+            max_message_bytes,
+            header: [0; MAX_HEADER_BYTES],
+            header_len: 0,
+            is_in_message: false,
+            phase: Phase::Header,
+            close: CloseNote::None,
+        }
+    }
+
+    /// Consumes bytes up to the end of the frame under way, at most; says how many. Consumes at
+    /// least one unless `bytes` is empty.
+    ///
+    /// # Errors
+    /// [`TooBig`]; after [`FrameTracker::lift_limit`] the same bytes may be given again.
+    pub fn frame(&mut self, bytes: &[u8]) -> Result<usize, TooBig> {
+        let mut consumed = 0;
+        if self.phase == Phase::Header {
+            consumed = self.header(bytes)?;
+            if self.phase == Phase::Header {
+                return Ok(consumed);
+            }
+        }
+        let rest = bytes.get(consumed..).unwrap_or_default();
+        let n = usize::try_from(self.payload_left).map_or(rest.len(), |left| left.min(rest.len()));
+        self.note_close_payload(&rest[..n]);
+        self.payload_left -= n as u64;
+        if self.payload_left == 0 {
+            self.end_frame();
+        }
+        Ok(consumed + n)
+    }
+
+    /// Messages may have any length from now on.
+    pub fn lift_limit(&mut self) {
+        self.max_message_bytes = u64::MAX;
+    }
+
+    /// Whether the last byte consumed ended a frame: here a control frame may be put in.
+    pub fn is_between_frames(&self) -> bool {
+        self.phase == Phase::Header && self.header_len == 0
+    }
+
+    /// Whether the last byte consumed ended a message: here the sender could be exchanged.
+    pub fn is_between_messages(&self) -> bool {
+        self.is_between_frames() && !self.is_in_message
+    }
+
+    /// Whole data messages so far.
+    pub fn messages(&self) -> u64 {
+        self.messages
+    }
+
+    /// Once a Close frame has passed: its code, if it has one.
+    pub fn close(&self) -> Option<Option<u16>> {
+        match self.close {
+            CloseNote::Seen(code) => Some(code),
+            CloseNote::None | CloseNote::Begun(_) => None,
+        }
+    }
+
+    /// Reads a header, whole or in part; enters [`Phase::Payload`] when it is whole.
+    fn header(&mut self, bytes: &[u8]) -> Result<usize, TooBig> {
+        let mut len = usize::from(self.header_len);
+        let mut consumed = 0;
+        while len < 2 || len < header_bytes(self.header[1]) {
+            let Some(&byte) = bytes.get(consumed) else {
+                self.header_len = len as u8;
+                return Ok(consumed);
+            };
+            self.header[len] = byte;
+            len += 1;
+            consumed += 1;
+        }
+        let payload = payload_bytes(&self.header);
+        if !is_control(self.header[0]) {
+            let so_far = if self.opcode() == CONTINUATION {
+                self.message_bytes
+            } else {
+                0
+            };
+            let message = so_far.saturating_add(payload);
+            if message > self.max_message_bytes {
+                return Err(TooBig);
+            }
+            self.message_bytes = message;
+        } else if self.opcode() == CLOSE && self.close == CloseNote::None {
+            self.close = CloseNote::Begun(None);
+        }
+        self.header_len = len as u8;
+        self.payload_left = payload;
+        self.phase = Phase::Payload;
+        Ok(consumed)
+    }
+
+    fn note_close_payload(&mut self, payload: &[u8]) {
+        if self.opcode() != CLOSE {
+            return;
+        }
+        for &byte in payload.iter().take(2) {
+            let CloseNote::Begun(first) = self.close else {
+                return;
+            };
+            self.close = match first {
+                None => CloseNote::Begun(Some(byte ^ self.mask(0))),
+                Some(high) => {
+                    CloseNote::Seen(Some(u16::from_be_bytes([high, byte ^ self.mask(1)])))
+                }
+            };
+        }
+    }
+
+    fn end_frame(&mut self) {
+        if let (CLOSE, CloseNote::Begun(_)) = (self.opcode(), self.close) {
+            self.close = CloseNote::Seen(None);
+        }
+        if !is_control(self.header[0]) {
+            self.is_in_message = self.header[0] & FIN == 0;
+            if !self.is_in_message {
+                self.messages += 1;
+                self.message_bytes = 0;
+            }
+        }
+        self.phase = Phase::Header;
+        self.header_len = 0;
+    }
+
+    fn opcode(&self) -> u8 {
+        self.header[0] & 0x0f
+    }
+
+    /// Byte `i` (0 to 3) of the mask; 0 where the frame has none.
+    fn mask(&self, i: usize) -> u8 {
+        if self.header[1] & MASKED == 0 {
+            return 0;
+        }
+        self.header[usize::from(self.header_len) - 4 + i]
+    }
+}
+
+const FIN: u8 = 0x80;
+const MASKED: u8 = 0x80;
+const CONTINUATION: u8 = 0x0;
+const CLOSE: u8 = 0x8;
+const PING: u8 = 0x9;
+
+fn is_control(first: u8) -> bool {
+    first & 0x08 != 0
+}
+
+/// Length of a header by its second byte.
+fn header_bytes(second: u8) -> usize {
+    let length = match second & 0x7f {
+        126 => 2,
+        127 => 8,
+        _ => 0,
+    };
+    2 + length + if second & MASKED != 0 { 4 } else { 0 }
+}
+
+/// Length of the payload by a whole header.
+fn payload_bytes(header: &[u8; MAX_HEADER_BYTES]) -> u64 {
+    let [_, second, a, b, c, d, e, f, g, h, ..] = *header;
+    match second & 0x7f {
+        126 => u64::from(u16::from_be_bytes([a, b])),
+        127 => u64::from_be_bytes([a, b, c, d, e, f, g, h]),
+        short => u64::from(short),
+    }
+}
+
+/// How a frame of ours is masked (RFC 6455 section 5.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Masking {
+    /// Towards a client.
+    None,
+    /// Towards a backend, with this key.
+    Key([u8; 4]),
+}
+
+/// A Close frame without a reason.
+pub fn close_frame(code: u16, masking: Masking) -> Vec<u8> {
+    control_frame(CLOSE, &code.to_be_bytes(), masking)
+}
+
+/// A Ping frame without a payload.
+pub fn ping_frame(masking: Masking) -> Vec<u8> {
+    control_frame(PING, &[], masking)
+}
+
+fn control_frame(opcode: u8, payload: &[u8], masking: Masking) -> Vec<u8> {
+    debug_assert!(payload.len() <= 125, "RFC 6455 section 5.5");
+    let mut frame = vec![FIN | opcode, payload.len() as u8];
+    match masking {
+        Masking::None => frame.extend_from_slice(payload),
+        Masking::Key(key) => {
+            frame[1] |= MASKED;
+            frame.extend_from_slice(&key);
+            frame.extend(
+                payload
+                    .iter()
+                    .zip(key.iter().cycle())
+                    .map(|(byte, mask)| byte ^ mask),
+            );
+        }
+    }
+    frame
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(first: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
+        let masked = if mask.is_some() { MASKED } else { 0 };
+        let mut bytes = vec![first];
+        match payload.len() {
+            n @ 0..=125 => bytes.push(masked | n as u8),
+            n @ 126..=65535 => {
+                bytes.push(masked | 126);
+                bytes.extend((n as u16).to_be_bytes());
+            }
+            n => {
+                bytes.push(masked | 127);
+                bytes.extend((n as u64).to_be_bytes());
+            }
+        }
+        let key = mask.unwrap_or_default();
+        bytes.extend(mask.iter().flatten());
+        bytes.extend(
+            payload
+                .iter()
+                .zip(key.iter().cycle())
+                .map(|(byte, mask)| byte ^ mask),
+        );
+        bytes
+    }
+
+    /// Feeds `bytes` in pieces of `piece`; returns the offsets at which frames ended.
+    fn feed(tracker: &mut FrameTracker, bytes: &[u8], piece: usize) -> Vec<usize> {
+        let mut ends = Vec::new();
+        let mut at = 0;
+        for chunk in bytes.chunks(piece) {
+            let mut chunk = chunk;
+            while !chunk.is_empty() {
+                let n = tracker.frame(chunk).expect("within the limit");
+                assert!(n > 0, "no progress");
+                at += n;
+                chunk = &chunk[n..];
+                if tracker.is_between_frames() {
+                    ends.push(at);
+                }
+            }
+        }
+        ends
+    }
+
+    #[test]
+    fn every_split_of_every_length_finds_the_same_boundaries() {
+        for mask in [None, Some([1, 2, 3, 4])] {
+            for len in [0, 1, 2, 125, 126, 127, 65535, 65536] {
+                let mut bytes = frame(0x82, &vec![7; len], mask);
+                let first = bytes.len();
+                bytes.extend(frame(0x81, b"next", mask));
+                for piece in [1, 2, 3, 5, 13, 14, 15, 1000, bytes.len()] {
+                    let mut tracker = FrameTracker::new(u64::MAX);
+                    assert_eq!(
+                        feed(&mut tracker, &bytes, piece),
+                        [first, bytes.len()],
+                        "{len} by {piece}"
+                    );
+                    assert_eq!(tracker.messages(), 2);
+                    assert!(tracker.is_between_messages());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn fragments_and_the_control_frames_between_them_are_one_message() {
+        let mut tracker = FrameTracker::new(6);
+        for (bytes, messages, between) in [
+            (frame(0x01, b"", None), 0, false),
+            (frame(0x89, b"ping", None), 0, false),
+            (frame(0x00, b"abc", None), 0, false),
+            (frame(0x89, b"ping", None), 0, false),
+            (frame(0x80, b"def", None), 1, true),
+        ] {
+            feed(&mut tracker, &bytes, 1);
+            assert_eq!(tracker.messages(), messages);
+            assert_eq!(tracker.is_between_messages(), between);
+        }
+    }
+
+    #[test]
+    fn a_message_over_the_limit_stops_before_its_frame() {
+        let check = |frames: &[Vec<u8>], allowed: usize| {
+            let mut tracker = FrameTracker::new(10);
+            for frame in &frames[..allowed] {
+                feed(&mut tracker, frame, 1);
+            }
+            assert_eq!(tracker.frame(&frames[allowed]), Err(TooBig));
+            assert!(tracker.is_between_frames());
+            assert_eq!(tracker.frame(&frames[allowed][..1]), Ok(1));
+            assert_eq!(tracker.frame(&frames[allowed][1..]), Err(TooBig));
+            assert!(!tracker.is_between_frames());
+            tracker.lift_limit();
+            assert!(tracker.frame(&frames[allowed][1..]).is_ok());
+        };
+        check(&[frame(0x82, &[0; 11], None)], 0);
+        check(
+            &[frame(0x02, &[0; 10], None), frame(0x80, &[0; 1], None)],
+            1,
+        );
+        check(
+            &[frame(0x82, &[0; 10], None), frame(0x82, &[0; 200], None)],
+            1,
+        );
+        let mut endless = vec![0x82, 127];
+        endless.extend([0xff; 8]);
+        check(&[endless], 0);
+    }
+
+    #[test]
+    fn close_codes_are_read_through_the_mask_and_split_anywhere() {
+        for mask in [None, Some([0xde, 0xad, 0xbe, 0xef])] {
+            for (payload, code) in [
+                (&b""[..], None),
+                (b"\x03", None),
+                (b"\x03\xe9", Some(1001)),
+                (b"\x0f\xa0bye", Some(4000)),
+            ] {
+                for piece in [1, 2, 3, 100] {
+                    let mut tracker = FrameTracker::new(u64::MAX);
+                    feed(&mut tracker, &frame(0x81, b"hello", mask), piece);
+                    assert_eq!(tracker.close(), None);
+                    feed(&mut tracker, &frame(0x88, payload, mask), piece);
+                    assert_eq!(tracker.close(), Some(code));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn frames_of_ours_are_read_back() {
+        for masking in [Masking::None, Masking::Key([9, 8, 7, 6])] {
+            let mut tracker = FrameTracker::new(u64::MAX);
+            assert_eq!(feed(&mut tracker, &ping_frame(masking), 1).len(), 1);
+            assert_eq!(feed(&mut tracker, &close_frame(1012, masking), 1).len(), 1);
+            assert_eq!(tracker.close(), Some(Some(1012)));
+        }
+    }
+}

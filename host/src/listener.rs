@@ -1,0 +1,71 @@
+//! Where connections come in: binds, accepts, caps their number, and gives each to a worker.
+//!
+//! Every worker has a socket of its own on each address (`SO_REUSEPORT`), so the kernel spreads
+//! connections without a lock of ours. Long-lived sockets make that luck permanent, so a worker
+//! well above the mean gives a connection on to the least loaded one.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+use tokio::time::sleep;
+
+use crate::config::Listener;
+use crate::worker::Worker;
+
+/// Connections that the kernel keeps for us between two accepts; it caps this by `somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// After an accept that failed for want of descriptors: until some may be free again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// One socket per worker, all on one address.
+///
+/// # Errors
+/// The address is taken, or not ours.
+pub fn bind(address: SocketAddr, n_workers: usize) -> io::Result<Vec<StdListener>> {
+    // With `SO_REUSEPORT` alone a second process would get half of the first one's connections
+    // where its operator expects to hear that the address is taken.
+    drop(StdListener::bind(address)?);
+    let first = bind_one(address)?;
+    let address = first.local_addr()?;
+    let rest = (1..n_workers).map(|_| bind_one(address));
+    std::iter::once(Ok(first)).chain(rest).collect()
+}
+
+fn bind_one(address: SocketAddr) -> io::Result<StdListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Accepts until it is dropped.
+pub async fn accept(worker: Rc<Worker>, listener: TcpListener, limits: Arc<Listener>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, client)) => {
+                if let Err(error) = worker.welcome(stream, client, &limits) {
+                    tracing::debug!(%client, %error, "connection lost at once");
+                }
+            }
+            // The client has gone again; the next one is waiting.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept: pausing");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! One loaded version of a plugin: its code under a name and a number, and its trials.
+//!
+//! Immutable and shared by all workers; each makes its own instances of it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use ::http::HeaderMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::failure::CallError;
+use super::handler::GuestHandler;
+use super::host::PluginHost;
+use super::http::GuestHttp;
+use super::limits::Limits;
+use super::load::{CallCode, Code, Kinds, LoadError};
+use super::policy::GuestPolicy;
+use crate::config::{PluginName, PluginSettings};
+use crate::routing::policy::{Candidate, ChoiceRequest, Figures, Policy};
+
+/// One version of one plugin.
+#[derive(Debug)]
+pub struct Generation {
+    /// The plugin's.
+    pub name: PluginName,
+    /// Counts from 1 in each name and never goes back.
+    pub number: u64,
+    /// Where its bytes came from.
+    pub source: Source,
+    /// When it was compiled.
+    pub loaded_at: SystemTime,
+    /// Shared with a generation that brings the same code back.
+    pub(super) code: Arc<Code>,
+}
+
+/// Where the bytes of a generation came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// This binary.
+    Embedded,
+    /// A file.
+    File(PathBuf),
+}
+
+impl Generation {
+    /// What it exports.
+    pub fn kinds(&self) -> Kinds {
+        self.code.kinds
+    }
+
+    /// The interfaces that it imports, by name.
+    pub fn imports(&self) -> &[String] {
+        &self.code.imports
+    }
+
+    /// The size of the file.
+    pub fn n_bytes(&self) -> usize {
+        self.code.n_bytes
+    }
+
+    /// The hash of the file, in hexadecimal digits.
+    pub fn sha256(&self) -> String {
+        self.code
+            .sha256
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+
+    /// A policy of its own for one upstream on one worker, configured.
+    ///
+    /// # Errors
+    /// The guest failed or refused its configuration.
+    pub fn policy(
+        self: &Arc<Self>,
+        config: &serde_json::Value,
+        host: &PluginHost,
+    ) -> Result<GuestPolicy, CallError> {
+        GuestPolicy::new(self, config, host)
+    }
+
+    /// What makes this plugin's sessions on one worker, with a first instance configured.
+    ///
+    /// # Errors
+    /// As [`Generation::policy`].
+    pub fn handler(
+        self: &Arc<Self>,
+        settings: &PluginSettings,
+        host: &PluginHost,
+    ) -> Result<GuestHandler, CallError> {
+        GuestHandler::new(self, settings, host)
+    }
+
+    /// What answers requests on one worker. It makes an instance for each.
+    pub fn http(self: &Arc<Self>, host: &PluginHost) -> GuestHttp {
+        GuestHttp::new(self, host)
+    }
+
+    /// Configures it as a policy, hands it `candidates` and asks for one choice.
+    ///
+    /// # Errors
+    /// [`LoadError::NotKind`], or [`LoadError::Trial`] with what went wrong.
+    pub fn trial_policy(
+        self: &Arc<Self>,
+        config: &serde_json::Value,
+        candidates: &[Candidate],
+        limits: Limits,
+    ) -> Result<(), LoadError> {
+        self.is_kind(self.kinds().policy, "policy")?;
+        let mut policy = self
+            .policy(config, &PluginHost::for_trial(limits))
+            .map_err(LoadError::Trial)?;
+        if candidates.is_empty() {
+            return Ok(());
+        }
+        let figures = vec![Figures::default(); candidates.len()];
+        let request = ChoiceRequest {
+            sequence: 0,
+            random: 0,
+            now_ms: 0,
+            client_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            host: "localhost",
+            path: "/",
+            headers: &HeaderMap::new(),
+            figures: if policy.wants().figures {
+                &figures
+            } else {
+                &[]
+            },
+        };
+        policy
+            .try_backends_changed(candidates)
+            .map_err(LoadError::Trial)?;
+        policy.try_choose(&request).map_err(LoadError::Trial)?;
+        Ok(())
+    }
+
+    /// Instantiates and configures it as a handler.
+    ///
+    /// # Errors
+    /// As [`Generation::trial_policy`].
+    pub fn trial_handler(
+        self: &Arc<Self>,
+        settings: &PluginSettings,
+        limits: Limits,
+    ) -> Result<(), LoadError> {
+        self.is_kind(self.kinds().handler, "handler")?;
+        self.handler(settings, &PluginHost::for_trial(limits))
+            .map_err(LoadError::Trial)?;
+        Ok(())
+    }
+
+    /// Says whether it is an HTTP handler; its instances come into being with requests.
+    ///
+    /// # Errors
+    /// [`LoadError::NotKind`]
+    pub fn trial_http(&self) -> Result<(), LoadError> {
+        self.is_kind(self.kinds().http, "http")
+    }
+
+    /// What is called synchronously, or the error of calling an HTTP handler so.
+    pub(super) fn calls(&self) -> Option<&CallCode> {
+        self.code.calls.as_ref()
+    }
+
+    /// The same code under another number.
+    pub(super) fn renumbered(&self, number: u64) -> Self {
+        Self {
+            name: self.name.clone(),
+            number,
+            source: self.source.clone(),
+            loaded_at: self.loaded_at,
+            code: Arc::clone(&self.code),
+        }
+    }
+
+    fn is_kind(&self, is_exported: bool, wanted: &'static str) -> Result<(), LoadError> {
+        let kinds = self.kinds();
+        if is_exported {
+            Ok(())
+        } else {
+            Err(LoadError::NotKind { wanted, kinds })
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedded => f.write_str("embedded"),
+            Self::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! One instance and its memory: made, called within its limits, counted, and thrown away when it
+//! fails.
+//!
+//! Knows nothing of what a call is about; `policy` and `handler` do.
+
+use std::sync::Arc;
+
+use tracing::Level;
+use wasmtime::Store;
+use wasmtime::component::Instance;
+
+use super::bindings::exports::pointsman::plugin::state;
+use super::failure::{CallError, Failure, cut};
+use super::generation::Generation;
+use super::host::PluginHost;
+use super::host_api::HostState;
+use super::limits::{Limits, monotonic_ns};
+use super::load::CallCode;
+use super::share::Share;
+use super::stats::{Call, PluginStats};
+
+/// One instance that is called synchronously.
+#[derive(Debug)]
+pub(super) struct Guest {
+    /// None once it has failed: its memory is gone and no call can enter it again.
+    store: Option<Store<HostState>>,
+    pub(super) about: About,
+}
+
+/// What is true of all instances of one generation on one worker.
+#[derive(Debug, Clone)]
+pub(super) struct About {
+    pub(super) generation: Arc<Generation>,
+    pub(super) host: PluginHost,
+    pub(super) limits: Limits,
+    pub(super) share: Arc<Share>,
+    pub(super) stats: Arc<PluginStats>,
+}
+
+impl About {
+    pub(super) fn new(generation: &Arc<Generation>, host: &PluginHost) -> Self {
+        Self {
+            generation: Arc::clone(generation),
+            host: host.clone(),
+            limits: host.limits(),
+            share: host.share(&generation.name),
+            stats: host.stats(&generation.name),
+        }
+    }
+
+    /// Makes what an instance lives in. It still needs its deadline.
+    pub(super) fn store(&self) -> Store<HostState> {
+        let state = HostState::new(Arc::clone(&self.share), &self.limits);
+        let mut store = Store::new(self.generation.code.engines.engine(), state);
+        store.limiter(|state| &mut state.memory);
+        store.set_hostcall_fuel(self.limits.output_max_bytes());
+        self.stats.instance_made();
+        store
+    }
+
+    /// Counts and tells that a call failed.
+    pub(super) fn failed(&self, call: Call, error: &CallError) {
+        self.stats.record_failure(call, error);
+        let generation = self.generation.number;
+        self.share
+            .log
+            .write(Level::WARN, &format!("generation {generation}: {error}"));
+        self.host.report(Failure {
+            plugin: self.generation.name.clone(),
+            generation,
+            worker: self.host.worker(),
+            error: error.clone(),
+        });
+    }
+}
+
+impl Guest {
+    /// Makes an instance. `load` finds its exports.
+    pub(super) fn new<E>(
+        about: About,
+        load: impl FnOnce(&CallCode, &mut Store<HostState>, &Instance) -> wasmtime::Result<E>,
+    ) -> Result<(Self, E), CallError> {
+        let mut store = about.store();
+        store.epoch_deadline_callback(|mut store| Ok(store.data_mut().watch.expired()));
+        let generation = Arc::clone(&about.generation);
+        let mut guest = Self {
+            store: Some(store),
+            about,
+        };
+        let exports = guest.call(Call::Instantiate, |store| {
+            let Some(code) = generation.calls() else {
+                return Err(wasmtime::Error::msg(
+                    "it exports neither policy nor handler",
+                ));
+            };
+            let instance = code.pre.instantiate(&mut *store)?;
+            load(code, store, &instance)
+        })?;
+        Ok((guest, exports))
+    }
+
+    /// Calls the instance within its limits. Any error of wasmtime's leaves it dead.
+    pub(super) fn call<R>(
+        &mut self,
+        call: Call,
+        run: impl FnOnce(&mut Store<HostState>) -> wasmtime::Result<R>,
+    ) -> Result<R, CallError> {
+        let Some(store) = &mut self.store else {
+            return Err(CallError::Dead);
+        };
+        let started_ns = monotonic_ns();
+        let ticks = store.data_mut().watch.begin(started_ns);
+        store.set_epoch_deadline(ticks);
+        self.about.generation.code.engines.note_call();
+
+        let result = run(store);
+
+        self.about
+            .stats
+            .record(call, monotonic_ns().saturating_sub(started_ns));
+        let was_refused_memory = store.data_mut().memory.take_refused();
+        result.map_err(|error| {
+            let error = CallError::classify(call, &error, &self.about.limits, was_refused_memory);
+            self.kill();
+            self.about.failed(call, &error);
+            error
+        })
+    }
+
+    /// A call came back with what `bindings` does not take.
+    pub(super) fn check<R>(
+        &self,
+        call: Call,
+        result: Result<R, CallError>,
+    ) -> Result<R, CallError> {
+        if let Err(error) = &result {
+            self.about.failed(call, error);
+        }
+        result
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        self.store.is_none()
+    }
+
+    /// What the instance knows, with the version of its layout.
+    pub(super) fn save(&mut self, state: &state::Guest) -> Result<(u32, Vec<u8>), CallError> {
+        let memory_max_bytes = self.about.limits.memory_max_bytes;
+        let output_max_bytes = self.about.limits.output_max_bytes();
+        self.call(Call::Save, |store| {
+            let version = state.call_version(&mut *store)?;
+            // All that it holds may be worth keeping.
+            store.set_hostcall_fuel(memory_max_bytes);
+            let saved = state.call_save(&mut *store)?;
+            store.set_hostcall_fuel(output_max_bytes);
+            Ok((version, saved))
+        })
+    }
+
+    /// Hands over what another instance knew.
+    pub(super) fn restore(
+        &mut self,
+        state: &state::Guest,
+        version: u32,
+        saved: &[u8],
+    ) -> Result<(), CallError> {
+        let restored = self.call(Call::Restore, |store| {
+            state.call_restore(store, saved, version)
+        })?;
+        restored.map_err(|reason| CallError::Refused {
+            call: Call::Restore,
+            reason: cut(reason),
+        })
+    }
+
+    fn kill(&mut self) {
+        if self.store.take().is_some() {
+            self.about.stats.instance_gone();
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,167 @@
+//! What a worker brings along when it makes an instance: who it is, the limits, the shares of all
+//! plugins, its counters, and the way to tell the control plane of a failure.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::mpsc;
+
+use super::failure::Failure;
+use super::limits::Limits;
+use super::share::Share;
+use super::stats::{self, PluginFigures, PluginStats};
+use crate::config::PluginName;
+
+/// A worker's leave to make instances. The control plane makes one for each worker.
+#[derive(Debug, Clone)]
+pub struct PluginHost {
+    worker: usize,
+    plugins: Arc<Shares>,
+    /// None in trials, whose failures are answered to the caller.
+    failures: Option<mpsc::Sender<Failure>>,
+}
+
+/// Reads what is known of all plugins.
+#[derive(Debug, Clone)]
+pub struct StatsReader(Arc<Shares>);
+
+/// Locked when an instance is made and when the metrics page is read, never for a call.
+#[derive(Debug)]
+pub(super) struct Shares {
+    limits: Mutex<Limits>,
+    shares: Mutex<BTreeMap<PluginName, Arc<Share>>>,
+    stats: Mutex<Vec<Arc<PluginStats>>>,
+}
+
+impl PluginHost {
+    pub(super) fn new(
+        worker: usize,
+        plugins: Arc<Shares>,
+        failures: mpsc::Sender<Failure>,
+    ) -> Self {
+        let failures = Some(failures);
+        Self {
+            worker,
+            plugins,
+            failures,
+        }
+    }
+
+    /// For a trial: its store, sessions, values and failures are its own and are forgotten.
+    pub fn for_trial(limits: Limits) -> Self {
+        Self {
+            worker: usize::MAX,
+            plugins: Arc::new(Shares::new(limits)),
+            failures: None,
+        }
+    }
+
+    pub(super) fn worker(&self) -> usize {
+        self.worker
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        *self
+            .plugins
+            .limits
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn share(&self, plugin: &PluginName) -> Arc<Share> {
+        let mut shares = self
+            .plugins
+            .shares
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let share = shares
+            .entry(plugin.clone())
+            .or_insert_with(|| Arc::new(Share::new(plugin.clone())));
+        Arc::clone(share)
+    }
+
+    /// This worker's counters for the plugin; the same ones each time.
+    pub(super) fn stats(&self, plugin: &PluginName) -> Arc<PluginStats> {
+        let mut all = self
+            .plugins
+            .stats
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let is_ours =
+            |stats: &&Arc<PluginStats>| stats.worker == self.worker && stats.plugin == *plugin;
+        if let Some(stats) = all.iter().find(is_ours) {
+            return Arc::clone(stats);
+        }
+        let stats = Arc::new(PluginStats::new(plugin.clone(), self.worker));
+        all.push(Arc::clone(&stats));
+        stats
+    }
+
+    /// Tells the control plane. When its queue is full it has been told often enough.
+    pub(super) fn report(&self, failure: Failure) {
+        if let Some(failures) = &self.failures {
+            let _ = failures.try_send(failure);
+        }
+    }
+}
+
+impl Shares {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits: Mutex::new(limits),
+            shares: Mutex::default(),
+            stats: Mutex::default(),
+        }
+    }
+
+    /// For instances made from now on.
+    pub(super) fn set_limits(&self, limits: Limits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+    }
+}
+
+impl StatsReader {
+    pub(super) fn new(plugins: Arc<Shares>) -> Self {
+        Self(plugins)
+    }
+
+    /// All plugins of which there has ever been an instance, by name.
+    pub fn read(&self) -> Vec<PluginFigures> {
+        let shares = self
+            .0
+            .shares
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let stats = self
+            .0
+            .stats
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        shares
+            .values()
+            .map(|share| figures(share, &stats))
+            .collect()
+    }
+}
+
+fn figures(share: &Share, stats: &[Arc<PluginStats>]) -> PluginFigures {
+    let workers = stats
+        .iter()
+        .map(Arc::as_ref)
+        .filter(|stats| stats.plugin == share.plugin);
+    let (n_instances, calls) = stats::sum(workers);
+    let store = share.store.lock().unwrap_or_else(PoisonError::into_inner);
+    PluginFigures {
+        plugin: share.plugin.clone(),
+        n_instances,
+        n_sessions: share.topics.n_sessions(),
+        dropped_messages: share.topics.n_dropped(),
+        dropped_log_lines: share.log.n_dropped(),
+        store_bytes: store.used_bytes() as u64,
+        calls,
+        counts: share.counts(),
+        gauges: share.gauges(),
+    }
+}

@@ -1,0 +1,262 @@
+//! How far a guest may go: memory, time for one call, size of what it returns.
+//!
+//! In come the operator's two figures; out come what wasmtime asks while a guest runs, and the
+//! bounds that `bindings` holds results against. Knows nothing of what a call is about.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+use wasmtime::{ResourceLimiter, UpdateDeadline};
+
+use super::engine::TICK;
+use crate::config;
+
+/// Largest file that is loaded.
+pub const FILE_MAX_BYTES: usize = 64 << 20;
+
+/// All that one call may hand to the host, in its result or to one import.
+pub const OUTPUT_MAX_BYTES: usize = 16 << 20;
+
+/// Headers in one refusal, in one `placed`, or wanted.
+pub const HEADERS_MAX: usize = 64;
+
+/// The body of a refusal.
+pub const REFUSAL_BODY_MAX_BYTES: usize = 64 << 10;
+
+/// Messages in one verdict.
+pub const REPLIES_MAX: usize = 4096;
+
+/// Backends in one ranking.
+pub const RANKED_MAX: usize = 65_536;
+
+/// A URL in a redirect.
+pub const LOCATION_MAX_BYTES: usize = 8 << 10;
+
+/// A call is stopped when so many times its timeout have passed on the wall clock, however little of
+/// that it ran.
+const WALL_CLOCK_FACTOR: u64 = 20;
+
+const TABLE_ELEMENTS_MAX: usize = 100_000;
+const TABLES_MAX: usize = 64;
+const MEMORIES_MAX: usize = 16;
+const CORE_INSTANCES_MAX: usize = 64;
+
+/// What the operator allows each instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// For one call.
+    pub call_timeout: Duration,
+    /// Over all memories of one instance.
+    pub memory_max_bytes: usize,
+}
+
+impl Limits {
+    /// Taken from `[plugins]`.
+    pub fn new(settings: &config::Plugins) -> Self {
+        Self {
+            call_timeout: settings.call_timeout,
+            memory_max_bytes: settings.memory_max_bytes,
+        }
+    }
+
+    /// What one call may hand over: never more than the instance could hold itself.
+    pub(super) fn output_max_bytes(&self) -> usize {
+        self.memory_max_bytes.min(OUTPUT_MAX_BYTES)
+    }
+
+    /// The longest message that a guest is called with: room for it, for one copy, and for the rest
+    /// of the guest. An allocation that fails would take the whole instance along.
+    pub fn message_max_bytes(&self) -> usize {
+        self.memory_max_bytes / 3
+    }
+
+    /// For the head of an answer, and for each silence in its body, of an HTTP handler. It may wait
+    /// for its client's body meanwhile, so it has longer than a synchronous call; a spinning guest
+    /// gives way to others at each tick.
+    pub(super) fn http_timeout(&self) -> Duration {
+        (self.call_timeout * 30).max(Duration::from_secs(1))
+    }
+}
+
+/// Nanoseconds since an arbitrary moment.
+pub(super) fn monotonic_ns() -> u64 {
+    nanoseconds(ClockId::Monotonic)
+}
+
+/// Nanoseconds that this thread has run.
+fn thread_cpu_ns() -> u64 {
+    nanoseconds(ClockId::ThreadCPUTime)
+}
+
+fn nanoseconds(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Stops a call that runs too long.
+///
+/// A busy machine may take the processor away in the midst of a call of one microsecond, which is
+/// not the guest's doing. So the wall clock only arms the watch, at half the timeout; from then on
+/// the thread's own time counts, up to the other half. On an idle machine that is the timeout.
+#[derive(Debug)]
+pub(super) struct CallWatch {
+    timeout_ns: u64,
+    started_ns: u64,
+    /// The thread's time when half the timeout was over.
+    armed_at_cpu_ns: Option<u64>,
+}
+
+impl CallWatch {
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self {
+            timeout_ns: limits
+                .call_timeout
+                .as_nanos()
+                .try_into()
+                .unwrap_or(u64::MAX),
+            started_ns: 0,
+            armed_at_cpu_ns: None,
+        }
+    }
+
+    /// A call begins: the number of ticks until [`CallWatch::expired`] is to be asked.
+    pub(super) fn begin(&mut self, now_ns: u64) -> u64 {
+        self.started_ns = now_ns;
+        self.armed_at_cpu_ns = None;
+        (self.timeout_ns / 2 / TICK.as_nanos() as u64).max(1)
+    }
+
+    /// The ticks are over. The first time never ends the call: the processor may have been away for
+    /// longer than any bound.
+    pub(super) fn expired(&mut self) -> UpdateDeadline {
+        let cpu_ns = thread_cpu_ns();
+        let Some(armed_at) = self.armed_at_cpu_ns else {
+            self.armed_at_cpu_ns = Some(cpu_ns);
+            return UpdateDeadline::Continue(1);
+        };
+        let wall_ns = monotonic_ns().saturating_sub(self.started_ns);
+        let is_over = cpu_ns.saturating_sub(armed_at) >= self.timeout_ns / 2
+            || wall_ns >= self.timeout_ns.saturating_mul(WALL_CLOCK_FACTOR);
+        if is_over {
+            UpdateDeadline::Interrupt
+        } else {
+            UpdateDeadline::Continue(1)
+        }
+    }
+}
+
+/// Refuses what would not fit.
+#[derive(Debug)]
+pub(super) struct MemoryLimit {
+    max_bytes: usize,
+    used_bytes: usize,
+    was_refused: bool,
+}
+
+impl MemoryLimit {
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self {
+            max_bytes: limits.memory_max_bytes,
+            used_bytes: 0,
+            was_refused: false,
+        }
+    }
+
+    /// Whether memory has been refused since this was last asked.
+    pub(super) fn take_refused(&mut self) -> bool {
+        std::mem::take(&mut self.was_refused)
+    }
+}
+
+impl ResourceLimiter for MemoryLimit {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let grown = self
+            .used_bytes
+            .saturating_add(desired.saturating_sub(current));
+        if grown > self.max_bytes {
+            self.was_refused = true;
+            return Ok(false);
+        }
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        self.used_bytes = grown;
+        Ok(true)
+    }
+
+    fn table_growing(
+        &mut self,
+        _current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let is_refused = desired > TABLE_ELEMENTS_MAX;
+        self.was_refused |= is_refused;
+        Ok(!is_refused && maximum.is_none_or(|maximum| desired <= maximum))
+    }
+
+    fn instances(&self) -> usize {
+        CORE_INSTANCES_MAX
+    }
+
+    fn tables(&self) -> usize {
+        TABLES_MAX
+    }
+
+    fn memories(&self) -> usize {
+        MEMORIES_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(call_timeout_ms: u64) -> Limits {
+        Limits {
+            call_timeout: Duration::from_millis(call_timeout_ms),
+            memory_max_bytes: 1 << 20,
+        }
+    }
+
+    #[test]
+    fn the_watch_is_armed_at_half_the_timeout() {
+        let check = |timeout_ms, ticks| {
+            assert_eq!(
+                CallWatch::new(&limits(timeout_ms)).begin(0),
+                ticks,
+                "{timeout_ms} ms"
+            );
+        };
+        check(1, 1);
+        check(2, 1);
+        check(10, 5);
+        check(10_000, 5_000);
+    }
+
+    #[test]
+    fn a_call_that_did_not_run_is_given_more_time_until_the_wall_clock_ends_it() {
+        let mut watch = CallWatch::new(&limits(10_000));
+        watch.begin(monotonic_ns());
+        assert!(matches!(watch.expired(), UpdateDeadline::Continue(1)));
+        assert!(matches!(watch.expired(), UpdateDeadline::Continue(1)));
+        watch.begin(monotonic_ns().saturating_sub(200_000_000_000));
+        assert!(matches!(watch.expired(), UpdateDeadline::Continue(1)));
+        assert!(matches!(watch.expired(), UpdateDeadline::Interrupt));
+    }
+
+    #[test]
+    fn memories_share_one_bound() {
+        let mut limit = MemoryLimit::new(&limits(10));
+        assert!(limit.memory_growing(0, 600_000, None).unwrap());
+        assert!(!limit.memory_growing(0, 600_000, None).unwrap());
+        assert!(limit.take_refused());
+        assert!(!limit.take_refused());
+        assert!(limit.memory_growing(600_000, 1_000_000, None).unwrap());
+    }
+}

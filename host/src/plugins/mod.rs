@@ -1,0 +1,34 @@
+//! The sandbox: WebAssembly components that choose backends, speak WebSocket and answer requests.
+//!
+//! In come the bytes of a plugin, its configuration and what the traits of `routing` and `session`
+//! hand over; out come a [`policy::GuestPolicy`], a [`handler::GuestHandler`] or a
+//! [`http::GuestHttp`]. A guest is a stranger: bounded in time, memory and output, and thrown away
+//! after a trap. This room knows no sockets, and nobody else knows wasm.
+//!
+//! ```text
+//! bytes -> load -> Generation -> trial -> registry::publish -> Catalog -> policy | handler | http
+//!                                                                            | calls
+//!                                             host_api, wasi <- imports - guest -> stats, failures
+//! ```
+
+mod bindings;
+pub mod engine;
+pub mod failure;
+pub mod generation;
+mod guest;
+#[cfg(test)]
+mod guests;
+pub mod handler;
+pub mod host;
+mod host_api;
+pub mod http;
+mod kv;
+pub mod limits;
+pub mod load;
+mod log_lines;
+pub mod policy;
+pub mod registry;
+mod share;
+pub mod stats;
+mod topics;
+mod wasi;

@@ -1,0 +1,677 @@
+//! Which generation of each plugin serves: loading, swapping, going back, and the list of it all.
+//!
+//! Owned by the control plane. In come the bytes of files, failures and the wish to publish; out go
+//! immutable [`Catalog`]s. It knows neither the folder nor the configurations that refer to a plugin:
+//! who owns those runs the trials between [`Job::compile`] and [`Registry::publish`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::failure::Failure;
+use super::generation::{Generation, Source};
+use super::host::{PluginHost, Shares, StatsReader};
+use super::limits::Limits;
+use super::load::{Compiler, LoadError, sha256};
+use crate::config::{self, PluginName};
+
+/// So many failures within [`FAILURE_WINDOW`] take a young generation back.
+const FAILURES_MAX: usize = 3;
+const FAILURE_WINDOW: Duration = Duration::from_secs(60);
+
+/// A generation whose first failure comes later than this has proved itself.
+const YOUTH: Duration = Duration::from_secs(60);
+
+/// Failures that wait to be heard; more are counted in the metrics alone.
+const FAILURE_QUEUE: usize = 256;
+
+/// Plugins that are part of this binary: name and bytes.
+pub type Embedded = &'static [(&'static str, &'static [u8])];
+
+/// All plugins: what serves, what served before, what went wrong.
+#[derive(Debug)]
+pub struct Registry {
+    compiler: Arc<Compiler>,
+    limits: Limits,
+    embedded: BTreeMap<PluginName, &'static [u8]>,
+    entries: BTreeMap<PluginName, Entry>,
+    catalog: Arc<Catalog>,
+    plugins: Arc<Shares>,
+    failures: mpsc::Sender<Failure>,
+}
+
+/// The generations that serve, at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Catalog {
+    generations: BTreeMap<PluginName, Arc<Generation>>,
+}
+
+/// What is known of one name.
+#[derive(Debug, Default)]
+struct Entry {
+    current: Option<Serving>,
+    previous: Option<Arc<Generation>>,
+    last_number: u64,
+    last_error: Option<String>,
+    /// The content that failed in service.
+    quarantined: Option<[u8; 32]>,
+}
+
+#[derive(Debug)]
+struct Serving {
+    generation: Arc<Generation>,
+    since: Instant,
+    failures: VecDeque<Instant>,
+}
+
+/// What became of an offer of bytes.
+#[derive(Debug)]
+pub enum Loaded {
+    /// The same content serves already: nothing to do.
+    Unchanged,
+    /// A candidate. It serves nobody until it is published.
+    New(Arc<Generation>),
+}
+
+/// Bytes that wait to be compiled.
+#[derive(Debug)]
+pub struct Job {
+    compiler: Arc<Compiler>,
+    name: PluginName,
+    number: u64,
+    source: Source,
+    bytes: JobBytes,
+}
+
+#[derive(Debug)]
+enum JobBytes {
+    Embedded(&'static [u8]),
+    Read(Vec<u8>),
+}
+
+/// What is to be done when a plugin's file is gone.
+#[derive(Debug)]
+pub enum Removal {
+    /// It was not served from a file.
+    Nothing,
+    /// The embedded plugin of this name returns: compile, try and publish it.
+    Embedded(Job),
+    /// There is no other: the last good generation goes on serving.
+    KeepsLast(Arc<Generation>),
+}
+
+/// A generation was taken back.
+#[derive(Debug, Clone)]
+pub struct Reverted {
+    /// The one that failed.
+    pub from: u64,
+    /// What serves in its place: the code of the one before it, under a new number.
+    pub to: Arc<Generation>,
+}
+
+/// One plugin, for people.
+#[derive(Debug, Clone)]
+pub struct PluginStatus {
+    /// Which.
+    pub name: PluginName,
+    /// What serves; none if nothing has been published.
+    pub current: Option<Arc<Generation>>,
+    /// What would be brought back.
+    pub previous: Option<u64>,
+    /// Why the last attempt to load, or the last generation, failed. Cleared by a publication.
+    pub last_error: Option<String>,
+    /// The present content of the file is not loaded again.
+    pub is_quarantined: bool,
+}
+
+impl Registry {
+    /// Prepares the compiler. Nothing is compiled yet. Failures of guests come out of the receiver and
+    /// belong into [`Registry::report_failure`].
+    ///
+    /// # Errors
+    /// [`LoadError::Engine`]: this machine cannot run plugins.
+    pub fn new(
+        settings: &config::Plugins,
+        embedded: Embedded,
+    ) -> Result<(Self, mpsc::Receiver<Failure>), LoadError> {
+        let (failures, reported) = mpsc::channel(FAILURE_QUEUE);
+        let limits = Limits::new(settings);
+        let parse =
+            |&(name, bytes): &(&str, &'static [u8])| Some((PluginName::parse(name)?, bytes));
+        let registry = Self {
+            compiler: Arc::new(Compiler::new()?),
+            limits,
+            embedded: embedded.iter().filter_map(parse).collect(),
+            entries: BTreeMap::new(),
+            catalog: Arc::default(),
+            plugins: Arc::new(Shares::new(limits)),
+            failures,
+        };
+        Ok((registry, reported))
+    }
+
+    /// A worker's leave to make instances.
+    pub fn host(&self, worker: usize) -> PluginHost {
+        PluginHost::new(worker, Arc::clone(&self.plugins), self.failures.clone())
+    }
+
+    /// Reads what the metrics page shows.
+    pub fn stats(&self) -> StatsReader {
+        StatsReader::new(Arc::clone(&self.plugins))
+    }
+
+    /// What serves at this moment.
+    pub fn catalog(&self) -> Arc<Catalog> {
+        Arc::clone(&self.catalog)
+    }
+
+    /// What holds for instances made from now on.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// The configuration has changed. Instances that live keep what they have.
+    pub fn set_limits(&mut self, settings: &config::Plugins) {
+        self.limits = Limits::new(settings);
+        self.plugins.set_limits(self.limits);
+    }
+
+    /// The names of the plugins that are part of this binary.
+    pub fn embedded(&self) -> impl Iterator<Item = &PluginName> {
+        self.embedded.keys()
+    }
+
+    /// Offers the bytes of a file. None: the same content serves already.
+    ///
+    /// # Errors
+    /// [`LoadError::Quarantined`]; it is kept for the status.
+    pub fn offer(
+        &mut self,
+        name: &PluginName,
+        bytes: Vec<u8>,
+        source: Source,
+    ) -> Result<Option<Job>, LoadError> {
+        let hash = sha256(&bytes);
+        let entry = self.entries.entry(name.clone()).or_default();
+        if entry.serves(&hash) {
+            return Ok(None);
+        }
+        if entry.quarantined == Some(hash) {
+            entry.last_error = Some(LoadError::Quarantined.to_string());
+            return Err(LoadError::Quarantined);
+        }
+        Ok(Some(self.job(name, source, JobBytes::Read(bytes))))
+    }
+
+    /// Offers the embedded plugin of a name. None: it serves already.
+    ///
+    /// # Errors
+    /// [`LoadError::NotEmbedded`], or as [`Registry::offer`].
+    pub fn offer_embedded(&mut self, name: &PluginName) -> Result<Option<Job>, LoadError> {
+        let bytes = *self.embedded.get(name).ok_or(LoadError::NotEmbedded)?;
+        let entry = self.entries.entry(name.clone()).or_default();
+        if entry.serves(&sha256(bytes)) {
+            return Ok(None);
+        }
+        Ok(Some(self.job(
+            name,
+            Source::Embedded,
+            JobBytes::Embedded(bytes),
+        )))
+    }
+
+    /// [`Registry::offer`] and [`Job::compile`] in one, for callers that may block.
+    ///
+    /// # Errors
+    /// As those two; kept for the status.
+    pub fn load(
+        &mut self,
+        name: &PluginName,
+        bytes: Vec<u8>,
+        source: Source,
+    ) -> Result<Loaded, LoadError> {
+        let job = self.offer(name, bytes, source)?;
+        self.run(name, job)
+    }
+
+    /// As [`Registry::load`], for the embedded plugin of a name.
+    ///
+    /// # Errors
+    /// As [`Registry::offer_embedded`] and [`Job::compile`].
+    pub fn load_embedded(&mut self, name: &PluginName) -> Result<Loaded, LoadError> {
+        let job = self.offer_embedded(name)?;
+        self.run(name, job)
+    }
+
+    fn run(&mut self, name: &PluginName, job: Option<Job>) -> Result<Loaded, LoadError> {
+        let Some(job) = job else {
+            return Ok(Loaded::Unchanged);
+        };
+        let compiled = job.compile().inspect_err(|error| self.refuse(name, error));
+        compiled.map(Loaded::New)
+    }
+
+    /// A candidate did not compile or failed its trial: what serves goes on serving, and the status
+    /// says why. The log line is the caller's, who knows what referred to it.
+    pub fn refuse(&mut self, name: &PluginName, error: &LoadError) {
+        self.entries.entry(name.clone()).or_default().last_error = Some(error.to_string());
+    }
+
+    /// Puts a candidate into service.
+    pub fn publish(&mut self, candidate: Arc<Generation>) -> Arc<Catalog> {
+        self.publish_at(candidate, Instant::now())
+    }
+
+    fn publish_at(&mut self, candidate: Arc<Generation>, now: Instant) -> Arc<Catalog> {
+        let entry = self.entries.entry(candidate.name.clone()).or_default();
+        // Two candidates may have been made beside each other.
+        let candidate = if candidate.number > entry.last_number {
+            candidate
+        } else {
+            Arc::new(candidate.renumbered(entry.last_number + 1))
+        };
+        entry.last_number = candidate.number;
+        entry.last_error = None;
+        if let Some(before) = entry.current.take() {
+            entry.previous = Some(before.generation);
+        }
+        self.serve(candidate, now)
+    }
+
+    fn serve(&mut self, generation: Arc<Generation>, since: Instant) -> Arc<Catalog> {
+        let mut catalog = Catalog::clone(&self.catalog);
+        catalog
+            .generations
+            .insert(generation.name.clone(), Arc::clone(&generation));
+        let entry = self.entries.entry(generation.name.clone()).or_default();
+        entry.current = Some(Serving {
+            generation,
+            since,
+            failures: VecDeque::new(),
+        });
+        self.catalog = Arc::new(catalog);
+        self.catalog()
+    }
+
+    /// The file of a plugin is gone.
+    pub fn file_removed(&mut self, name: &PluginName) -> Removal {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return Removal::Nothing;
+        };
+        entry.quarantined = None;
+        let Some(serving) = &entry.current else {
+            return Removal::Nothing;
+        };
+        if serving.generation.source == Source::Embedded {
+            return Removal::Nothing;
+        }
+        let generation = Arc::clone(&serving.generation);
+        match self.offer_embedded(name) {
+            Ok(Some(job)) => Removal::Embedded(job),
+            // The file held what is embedded.
+            Ok(None) => Removal::Nothing,
+            Err(_) => Removal::KeepsLast(generation),
+        }
+    }
+
+    /// A guest has failed. Three times within a minute, and the first time within a minute of its
+    /// publication, take a generation back; the catalog has changed then.
+    pub fn report_failure(&mut self, failure: &Failure) -> Option<Reverted> {
+        self.report_failure_at(failure, Instant::now())
+    }
+
+    fn report_failure_at(&mut self, failure: &Failure, now: Instant) -> Option<Reverted> {
+        let entry = self.entries.get_mut(&failure.plugin)?;
+        let serving = entry
+            .current
+            .as_mut()
+            .filter(|serving| serving.generation.number == failure.generation)?;
+        entry.last_error = Some(failure.error.to_string());
+        if !serving.is_beyond_hope(now) {
+            return None;
+        }
+        let failed = Arc::clone(&serving.generation);
+        let previous = entry.previous.take()?;
+        entry.quarantined = Some(failed.code.sha256);
+        entry.last_number += 1;
+        let to = Arc::new(previous.renumbered(entry.last_number));
+        self.serve(Arc::clone(&to), now);
+        tracing::error!(
+            target: "plugin",
+            plugin = failure.plugin.as_str(),
+            generation = failed.number,
+            now = to.number,
+            error = %failure.error,
+            "failed {FAILURES_MAX} times within a minute: the generation before it serves again, as a new one"
+        );
+        Some(Reverted {
+            from: failed.number,
+            to,
+        })
+    }
+
+    /// All plugins that have ever been offered, by name.
+    pub fn status(&self) -> Vec<PluginStatus> {
+        let status = |(name, entry): (&PluginName, &Entry)| PluginStatus {
+            name: name.clone(),
+            current: entry
+                .current
+                .as_ref()
+                .map(|serving| Arc::clone(&serving.generation)),
+            previous: entry.previous.as_ref().map(|generation| generation.number),
+            last_error: entry.last_error.clone(),
+            is_quarantined: entry.quarantined.is_some(),
+        };
+        self.entries.iter().map(status).collect()
+    }
+
+    fn job(&self, name: &PluginName, source: Source, bytes: JobBytes) -> Job {
+        let last_number = self.entries.get(name).map_or(0, |entry| entry.last_number);
+        Job {
+            compiler: Arc::clone(&self.compiler),
+            name: name.clone(),
+            number: last_number + 1,
+            source,
+            bytes,
+        }
+    }
+}
+
+impl Entry {
+    fn serves(&self, hash: &[u8; 32]) -> bool {
+        self.current
+            .as_ref()
+            .is_some_and(|serving| serving.generation.code.sha256 == *hash)
+    }
+}
+
+impl Serving {
+    /// Notes a failure.
+    fn is_beyond_hope(&mut self, now: Instant) -> bool {
+        while self
+            .failures
+            .front()
+            .is_some_and(|&first| now - first > FAILURE_WINDOW)
+        {
+            self.failures.pop_front();
+        }
+        if self.failures.len() < FAILURES_MAX {
+            self.failures.push_back(now);
+        }
+        let first = self.failures.front().copied().unwrap_or(now);
+        self.failures.len() >= FAILURES_MAX && first - self.since < YOUTH
+    }
+}
+
+impl Job {
+    /// Whose bytes these are.
+    pub fn name(&self) -> &PluginName {
+        &self.name
+    }
+
+    /// Compiles and checks. Blocks for 15 ms to seconds.
+    ///
+    /// # Errors
+    /// Hand it to [`Registry::refuse`].
+    pub fn compile(self) -> Result<Arc<Generation>, LoadError> {
+        let bytes = match &self.bytes {
+            JobBytes::Embedded(bytes) => bytes,
+            JobBytes::Read(bytes) => bytes.as_slice(),
+        };
+        let code = self.compiler.compile(bytes)?;
+        Ok(Arc::new(Generation {
+            name: self.name,
+            number: self.number,
+            source: self.source,
+            loaded_at: SystemTime::now(),
+            code: Arc::new(code),
+        }))
+    }
+}
+
+impl Catalog {
+    /// What serves under a name.
+    pub fn get(&self, name: &PluginName) -> Option<&Arc<Generation>> {
+        self.generations.get(name)
+    }
+
+    /// All of them, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Generation>> {
+        self.generations.values()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plugins::failure::CallError;
+    use crate::plugins::guests;
+    use crate::plugins::stats::Call;
+
+    fn name() -> PluginName {
+        PluginName::parse("guest").unwrap()
+    }
+
+    fn registry() -> Registry {
+        let settings = config::Plugins {
+            dir: None,
+            call_timeout: guests::limits().call_timeout,
+            memory_max_bytes: guests::limits().memory_max_bytes,
+        };
+        let embedded: &'static [u8] = guests::policy("").leak();
+        let embedded: Embedded = vec![("guest", embedded)].leak();
+        Registry::new(&settings, embedded).unwrap().0
+    }
+
+    fn file() -> Source {
+        Source::File("plugins/guest.wasm".into())
+    }
+
+    /// Differs from the embedded one.
+    fn version(n: u32) -> Vec<u8> {
+        guests::policy(&format!("(drop (i32.const {n}))"))
+    }
+
+    #[track_caller]
+    fn load_and_publish(registry: &mut Registry, bytes: Vec<u8>) -> u64 {
+        let Loaded::New(generation) = registry.load(&name(), bytes, file()).unwrap() else {
+            panic!("unchanged")
+        };
+        registry.publish(generation);
+        serving(registry)
+    }
+
+    fn serving(registry: &Registry) -> u64 {
+        registry.catalog().get(&name()).unwrap().number
+    }
+
+    fn failure(generation: u64) -> Failure {
+        let error = CallError::Trap {
+            call: Call::Choose,
+            cause: "unreachable".to_owned(),
+        };
+        Failure {
+            plugin: name(),
+            generation,
+            worker: 0,
+            error,
+        }
+    }
+
+    #[test]
+    fn a_candidate_serves_nobody_until_it_is_published() {
+        let mut registry = registry();
+        let Loaded::New(first) = registry.load_embedded(&name()).unwrap() else {
+            panic!("unchanged")
+        };
+        assert!(registry.catalog().get(&name()).is_none());
+        registry.publish(first);
+        assert_eq!(serving(&registry), 1);
+        assert!(matches!(
+            registry.load_embedded(&name()),
+            Ok(Loaded::Unchanged)
+        ));
+        assert!(matches!(
+            registry.load(&name(), guests::policy(""), file()),
+            Ok(Loaded::Unchanged)
+        ));
+        assert_eq!(load_and_publish(&mut registry, version(2)), 2);
+    }
+
+    #[test]
+    fn what_cannot_be_loaded_leaves_the_old_one_and_says_why() {
+        let mut registry = registry();
+        load_and_publish(&mut registry, version(1));
+        assert_eq!(
+            registry
+                .load(&name(), b"half".to_vec(), file())
+                .unwrap_err(),
+            LoadError::NotWasm
+        );
+        assert_eq!(serving(&registry), 1);
+        assert_eq!(
+            registry.status()[0].last_error.as_deref(),
+            Some("the file is no WebAssembly")
+        );
+        load_and_publish(&mut registry, version(2));
+        assert_eq!(registry.status()[0].last_error, None);
+    }
+
+    #[test]
+    fn the_embedded_plugin_returns_under_a_new_number() {
+        let mut registry = registry();
+        let Loaded::New(first) = registry.load_embedded(&name()).unwrap() else {
+            panic!("unchanged")
+        };
+        registry.publish(first);
+        assert!(matches!(registry.file_removed(&name()), Removal::Nothing));
+        load_and_publish(&mut registry, version(1));
+        let Removal::Embedded(job) = registry.file_removed(&name()) else {
+            panic!("nothing")
+        };
+        registry.publish(job.compile().unwrap());
+        assert_eq!(serving(&registry), 3);
+        assert_eq!(
+            registry.catalog().get(&name()).unwrap().source,
+            Source::Embedded
+        );
+    }
+
+    #[test]
+    fn the_last_good_generation_stays_where_nothing_is_embedded() {
+        let mut registry = registry();
+        let name = PluginName::parse("other").unwrap();
+        let Loaded::New(other) = registry.load(&name, version(1), file()).unwrap() else {
+            panic!("unchanged")
+        };
+        registry.publish(other);
+        let Removal::KeepsLast(kept) = registry.file_removed(&name) else {
+            panic!("gone")
+        };
+        assert_eq!(kept.number, 1);
+        assert_eq!(
+            registry.load_embedded(&name).unwrap_err(),
+            LoadError::NotEmbedded
+        );
+    }
+
+    #[test]
+    fn three_failures_of_a_young_generation_bring_the_previous_one_back() {
+        let mut registry = registry();
+        load_and_publish(&mut registry, version(1));
+        load_and_publish(&mut registry, version(2));
+        let now = Instant::now();
+        assert!(registry.report_failure_at(&failure(2), now).is_none());
+        assert!(registry.report_failure_at(&failure(1), now).is_none());
+        assert!(registry.report_failure_at(&failure(2), now).is_none());
+        let reverted = registry.report_failure_at(&failure(2), now).unwrap();
+        assert_eq!(
+            (reverted.from, reverted.to.number, serving(&registry)),
+            (2, 3, 3)
+        );
+        assert_eq!(reverted.to.code.sha256, sha256(&version(1)));
+
+        assert_eq!(
+            registry.load(&name(), version(2), file()).unwrap_err(),
+            LoadError::Quarantined
+        );
+        assert!(registry.status()[0].is_quarantined);
+        assert_eq!(load_and_publish(&mut registry, version(3)), 4);
+    }
+
+    #[test]
+    fn a_generation_that_has_proved_itself_stays() {
+        let mut registry = registry();
+        load_and_publish(&mut registry, version(1));
+        load_and_publish(&mut registry, version(2));
+        let later = Instant::now() + YOUTH;
+        for _ in 0..5 {
+            assert!(registry.report_failure_at(&failure(2), later).is_none());
+        }
+    }
+
+    #[test]
+    fn failures_far_apart_do_not_add_up() {
+        let mut registry = registry();
+        load_and_publish(&mut registry, version(1));
+        load_and_publish(&mut registry, version(2));
+        let start = Instant::now();
+        for minutes in 0..5 {
+            let at = start + FAILURE_WINDOW * minutes * 2;
+            assert!(registry.report_failure_at(&failure(2), at).is_none());
+        }
+    }
+
+    #[test]
+    fn the_first_generation_has_none_to_go_back_to() {
+        let mut registry = registry();
+        load_and_publish(&mut registry, version(1));
+        for _ in 0..5 {
+            assert!(
+                registry
+                    .report_failure_at(&failure(1), Instant::now())
+                    .is_none()
+            );
+        }
+        assert_eq!(serving(&registry), 1);
+    }
+
+    #[test]
+    fn a_failing_guest_is_heard_and_counted() {
+        let (mut registry, mut failures) = {
+            let settings = config::Plugins {
+                dir: None,
+                call_timeout: guests::limits().call_timeout,
+                memory_max_bytes: guests::limits().memory_max_bytes,
+            };
+            Registry::new(&settings, &[]).unwrap()
+        };
+        let Loaded::New(generation) = registry
+            .load(&name(), guests::handler("unreachable"), file())
+            .unwrap()
+        else {
+            panic!("unchanged")
+        };
+        let host = registry.host(3);
+        let handler = generation
+            .handler(&config::PluginSettings::default(), &host)
+            .unwrap();
+        guests::fail_once(&handler);
+        let failure = failures.try_recv().unwrap();
+        assert_eq!(
+            (failure.worker, failure.generation, failure.error.kind()),
+            (3, 1, "trap")
+        );
+        let figures = registry.stats().read();
+        let message = figures[0]
+            .calls
+            .iter()
+            .find(|(call, _)| *call == Call::Message)
+            .unwrap();
+        assert_eq!((message.1.n_calls, message.1.failures), (1, [0, 0, 1, 0]));
+        assert_eq!((figures[0].n_instances, figures[0].n_sessions), (0, 0));
+    }
+}

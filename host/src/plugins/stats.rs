@@ -1,0 +1,297 @@
+//! What the calls of guests cost and how they failed: counters that each worker owns, read by the
+//! metrics page.
+//!
+//! A worker writes its own counters only, so a count is a load and a store and no line of cache is
+//! contended. Readers may see a call half counted.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::failure::CallError;
+use crate::config::PluginName;
+
+/// Upper bounds of the buckets, in nanoseconds. What took longer is in none of them.
+pub const BUCKETS_NS: [u64; 16] = [
+    1_000,
+    2_500,
+    5_000,
+    10_000,
+    25_000,
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+];
+
+/// The kinds of failures that are counted, in the order of [`CallFigures::failures`].
+pub const FAILURE_KINDS: [&str; 4] = ["timeout", "memory", "trap", "output"];
+
+/// What the host calls a guest for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Call {
+    /// An instance is made.
+    Instantiate,
+    /// `configure`
+    Configure,
+    /// `backends-changed`
+    BackendsChanged,
+    /// `choose`
+    Choose,
+    /// `placed`
+    Placed,
+    /// `session-ended`
+    SessionEnded,
+    /// `accept`
+    Accept,
+    /// The constructor of a session, `interest` and `tick-interval-ms`.
+    Open,
+    /// `opened`
+    Opened,
+    /// `message`
+    Message,
+    /// `tick`
+    Tick,
+    /// `closed` and the destructor of a session.
+    Closed,
+    /// `version` and `save`
+    Save,
+    /// `restore`
+    Restore,
+    /// `wasi:http/incoming-handler`
+    Http,
+}
+
+impl Call {
+    /// All of them.
+    pub const ALL: [Self; 15] = [
+        Self::Instantiate,
+        Self::Configure,
+        Self::BackendsChanged,
+        Self::Choose,
+        Self::Placed,
+        Self::SessionEnded,
+        Self::Accept,
+        Self::Open,
+        Self::Opened,
+        Self::Message,
+        Self::Tick,
+        Self::Closed,
+        Self::Save,
+        Self::Restore,
+        Self::Http,
+    ];
+
+    /// As in the contract.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Instantiate => "instantiate",
+            Self::Configure => "configure",
+            Self::BackendsChanged => "backends-changed",
+            Self::Choose => "choose",
+            Self::Placed => "placed",
+            Self::SessionEnded => "session-ended",
+            Self::Accept => "accept",
+            Self::Open => "open",
+            Self::Opened => "opened",
+            Self::Message => "message",
+            Self::Tick => "tick",
+            Self::Closed => "closed",
+            Self::Save => "save",
+            Self::Restore => "restore",
+            Self::Http => "http",
+        }
+    }
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The counters of one plugin on one worker, which alone writes them.
+#[derive(Debug)]
+pub(super) struct PluginStats {
+    pub(super) plugin: PluginName,
+    pub(super) worker: usize,
+    n_instances: AtomicU64,
+    calls: [CallCounters; Call::ALL.len()],
+}
+
+#[derive(Debug, Default)]
+struct CallCounters {
+    n_calls: AtomicU64,
+    sum_ns: AtomicU64,
+    buckets: [AtomicU64; BUCKETS_NS.len()],
+    failures: [AtomicU64; FAILURE_KINDS.len()],
+}
+
+impl PluginStats {
+    pub(super) fn new(plugin: PluginName, worker: usize) -> Self {
+        Self {
+            plugin,
+            worker,
+            n_instances: AtomicU64::new(0),
+            calls: Default::default(),
+        }
+    }
+
+    /// A call has returned.
+    pub(super) fn record(&self, call: Call, took_ns: u64) {
+        let counters = &self.calls[call as usize];
+        add(&counters.n_calls, 1);
+        add(&counters.sum_ns, took_ns);
+        let place = BUCKETS_NS.partition_point(|&bound| bound < took_ns);
+        if let Some(bucket) = counters.buckets.get(place) {
+            add(bucket, 1);
+        }
+    }
+
+    /// The call that has returned failed.
+    pub(super) fn record_failure(&self, call: Call, error: &CallError) {
+        let place = FAILURE_KINDS.iter().position(|&kind| kind == error.kind());
+        if let Some(counter) = place.and_then(|place| self.calls[call as usize].failures.get(place))
+        {
+            add(counter, 1);
+        }
+    }
+
+    pub(super) fn instance_made(&self) {
+        add(&self.n_instances, 1);
+    }
+
+    pub(super) fn instance_gone(&self) {
+        add(&self.n_instances, 1_u64.wrapping_neg());
+    }
+}
+
+/// Relaxed and not atomic as a whole: only the owner writes.
+fn add(counter: &AtomicU64, n: u64) {
+    counter.store(
+        counter.load(Ordering::Relaxed).wrapping_add(n),
+        Ordering::Relaxed,
+    );
+}
+
+/// What is known of one plugin, over all workers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PluginFigures {
+    /// Which.
+    pub plugin: PluginName,
+    /// Instances alive.
+    pub n_instances: u64,
+    /// Sessions open at its handler.
+    pub n_sessions: u64,
+    /// Messages that a full queue did not take, and closes that one did not.
+    pub dropped_messages: u64,
+    /// Lines that were over the bound of 100 a second.
+    pub dropped_log_lines: u64,
+    /// What it keeps in the shared store, overhead included.
+    pub store_bytes: u64,
+    /// The calls that were made at least once.
+    pub calls: Vec<(Call, CallFigures)>,
+    /// What it counted by the `metrics` import, by name.
+    pub counts: Vec<(String, u64)>,
+    /// What it last said by the `metrics` import, by name.
+    pub gauges: Vec<(String, f64)>,
+}
+
+/// How one call of one plugin went, over all workers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CallFigures {
+    /// Calls that returned or failed.
+    pub n_calls: u64,
+    /// Their duration.
+    pub sum_ns: u64,
+    /// By [`BUCKETS_NS`]; not cumulative.
+    pub buckets: [u64; BUCKETS_NS.len()],
+    /// By [`FAILURE_KINDS`].
+    pub failures: [u64; FAILURE_KINDS.len()],
+}
+
+/// Adds up the workers of one plugin: instances alive, and calls that were made.
+pub(super) fn sum<'a>(
+    workers: impl Iterator<Item = &'a PluginStats>,
+) -> (u64, Vec<(Call, CallFigures)>) {
+    let mut n_instances = 0_u64;
+    let mut figures: [CallFigures; Call::ALL.len()] = Default::default();
+    for stats in workers {
+        n_instances = n_instances.wrapping_add(stats.n_instances.load(Ordering::Relaxed));
+        for (sum, counters) in figures.iter_mut().zip(&stats.calls) {
+            sum.add(counters);
+        }
+    }
+    let was_made = |(_, figures): &(Call, CallFigures)| figures.n_calls > 0;
+    (
+        n_instances,
+        Call::ALL
+            .into_iter()
+            .zip(figures)
+            .filter(was_made)
+            .collect(),
+    )
+}
+
+impl CallFigures {
+    fn add(&mut self, counters: &CallCounters) {
+        self.n_calls += counters.n_calls.load(Ordering::Relaxed);
+        self.sum_ns += counters.sum_ns.load(Ordering::Relaxed);
+        for (sum, bucket) in self.buckets.iter_mut().zip(&counters.buckets) {
+            *sum += bucket.load(Ordering::Relaxed);
+        }
+        for (sum, failures) in self.failures.iter_mut().zip(&counters.failures) {
+            *sum += failures.load(Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn calls_are_added_up_over_workers() {
+        let name = PluginName::parse("echo").unwrap();
+        let [first, second] = [0, 1].map(|worker| PluginStats::new(name.clone(), worker));
+        first.record(Call::Choose, 1_000);
+        first.record(Call::Choose, 1_001);
+        second.record(Call::Choose, 200_000_000);
+        let timeout = Duration::from_millis(10);
+        second.record_failure(
+            Call::Choose,
+            &CallError::Timeout {
+                call: Call::Choose,
+                timeout,
+            },
+        );
+        first.instance_made();
+        second.instance_made();
+        second.instance_gone();
+
+        let (n_instances, calls) = sum([&first, &second].into_iter());
+        assert_eq!(n_instances, 1);
+        let [(Call::Choose, figures)] = calls.as_slice() else {
+            panic!("{calls:?}")
+        };
+        assert_eq!((figures.n_calls, figures.sum_ns), (3, 200_002_001));
+        assert_eq!(figures.buckets[..3], [1, 1, 0]);
+        assert_eq!(figures.buckets.iter().sum::<u64>(), 2);
+        assert_eq!(figures.failures, [1, 0, 0, 0]);
+    }
+
+    #[test]
+    fn calls_are_numbered_in_the_order_of_all() {
+        for (place, call) in Call::ALL.into_iter().enumerate() {
+            assert_eq!(call as usize, place);
+        }
+    }
+}

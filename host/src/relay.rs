@@ -1,0 +1,740 @@
+//! The byte pump between a client and a backend, with a frame tracker in each direction.
+//!
+//! In go two connected streams; out come the bytes, unmodified, and at last a [`RelayEnd`]. A relay
+//! that waits holds no buffer: reads go into the caller's scratch buffer, and only what the other
+//! side would not take is kept, while reading stops (backpressure end to end). Between two frames
+//! it can put in a Close or a Ping of our own. It knows no plugin, no registry and no clock.
+//!
+//! Each direction goes through these phases:
+//!
+//! ```text
+//!   Open ───────── end of stream ──────────────> Finishing ── flushed, shut down ──> Done
+//!    │                                               ^
+//!    └─ our Close put in ─> Closing ─ their Close, ──┘       a destination that takes no
+//!                           (input     or end of stream      bytes leads to Done at once
+//!                            dropped)
+//! ```
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::frames::{FrameTracker, Masking, close_frame, ping_frame};
+use crate::session::Ender;
+
+/// A message was longer than allowed: for the side that sent it (RFC 6455 section 7.4.1).
+const TOO_BIG: u16 = 1009;
+/// For the other side.
+const GOING_AWAY: u16 = 1001;
+/// For the client of a backend that went without a Close.
+const SERVICE_RESTART: u16 = 1012;
+
+/// Two streams and what is known of the bytes between them.
+#[derive(Debug)]
+pub struct Relay<C, B> {
+    client: C,
+    backend: B,
+    /// From the client to the backend.
+    up: Flow,
+    /// From the backend to the client.
+    down: Flow,
+    /// The first Close, or the first loss of a side: it names the end.
+    end: Option<RelayEnd>,
+}
+
+/// What moved one way so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Framing included; frames of our own are not.
+    pub bytes: u64,
+    /// Whole data messages.
+    pub messages: u64,
+}
+
+/// Why a relay ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RelayEnd {
+    /// Who closed first, or went away without a Close.
+    pub by: Ender,
+    /// The code of the first Close frame that went over the wire.
+    pub code: Option<u16>,
+}
+
+impl<C, B> Relay<C, B>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    /// `max_message_bytes`: payload of one message, either way; `u64::MAX`: any.
+    pub fn new(client: C, backend: B, max_message_bytes: u64) -> Self {
+        let flow = |direction| Flow::new(direction, max_message_bytes);
+        Self {
+            client,
+            backend,
+            up: flow(Direction::Up),
+            down: flow(Direction::Down),
+            end: None,
+        }
+    }
+
+    /// Takes in bytes that arrived behind the two handshakes. Call before the first poll.
+    pub fn preload(&mut self, from_client: &[u8], from_backend: &[u8]) {
+        self.up.hold(from_client);
+        self.down.hold(from_backend);
+    }
+
+    /// Moves what can be moved. Ready when both directions are done; only dropping is left then.
+    /// `scratch` is used during the call only.
+    pub fn poll(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<RelayEnd> {
+        loop {
+            let up = self
+                .up
+                .poll(cx, &mut self.client, &mut self.backend, scratch);
+            let down = self
+                .down
+                .poll(cx, &mut self.backend, &mut self.client, scratch);
+            if self.answer_too_big() {
+                continue;
+            }
+            self.note_end();
+            return match (up, down, self.end) {
+                (Poll::Ready(()), Poll::Ready(()), Some(end)) => Poll::Ready(end),
+                _ => Poll::Pending,
+            };
+        }
+    }
+
+    /// Puts a Close into both directions, each at its next frame boundary. The relay goes on until
+    /// both sides have answered or gone; the caller bounds that wait.
+    pub fn close(&mut self, by: Ender, code: u16) {
+        self.end.get_or_insert(RelayEnd {
+            by,
+            code: Some(code),
+        });
+        self.down.inject(Injection::Close(code));
+        self.up.inject(Injection::Close(code));
+    }
+
+    /// Puts a Ping into each direction at its next frame boundary. The Pongs pass on to the other
+    /// side, where an unsolicited Pong is ignored (RFC 6455 section 5.5.3).
+    pub fn ping(&mut self) {
+        self.down.inject(Injection::Ping);
+        self.up.inject(Injection::Ping);
+    }
+
+    /// Once one side has closed or gone, or we have: the end that the relay is coming to.
+    pub fn end(&self) -> Option<RelayEnd> {
+        self.end
+    }
+
+    /// Client to backend.
+    pub fn moved_up(&self) -> Moved {
+        self.up.moved()
+    }
+
+    /// Backend to client.
+    pub fn moved_down(&self) -> Moved {
+        self.down.moved()
+    }
+
+    /// Tells a side that it has sent too long a message; says whether one has.
+    fn answer_too_big(&mut self) -> bool {
+        let (by, back) = if std::mem::take(&mut self.up.is_too_big) {
+            (Ender::Client, &mut self.down)
+        } else if std::mem::take(&mut self.down.is_too_big) {
+            (Ender::Backend, &mut self.up)
+        } else {
+            return false;
+        };
+        self.end.get_or_insert(RelayEnd {
+            by,
+            code: Some(TOO_BIG),
+        });
+        back.inject(Injection::Close(TOO_BIG));
+        true
+    }
+
+    fn note_end(&mut self) {
+        if self.end.is_none() {
+            self.end = self.down.end().or_else(|| self.up.end());
+        }
+    }
+}
+
+/// One direction.
+#[derive(Debug)]
+struct Flow {
+    direction: Direction,
+    tracker: FrameTracker,
+    bytes: u64,
+    /// Read, and not yet taken by the destination. Empty, without memory, while all is well.
+    held: Vec<u8>,
+    /// How much of `held` has been taken.
+    taken: usize,
+    injection: Option<Injection>,
+    phase: Phase,
+    /// The source has gone without a Close, or the destination takes no bytes.
+    loss: Option<Loss>,
+    /// The source has sent a message over the limit, and nobody was told yet.
+    is_too_big: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Up,
+    Down,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    Closing,
+    Finishing,
+    Done,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    /// With the code that the destination was told, if it could be told.
+    Source(Option<u16>),
+    Destination,
+}
+
+/// A frame of ours, waiting for the end of a frame of theirs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Injection {
+    Ping,
+    Close(u16),
+}
+
+impl Flow {
+    fn new(direction: Direction, max_message_bytes: u64) -> Self {
+        Self {
+            direction,
+            tracker: FrameTracker::new(max_message_bytes),
+            bytes: 0,
+            held: Vec::new(),
+            taken: 0,
+            injection: None,
+            phase: Phase::Open,
+            loss: None,
+            is_too_big: false,
+        }
+    }
+
+    /// One read and one write per turn while both sides keep up. A read shorter than `scratch` is
+    /// not followed by another that would find nothing: the runtime has noted that the socket is
+    /// empty.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut (impl AsyncRead + Unpin),
+        destination: &mut (impl AsyncWrite + Unpin),
+        scratch: &mut [u8],
+    ) -> Poll<()> {
+        loop {
+            self.put_in();
+            ready!(self.flush(cx, destination));
+            match self.phase {
+                Phase::Done => return Poll::Ready(()),
+                Phase::Finishing => {
+                    // A failure says that the destination is gone already, which is as good.
+                    let _ = ready!(Pin::new(&mut *destination).poll_shutdown(cx));
+                    self.phase = Phase::Done;
+                }
+                Phase::Closing | Phase::Open => {
+                    let mut buffer = ReadBuf::new(scratch);
+                    // A reset ends the stream as an orderly end does: what came before it counts.
+                    let _ = ready!(Pin::new(&mut *source).poll_read(cx, &mut buffer));
+                    match buffer.filled() {
+                        [] => self.source_ended(),
+                        chunk => self.forward(cx, destination, chunk),
+                    }
+                    if self.is_too_big {
+                        // The other direction has to tell the source first.
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Passes on a piece that was just read, straight from the scratch buffer if it can be.
+    fn forward(
+        &mut self,
+        cx: &mut Context<'_>,
+        destination: &mut (impl AsyncWrite + Unpin),
+        chunk: &[u8],
+    ) {
+        if self.injection.is_some() || self.phase == Phase::Closing {
+            return self.hold(chunk);
+        }
+        self.bytes += chunk.len() as u64;
+        let n = self.track(chunk);
+        let (passes, refused) = chunk.split_at(n);
+        match Pin::new(destination).poll_write(cx, passes) {
+            Poll::Ready(Ok(n)) => self.held.extend_from_slice(&passes[n..]),
+            Poll::Ready(Err(_)) => return self.destination_lost(),
+            Poll::Pending => self.held.extend_from_slice(passes),
+        }
+        self.refuse(refused);
+    }
+
+    /// Takes in a piece without writing it, and puts in what waits for the end of a frame.
+    fn hold(&mut self, chunk: &[u8]) {
+        self.bytes += chunk.len() as u64;
+        let mut rest = chunk;
+        while self.phase == Phase::Open && !rest.is_empty() {
+            let Ok(n) = self.tracker.frame(rest) else {
+                return self.refuse(rest);
+            };
+            self.held.extend_from_slice(&rest[..n]);
+            rest = &rest[n..];
+            self.put_in();
+        }
+        self.follow(rest);
+    }
+
+    /// Follows a piece; says how much of it may pass on: all, or what is before too long a message.
+    fn track(&mut self, chunk: &[u8]) -> usize {
+        let mut n = 0;
+        while n < chunk.len() {
+            let Ok(frame) = self.tracker.frame(&chunk[n..]) else {
+                break;
+            };
+            n += frame;
+        }
+        n
+    }
+
+    /// Stops at the message that is too long, of which `rest` begins: nothing passes on any more.
+    fn refuse(&mut self, rest: &[u8]) {
+        if rest.is_empty() {
+            return;
+        }
+        self.is_too_big = true;
+        // Where half a header is out already no frame of ours fits behind it.
+        if self.tracker.is_between_frames() {
+            self.held.extend(close_frame(GOING_AWAY, self.masking()));
+        }
+        self.phase = Phase::Closing;
+        self.tracker.lift_limit();
+        self.follow(rest);
+    }
+
+    /// Follows input that passes on no more, for the Close that answers ours.
+    fn follow(&mut self, chunk: &[u8]) {
+        self.track(chunk);
+        if self.phase == Phase::Closing && self.tracker.close().is_some() {
+            self.phase = Phase::Finishing;
+        }
+    }
+
+    /// Puts in the frame that waits, if this is the end of a frame.
+    fn put_in(&mut self) {
+        let is_due = self.phase == Phase::Open && self.tracker.is_between_frames();
+        match self.injection {
+            Some(Injection::Ping) if is_due => self.held.extend(ping_frame(self.masking())),
+            Some(Injection::Close(code)) if is_due => {
+                self.held.extend(close_frame(code, self.masking()));
+                self.phase = Phase::Closing;
+            }
+            Some(_) if self.phase == Phase::Open => return,
+            Some(_) | None => {}
+        }
+        self.injection = None;
+    }
+
+    /// Asks for a frame to be put in. A Close takes the place of a Ping; after a Close of theirs
+    /// nothing follows (RFC 6455 section 5.5.1).
+    fn inject(&mut self, injection: Injection) {
+        let has_close = matches!(self.injection, Some(Injection::Close(..)));
+        if self.phase == Phase::Open && !has_close && self.tracker.close().is_none() {
+            self.injection = Some(injection);
+        }
+    }
+
+    fn flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        destination: &mut (impl AsyncWrite + Unpin),
+    ) -> Poll<()> {
+        while self.taken < self.held.len() {
+            match ready!(Pin::new(&mut *destination).poll_write(cx, &self.held[self.taken..])) {
+                Ok(n) if n > 0 => self.taken += n,
+                Ok(_) | Err(_) => self.destination_lost(),
+            }
+        }
+        if self.taken > 0 {
+            self.held = Vec::new();
+            self.taken = 0;
+        }
+        Poll::Ready(())
+    }
+
+    fn source_ended(&mut self) {
+        if self.tracker.close().is_none() && self.phase == Phase::Open {
+            let can_tell = self.direction == Direction::Down && self.tracker.is_between_frames();
+            let code = can_tell.then_some(SERVICE_RESTART);
+            if let Some(code) = code {
+                self.held.extend(close_frame(code, self.masking()));
+            }
+            self.loss.get_or_insert(Loss::Source(code));
+        }
+        self.phase = Phase::Finishing;
+    }
+
+    fn destination_lost(&mut self) {
+        self.loss.get_or_insert(Loss::Destination);
+        self.held = Vec::new();
+        self.taken = 0;
+        self.phase = Phase::Done;
+    }
+
+    /// Once one of this direction's sides has closed or gone: which, with the code that went over
+    /// the wire.
+    fn end(&self) -> Option<RelayEnd> {
+        let (source, destination) = match self.direction {
+            Direction::Up => (Ender::Client, Ender::Backend),
+            Direction::Down => (Ender::Backend, Ender::Client),
+        };
+        match (self.tracker.close(), self.loss) {
+            (Some(code), _) | (None, Some(Loss::Source(code))) => {
+                Some(RelayEnd { by: source, code })
+            }
+            (None, Some(Loss::Destination)) => Some(RelayEnd {
+                by: destination,
+                code: None,
+            }),
+            (None, None) => None,
+        }
+    }
+
+    /// For a frame of ours: with a fresh key towards a backend (RFC 6455 section 5.3).
+    fn masking(&self) -> Masking {
+        match self.direction {
+            Direction::Up => Masking::Key(fastrand::u32(..).to_ne_bytes()),
+            Direction::Down => Masking::None,
+        }
+    }
+
+    fn moved(&self) -> Moved {
+        Moved {
+            bytes: self.bytes,
+            messages: self.tracker.messages(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+
+    use super::*;
+
+    const TEXT: &[u8] = b"\x81\x05hello";
+    const MASKED_TEXT: &[u8] = b"\x81\x85\x01\x02\x03\x04iohhl";
+    const CLOSE_1000: &[u8] = b"\x88\x02\x03\xe8";
+
+    /// A relay between two pipes that hold `capacity` bytes each, run in a task of its own.
+    struct Relayed {
+        client: DuplexStream,
+        backend: DuplexStream,
+        orders: tokio::sync::mpsc::UnboundedSender<Injection>,
+        end: tokio::task::JoinHandle<(RelayEnd, Moved, Moved)>,
+    }
+
+    fn relayed(capacity: usize, scratch_bytes: usize, max_message_bytes: u64) -> Relayed {
+        let (client, relay_client) = duplex(capacity);
+        let (backend, relay_backend) = duplex(capacity);
+        let mut relay = Relay::new(relay_client, relay_backend, max_message_bytes);
+        let (orders, mut taken) = tokio::sync::mpsc::unbounded_channel();
+        let run = async move {
+            let mut scratch = vec![0; scratch_bytes];
+            let end = poll_fn(|cx| {
+                while let Poll::Ready(Some(order)) = taken.poll_recv(cx) {
+                    match order {
+                        Injection::Ping => relay.ping(),
+                        Injection::Close(code) => relay.close(Ender::Operator, code),
+                    }
+                }
+                relay.poll(cx, &mut scratch)
+            });
+            (end.await, relay.moved_up(), relay.moved_down())
+        };
+        let end = tokio::task::spawn_local(run);
+        Relayed {
+            client,
+            backend,
+            orders,
+            end,
+        }
+    }
+
+    async fn local<F: Future>(test: F) -> F::Output {
+        tokio::task::LocalSet::new().run_until(test).await
+    }
+
+    async fn rest(stream: &mut DuplexStream) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        stream
+            .read_to_end(&mut bytes)
+            .await
+            .expect("pipes do not fail");
+        bytes
+    }
+
+    async fn exactly(stream: &mut DuplexStream, n: usize) -> Vec<u8> {
+        let mut bytes = vec![0; n];
+        stream.read_exact(&mut bytes).await.expect("as many bytes");
+        bytes
+    }
+
+    #[tokio::test]
+    async fn bytes_pass_unmodified_through_pipes_and_buffers_of_any_size() {
+        for (capacity, scratch) in [
+            (1, 1),
+            (1, 64),
+            (3, 2),
+            (7, 1024),
+            (1024, 5),
+            (65536, 65536),
+        ] {
+            local(async {
+                let Relayed {
+                    mut client,
+                    mut backend,
+                    end,
+                    ..
+                } = relayed(capacity, scratch, u64::MAX);
+                let mut sent: Vec<u8> = [0x82, 126, 0x10, 0x00].into();
+                sent.extend((0..4096).map(|i| i as u8));
+                sent.extend(TEXT);
+                sent.extend(CLOSE_1000);
+                let writing = async {
+                    backend.write_all(&sent).await.expect("room");
+                    backend.shutdown().await.expect("open");
+                };
+                let (received, ()) = tokio::join!(rest(&mut client), writing);
+                assert_eq!(received, sent, "{capacity} {scratch}");
+                drop(client);
+                let (end, _, down) = end.await.expect("ends");
+                assert_eq!(
+                    end,
+                    RelayEnd {
+                        by: Ender::Backend,
+                        code: Some(1000)
+                    }
+                );
+                assert_eq!(
+                    down,
+                    Moved {
+                        bytes: sent.len() as u64,
+                        messages: 2
+                    }
+                );
+            })
+            .await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_side_that_does_not_read_stops_the_other_from_being_read() {
+        local(async {
+            let Relayed {
+                mut client,
+                mut backend,
+                ..
+            } = relayed(1024, 4096, u64::MAX);
+            let flood = async {
+                let mut n = 0;
+                let header = [0x82, 127, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff];
+                backend.write_all(&header).await.expect("room");
+                loop {
+                    n += backend.write(&[0; 512]).await.expect("open");
+                    tokio::task::yield_now().await;
+                    if n > 1 << 20 {
+                        return n;
+                    }
+                }
+            };
+            let stuck = tokio::time::timeout(std::time::Duration::from_millis(200), flood).await;
+            assert!(
+                stuck.is_err(),
+                "the relay took a megabyte that nobody reads"
+            );
+            assert_eq!(exactly(&mut client, 1).await, [0x82]);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_close_of_ours_waits_for_the_end_of_the_frame_and_of_the_session() {
+        local(async {
+            let Relayed {
+                mut client,
+                mut backend,
+                orders,
+                end,
+            } = relayed(64, 64, u64::MAX);
+            backend.write_all(&TEXT[..4]).await.expect("room");
+            assert_eq!(exactly(&mut client, 4).await, &TEXT[..4]);
+            orders.send(Injection::Close(1001)).expect("runs");
+            let up = exactly(&mut backend, 8).await;
+            assert_eq!(up[..2], [0x88, 0x82], "a masked Close for the backend");
+            backend.write_all(&TEXT[4..]).await.expect("room");
+            backend.write_all(b"\x81\x04late").await.expect("room");
+            assert_eq!(exactly(&mut client, 3).await, &TEXT[4..]);
+            assert_eq!(exactly(&mut client, 4).await, b"\x88\x02\x03\xe9");
+            client
+                .write_all(b"\x88\x82\0\0\0\0\x03\xe9")
+                .await
+                .expect("room");
+            backend.write_all(b"\x88\x02\x03\xe9").await.expect("room");
+            assert_eq!(rest(&mut client).await, b"", "nothing follows a Close");
+            assert_eq!(rest(&mut backend).await, b"");
+            assert_eq!(
+                end.await.expect("ends").0,
+                RelayEnd {
+                    by: Ender::Operator,
+                    code: Some(1001)
+                }
+            );
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_ping_of_ours_goes_between_frames() {
+        local(async {
+            let Relayed {
+                mut client,
+                mut backend,
+                orders,
+                ..
+            } = relayed(64, 64, u64::MAX);
+            orders.send(Injection::Ping).expect("runs");
+            assert_eq!(exactly(&mut client, 2).await, b"\x89\x00");
+            assert_eq!(exactly(&mut backend, 6).await[..2], [0x89, 0x80]);
+            backend.write_all(TEXT).await.expect("room");
+            assert_eq!(exactly(&mut client, TEXT.len()).await, TEXT);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn the_client_of_a_backend_that_vanishes_is_told() {
+        local(async {
+            let Relayed {
+                mut client,
+                mut backend,
+                end,
+                ..
+            } = relayed(64, 64, u64::MAX);
+            backend.write_all(TEXT).await.expect("room");
+            drop(backend);
+            let told = [TEXT, b"\x88\x02\x03\xf4"].concat();
+            assert_eq!(rest(&mut client).await, told);
+            drop(client);
+            assert_eq!(
+                end.await.expect("ends").0,
+                RelayEnd {
+                    by: Ender::Backend,
+                    code: Some(1012)
+                }
+            );
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_vanishes_within_a_frame_leaves_the_client_an_end_of_stream() {
+        local(async {
+            let Relayed {
+                mut client,
+                mut backend,
+                end,
+                ..
+            } = relayed(64, 64, u64::MAX);
+            backend.write_all(&TEXT[..5]).await.expect("room");
+            drop(backend);
+            assert_eq!(rest(&mut client).await, &TEXT[..5]);
+            drop(client);
+            assert_eq!(
+                end.await.expect("ends").0,
+                RelayEnd {
+                    by: Ender::Backend,
+                    code: None
+                }
+            );
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn too_long_a_message_is_stopped_before_its_frame() {
+        for split in 1..=MASKED_TEXT.len() {
+            local(async {
+                let Relayed {
+                    mut client,
+                    mut backend,
+                    end,
+                    ..
+                } = relayed(64, 64, 4);
+                let first = b"\x81\x81\0\0\0\0x";
+                client.write_all(first).await.expect("room");
+                assert_eq!(exactly(&mut backend, first.len()).await, first);
+                for part in [&MASKED_TEXT[..split], &MASKED_TEXT[split..]] {
+                    client.write_all(part).await.expect("room");
+                    tokio::task::yield_now().await;
+                }
+                assert_eq!(
+                    exactly(&mut client, 4).await,
+                    b"\x88\x02\x03\xf1",
+                    "1009 for the sender"
+                );
+                client
+                    .write_all(b"\x88\x82\0\0\0\0\x03\xf1")
+                    .await
+                    .expect("room");
+                if split >= 6 {
+                    let close = exactly(&mut backend, 8).await;
+                    assert_eq!(close[..2], [0x88, 0x82]);
+                    let code: Vec<u8> = (0..2).map(|i| close[6 + i] ^ close[2 + i]).collect();
+                    assert_eq!(code, 1001_u16.to_be_bytes(), "and 1001 for the other");
+                }
+                backend.write_all(b"\x88\x02\x03\xe9").await.expect("room");
+                drop((rest(&mut client).await, rest(&mut backend).await));
+                let (end, up, _) = end.await.expect("ends");
+                assert_eq!(
+                    end,
+                    RelayEnd {
+                        by: Ender::Client,
+                        code: Some(1009)
+                    }
+                );
+                assert_eq!(up.messages, 2);
+            })
+            .await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_came_behind_the_handshakes_goes_first() {
+        local(async {
+            let (mut client, relay_client) = duplex(64);
+            let (mut backend, relay_backend) = duplex(64);
+            let mut relay = Relay::new(relay_client, relay_backend, u64::MAX);
+            relay.preload(MASKED_TEXT, TEXT);
+            tokio::task::spawn_local(
+                async move { poll_fn(|cx| relay.poll(cx, &mut [0; 64])).await },
+            );
+            assert_eq!(exactly(&mut client, TEXT.len()).await, TEXT);
+            assert_eq!(exactly(&mut backend, MASKED_TEXT.len()).await, MASKED_TEXT);
+        })
+        .await;
+    }
+}

@@ -1,0 +1,294 @@
+//! The choice of a backend: asks the policy, checks what it says, and makes a plan of it.
+//!
+//! In go a request's facts and the upstream's pool; out comes a [`Plan`]. One [`Chooser`] per
+//! upstream and worker owns the policy's instance. It knows no sockets and no plugins: the caller
+//! makes policies, and dials.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::HeaderMap;
+use tokio::time::Instant;
+
+use super::fallback;
+use super::policy::{Candidate, ChoiceRequest, Decision, Figures, Policy, PolicyError, Refusal};
+use crate::session::EndReport;
+use crate::upstream::pool::{Backend, Pool};
+
+/// After so many failures in a row a policy is given a rest before it is made anew.
+const FAILURES_BEFORE_REST: u32 = 3;
+/// How long the fallback stands in then. Long enough that a policy which always runs into its time
+/// limit costs a worker one percent at most.
+const REST: Duration = Duration::from_secs(1);
+
+/// A policy at work for one upstream on one worker.
+#[derive(Debug)]
+pub struct Chooser<P> {
+    /// None: it was never needed or has failed, and is made for the next choice.
+    policy: Option<P>,
+    /// What the policy was last told of, in that order.
+    candidates: Vec<Arc<Backend>>,
+    failures_in_a_row: u32,
+    rests_until: Option<Instant>,
+}
+
+/// What of a request matters to a policy.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestFacts<'a> {
+    /// The client, behind trusted proxies the one they vouch for.
+    pub client_ip: IpAddr,
+    /// In lower case, without port.
+    pub host: &'a str,
+    /// Path and query, as received.
+    pub path: &'a str,
+    /// All of them.
+    pub headers: &'a HeaderMap,
+}
+
+/// What to do with a request.
+#[derive(Debug)]
+pub enum Plan {
+    /// Dial these in this order until one accepts. Never empty.
+    Dial(Vec<Arc<Backend>>),
+    /// Answer the client so.
+    Refuse(Refusal),
+    /// Send the client elsewhere.
+    Redirect {
+        /// 301, 302, 303, 307 or 308.
+        status: u16,
+        /// The value of `Location`.
+        location: String,
+    },
+    /// No backend has room, or the policy wants none of them.
+    NoBackend,
+}
+
+/// Makes a policy when one is needed.
+pub type MakePolicy<'a, P> = &'a mut dyn FnMut() -> Result<P, PolicyError>;
+
+impl<P: Policy> Chooser<P> {
+    /// The policy is made at the first choice.
+    pub fn new() -> Self {
+        Self {
+            policy: None,
+            candidates: Vec::new(),
+            failures_in_a_row: 0,
+            rests_until: None,
+        }
+    }
+
+    /// Lets go of the policy, so that its state can be handed to its successor.
+    pub fn into_policy(self) -> Option<P> {
+        self.policy
+    }
+
+    /// Decides about one request. Where the policy fails, the host's own round robin decides.
+    pub fn choose(
+        &mut self,
+        pool: &Pool,
+        facts: &RequestFacts<'_>,
+        make: MakePolicy<'_, P>,
+    ) -> Plan {
+        if !self.refresh_candidates(pool) {
+            return Plan::NoBackend;
+        }
+        let request = choice_request(pool.next_sequence(), facts, &[]);
+        let decision = self.ask(&request, make);
+        let n = self.candidates.len();
+        self.plan(
+            decision.unwrap_or_else(|| fallback::round_robin(request.sequence, n)),
+            pool,
+        )
+    }
+
+    /// A backend has accepted: what the policy adds to the client's answer.
+    pub fn placed(&mut self, backend: &Backend, facts: &RequestFacts<'_>) -> Vec<(String, String)> {
+        let place = self
+            .candidates
+            .iter()
+            .position(|candidate| candidate.address() == backend.address());
+        let (Some(place), Some(policy)) = (place, &mut self.policy) else {
+            return Vec::new();
+        };
+        if !policy.wants().placed {
+            return Vec::new();
+        }
+        let result = policy.placed(&choice_request(0, facts, &[]), place as u32);
+        self.keep_if_ok(result).unwrap_or_default()
+    }
+
+    /// A session that this policy placed has ended.
+    pub fn session_ended(&mut self, backend: &str, report: &EndReport) {
+        if let Some(policy) = self
+            .policy
+            .as_mut()
+            .filter(|policy| policy.wants().session_ended)
+        {
+            let result = policy.session_ended(backend, report);
+            self.keep_if_ok(result);
+        }
+    }
+
+    /// Sees who may be chosen now; tells the policy if that changed. False: nobody.
+    fn refresh_candidates(&mut self, pool: &Pool) -> bool {
+        let primaries = || {
+            pool.backends
+                .iter()
+                .filter(|b| !b.config.is_backup && b.has_room())
+        };
+        let backups = || {
+            pool.backends
+                .iter()
+                .filter(|b| b.config.is_backup && b.has_room())
+        };
+        let is_backup_time = primaries().next().is_none();
+        let eligible = || primaries().chain(backups().filter(move |_| is_backup_time));
+        let is_same = eligible().count() == self.candidates.len()
+            && eligible()
+                .zip(&self.candidates)
+                .all(|(now, then)| Arc::ptr_eq(now, then));
+        if !is_same {
+            self.candidates = eligible().cloned().collect();
+            if let Some(policy) = self.policy.as_mut().filter(|_| !self.candidates.is_empty()) {
+                let result = policy.backends_changed(&candidates(&self.candidates));
+                self.keep_if_ok(result);
+            }
+        }
+        !self.candidates.is_empty()
+    }
+
+    fn ask(&mut self, request: &ChoiceRequest<'_>, make: MakePolicy<'_, P>) -> Option<Decision> {
+        if self.rests_until.is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
+        let result = self.ask_policy(request, make);
+        if result.is_ok() {
+            self.failures_in_a_row = 0;
+            self.rests_until = None;
+        }
+        self.keep_if_ok(result)
+    }
+
+    fn ask_policy(
+        &mut self,
+        request: &ChoiceRequest<'_>,
+        make: MakePolicy<'_, P>,
+    ) -> Result<Decision, PolicyError> {
+        let policy = match &mut self.policy {
+            Some(policy) => policy,
+            none => {
+                let policy = none.insert(make()?);
+                policy.backends_changed(&candidates(&self.candidates))?;
+                policy
+            }
+        };
+        let figures: Vec<Figures> = match policy.wants().figures {
+            true => self
+                .candidates
+                .iter()
+                .map(|backend| backend.figures())
+                .collect(),
+            false => Vec::new(),
+        };
+        let decision = policy.choose(&ChoiceRequest {
+            figures: &figures,
+            ..*request
+        })?;
+        let named = match &decision {
+            Decision::Prefer(place) => std::slice::from_ref(place),
+            Decision::Ranked(places) => places.as_slice(),
+            Decision::Refuse(_) | Decision::Redirect { .. } => &[],
+        };
+        let n = self.candidates.len();
+        match named.iter().find(|&&place| place as usize >= n) {
+            Some(place) => Err(PolicyError(format!("it chose backend {place} of {n}"))),
+            None => Ok(decision),
+        }
+    }
+
+    /// A failed policy's instance may be dead: the next choice makes another, now or after a rest.
+    fn keep_if_ok<T>(&mut self, result: Result<T, PolicyError>) -> Option<T> {
+        if let Err(error) = &result {
+            tracing::warn!(%error, "policy failed: round robin stands in");
+            self.policy = None;
+            self.failures_in_a_row += 1;
+            if self.failures_in_a_row >= FAILURES_BEFORE_REST {
+                self.rests_until = Some(Instant::now() + REST);
+            }
+        }
+        result.ok()
+    }
+
+    fn plan(&self, decision: Decision, pool: &Pool) -> Plan {
+        let mut order: Vec<_> = match decision {
+            Decision::Prefer(first) => self.others_behind(first as usize, pool),
+            Decision::Ranked(places) => places
+                .iter()
+                .map(|&place| Arc::clone(&self.candidates[place as usize]))
+                .collect(),
+            Decision::Refuse(refusal) => return Plan::Refuse(refusal),
+            Decision::Redirect { status, location } => return Plan::Redirect { status, location },
+        };
+        order.truncate(pool.config.retries as usize + 1);
+        if order.is_empty() {
+            Plan::NoBackend
+        } else {
+            Plan::Dial(order)
+        }
+    }
+
+    /// The first, then its successors in the order written, those that failed last at the end, and
+    /// behind all of them the backups.
+    fn others_behind(&self, first: usize, pool: &Pool) -> Vec<Arc<Backend>> {
+        let n = self.candidates.len();
+        let mut order: Vec<_> = (0..n)
+            .map(|i| Arc::clone(&self.candidates[(first + i) % n]))
+            .collect();
+        let backups = pool
+            .backends
+            .iter()
+            .filter(|b| b.config.is_backup && b.has_room());
+        order.extend(
+            backups
+                .filter(|&b| !self.candidates.iter().any(|c| Arc::ptr_eq(b, c)))
+                .cloned(),
+        );
+        order[1..]
+            .sort_by_key(|backend| (backend.failures_in_a_row() > 0, backend.config.is_backup));
+        order
+    }
+}
+
+impl<P: Policy> Default for Chooser<P> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn candidates(backends: &[Arc<Backend>]) -> Vec<Candidate> {
+    backends
+        .iter()
+        .map(|backend| Candidate::from(&backend.config))
+        .collect()
+}
+
+fn choice_request<'a>(
+    sequence: u64,
+    facts: &RequestFacts<'a>,
+    figures: &'a [Figures],
+) -> ChoiceRequest<'a> {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    ChoiceRequest {
+        sequence,
+        random: fastrand::u64(..),
+        now_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+        client_ip: facts.client_ip,
+        host: facts.host,
+        path: facts.path,
+        headers: facts.headers,
+        figures,
+    }
+}

@@ -1,0 +1,295 @@
+//! The whole program as one value: builds every room in start order, owns every thread, and ends
+//! them.
+//!
+//! The only room that knows all others. [`Server::start`] binds, loads, and starts the workers and
+//! the control plane; [`control`] is what the control plane does from then on.
+
+mod control;
+mod plugin_updates;
+mod trial;
+mod view;
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use self::control::Control;
+use self::trial::{Outcome, load_plugins};
+use crate::admin::access_log::AccessLogWriter;
+use crate::admin::metrics::Metrics;
+use crate::config::{Config, Problem};
+use crate::drain;
+use crate::listener;
+use crate::site::Site;
+use crate::watch::{Change, Watch};
+use crate::worker::{self, Loads, Setup};
+
+/// The plugins that this binary carries: name and component.
+pub const EMBEDDED: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
+
+/// A running balancer. Dropping it ends it at once.
+#[derive(Debug)]
+pub struct Server {
+    /// Where it listens, in the order of the configuration, with the ports that the system picked.
+    pub addresses: Vec<SocketAddr>,
+    /// Where the admin pages are.
+    pub admin: Option<SocketAddr>,
+    commands: mpsc::UnboundedSender<Command>,
+    drain_timeout: Duration,
+    ended: oneshot::Receiver<()>,
+    control: Option<JoinHandle<()>>,
+}
+
+/// What the control plane can be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Command {
+    /// Read the configuration again.
+    Reload,
+    /// Stop taking, and be gone after this time at the latest.
+    Drain(Duration),
+}
+
+/// Why a server did not start. Nothing is left running.
+#[derive(Debug)]
+pub enum StartError {
+    /// The configuration names plugins that cannot be had, or that refuse what they are told.
+    Plugins(Vec<Problem>),
+    /// The plugin engine cannot run on this machine.
+    Engine(String),
+    /// An address cannot be listened on.
+    Bind(SocketAddr, io::Error),
+    /// The plugin folder cannot be watched.
+    Watch(PathBuf, io::Error),
+    /// No room for another thread.
+    Thread(io::Error),
+}
+
+/// Lines of the access log that are still to be written when all workers have ended: how long they
+/// may take.
+const LOG_PATIENCE: Duration = Duration::from_secs(1);
+
+impl Server {
+    /// Starts serving. `file`: where the configuration came from, to be read again on a reload.
+    /// `access_log`: where its lines go.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start(
+        config: Config,
+        file: Option<PathBuf>,
+        access_log: Box<dyn io::Write + Send>,
+    ) -> Result<Self, StartError> {
+        // 1. Bind: the cheapest thing that can fail.
+        let mut sockets = Vec::new();
+        for limits in &config.listeners {
+            let bound = listener::bind(limits.bind, config.workers);
+            sockets.push((
+                bound.map_err(|error| StartError::Bind(limits.bind, error))?,
+                Arc::new(limits.clone()),
+            ));
+        }
+        let admin = bind_admin(&config)?;
+
+        // 2. Watch before loading, so that no change falls between.
+        let watched = config.plugins.dir.as_deref().map(watch).transpose()?;
+
+        // 3. Load what is there and what the configuration names.
+        let config = Arc::new(config);
+        let existing = watched
+            .as_ref()
+            .map_or(&[][..], |(watch, _)| watch.existing());
+        let Outcome {
+            registry,
+            failures,
+            refused_files,
+        } = load_plugins(&config, existing)?;
+        for problem in refused_files {
+            tracing::error!("{problem}: plugin refused");
+        }
+
+        // 4. Publish the first snapshot and start the data plane.
+        let metrics = Metrics::new();
+        let log = AccessLogWriter::start(access_log).map_err(StartError::Thread)?;
+        let (drainer, drain) = drain::channel();
+        let (site, published) = watch::channel(Arc::new(Site::new(
+            Arc::clone(&config),
+            registry.catalog(),
+            None,
+        )));
+        let loads = Arc::new(Loads::new(config.workers));
+        let (givers, givens) = worker::giving(config.workers);
+        let mut addresses = Vec::new();
+        for (sockets, _) in &sockets {
+            addresses.extend(sockets.first().and_then(|socket| socket.local_addr().ok()));
+        }
+        let (alive, workers_alive) = mpsc::channel(1);
+        let mut workers = Vec::new();
+        for (index, given) in givens.into_iter().enumerate() {
+            let counters = metrics.worker(index);
+            let mut listeners = Vec::new();
+            for (sockets, limits) in &mut sockets {
+                listeners.extend(sockets.pop().map(|socket| (socket, Arc::clone(limits))));
+            }
+            let setup = Setup {
+                index,
+                listeners,
+                site: published.clone(),
+                drain: drain.clone(),
+                access_log: log.handle(Arc::clone(&counters)),
+                counters,
+                plugin_host: registry.host(index),
+                loads: Arc::clone(&loads),
+                givers: givers.clone(),
+                given,
+                alive: alive.clone(),
+            };
+            workers.push(worker::start(setup).map_err(StartError::Thread)?);
+        }
+        drop((alive, givers));
+
+        // 5. The control plane, on a thread of its own, from here on.
+        let (commands, told) = mpsc::unbounded_channel();
+        let (ending, ended) = oneshot::channel();
+        let drain_timeout = config.drain_timeout;
+        let admin_address = admin
+            .as_ref()
+            .and_then(|listener| listener.local_addr().ok());
+        let control = Control {
+            config,
+            file,
+            registry,
+            site,
+            metrics,
+            drainer,
+            started: Instant::now(),
+        };
+        let setup = control::Setup {
+            control,
+            admin,
+            watched,
+            failures,
+            commands: told,
+            workers_alive,
+            workers,
+            log,
+        };
+        let control = control::start(setup, ending).map_err(StartError::Thread)?;
+        for addr in &addresses {
+            tracing::info!(%addr, "listening");
+        }
+        if let Some(addr) = admin_address {
+            tracing::info!(%addr, "admin listening");
+        }
+        Ok(Self {
+            addresses,
+            admin: admin_address,
+            commands,
+            drain_timeout,
+            ended,
+            control: Some(control),
+        })
+    }
+
+    /// Reads the configuration again. What came of it is in log, metrics and status.
+    pub fn reload(&self) {
+        let _ = self.commands.send(Command::Reload);
+    }
+
+    /// Stops taking connections, and ends sessions over the drain time of the configuration.
+    pub fn drain(&self) {
+        let _ = self.commands.send(Command::Drain(self.drain_timeout));
+    }
+
+    /// Ends what is left at once.
+    pub fn stop_now(&self) {
+        let _ = self.commands.send(Command::Drain(Duration::ZERO));
+    }
+
+    /// Waits until a drain is over.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn ended(&mut self) {
+        // An error says that the control plane is gone, which is as good.
+        let _ = (&mut self.ended).await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop_now();
+        if let Some(Err(_)) = self.control.take().map(JoinHandle::join) {
+            tracing::error!("the control plane panicked");
+        }
+    }
+}
+
+type Watched = (Watch, mpsc::Receiver<Change>);
+
+fn watch(dir: &Path) -> Result<Watched, StartError> {
+    Watch::directory(dir, "wasm").map_err(|error| StartError::Watch(dir.to_owned(), error))
+}
+
+/// Loads and tries every plugin that a configuration names, and every file of its folder, without
+/// serving.
+///
+/// # Errors
+/// As [`Server::start`]; files are refused here even where an embedded plugin could stand in.
+pub fn check(config: &Config) -> Result<(), StartError> {
+    let watched = config.plugins.dir.as_deref().map(watch).transpose()?;
+    let existing = watched
+        .as_ref()
+        .map_or(&[][..], |(watch, _)| watch.existing());
+    let outcome = load_plugins(&Arc::new(config.clone()), existing)?;
+    match outcome.refused_files.is_empty() {
+        true => Ok(()),
+        false => Err(StartError::Plugins(outcome.refused_files)),
+    }
+}
+
+/// None where the default address is taken by somebody else: then this process has no admin pages.
+fn bind_admin(config: &Config) -> Result<Option<TcpListener>, StartError> {
+    let bound = TcpListener::bind(config.admin.listen).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    match bound {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if config.admin.is_explicit => Err(StartError::Bind(config.admin.listen, error)),
+        Err(error) => {
+            tracing::warn!(addr = %config.admin.listen, %error, "no admin pages: set admin.listen");
+            Ok(None)
+        }
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plugins(problems) => {
+                let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+                f.write_str(&lines.join("\n"))
+            }
+            Self::Engine(error) => write!(f, "the plugin engine cannot start: {error}"),
+            Self::Bind(address, error) => write!(f, "cannot listen on {address}: {error}"),
+            Self::Watch(dir, error) => write!(f, "cannot watch {}: {error}", dir.display()),
+            Self::Thread(error) => write!(f, "cannot start a thread: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Bind(_, error) | Self::Watch(_, error) | Self::Thread(error) => Some(error),
+            Self::Plugins(_) | Self::Engine(_) => None,
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Loads plugins for a configuration, and tries each with everything that refers to it.
+//!
+//! A plugin that passes has been configured as it will be configured in service; what it is refused
+//! for comes back as a problem of the key that refers to it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::{EMBEDDED, StartError};
+use crate::config::{Config, PluginName, Problem, Target};
+use crate::plugins::failure::Failure;
+use crate::plugins::generation::{Generation, Source};
+use crate::plugins::limits::{FILE_MAX_BYTES, Limits};
+use crate::plugins::load::LoadError;
+use crate::plugins::registry::{Loaded, Registry};
+use crate::routing::policy::Candidate;
+
+/// What a configuration's plugins came to.
+pub(super) struct Outcome {
+    pub(super) registry: Registry,
+    pub(super) failures: mpsc::Receiver<Failure>,
+    /// Files of the folder that were refused, though what is embedded under their names may serve.
+    pub(super) refused_files: Vec<Problem>,
+}
+
+/// Loads the files, and for the names that have none what is embedded. Blocks.
+///
+/// # Errors
+/// [`StartError::Engine`], or [`StartError::Plugins`] with every name that nothing serves.
+pub(super) fn load_plugins(config: &Arc<Config>, files: &[PathBuf]) -> Result<Outcome, StartError> {
+    let started = Registry::new(&config.plugins, EMBEDDED);
+    let (mut registry, failures) =
+        started.map_err(|error| StartError::Engine(error.to_string()))?;
+    let trial = Trial::new(config, registry.limits());
+    let mut refused_files = Vec::new();
+    for path in files {
+        if let Err(message) = load_file(&mut registry, &trial, path) {
+            refused_files.push(Problem {
+                key: path.display().to_string(),
+                line: None,
+                message,
+            });
+        }
+    }
+    let problems = load_missing(&mut registry, &trial);
+    match problems.is_empty() {
+        true => Ok(Outcome {
+            registry,
+            failures,
+            refused_files,
+        }),
+        false => Err(StartError::Plugins(
+            refused_files.into_iter().chain(problems).collect(),
+        )),
+    }
+}
+
+/// Loads and publishes what a configuration names and nothing serves yet, and tries again what
+/// serves. Blocks. Returns what is wrong.
+pub(super) fn load_missing(registry: &mut Registry, trial: &Trial) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (name, key) in trial.named() {
+        let tried = match registry.catalog().get(&name) {
+            Some(generation) => trial.run(generation),
+            None => load_embedded(registry, trial, &name),
+        };
+        if let Err(error) = tried {
+            let message = match error {
+                LoadError::NotEmbedded => unknown(registry, &name),
+                error => format!("plugin \"{name}\": {error}"),
+            };
+            problems.push(Problem {
+                key,
+                line: None,
+                message,
+            });
+        }
+    }
+    problems
+}
+
+fn unknown(registry: &Registry, name: &PluginName) -> String {
+    let names: Vec<_> = registry.embedded().map(ToString::to_string).collect();
+    let embedded = match names.as_slice() {
+        [] => "none is embedded: this binary was built without `cargo xtask build`".to_owned(),
+        names => format!("embedded are {}", names.join(", ")),
+    };
+    format!(
+        "\"{name}\" is no plugin: there is no {name}.wasm in the folder of plugins, and {embedded}"
+    )
+}
+
+fn load_embedded(
+    registry: &mut Registry,
+    trial: &Trial,
+    name: &PluginName,
+) -> Result<(), LoadError> {
+    if let Loaded::New(generation) = registry.load_embedded(name)? {
+        trial.run(&generation)?;
+        registry.publish(generation);
+    }
+    Ok(())
+}
+
+fn load_file(registry: &mut Registry, trial: &Trial, path: &Path) -> Result<(), String> {
+    let name = name_of(path)?;
+    let bytes = read(path).map_err(|error| error.to_string())?;
+    let loaded = registry.load(&name, bytes, Source::File(path.to_owned()));
+    let tried = loaded.and_then(|loaded| match loaded {
+        Loaded::Unchanged => Ok(()),
+        Loaded::New(generation) => {
+            trial.run(&generation)?;
+            registry.publish(generation);
+            Ok(())
+        }
+    });
+    tried.map_err(|error| {
+        registry.refuse(&name, &error);
+        error.to_string()
+    })
+}
+
+/// The plugin that a file is.
+///
+/// # Errors
+/// Its stem is no plugin's name.
+pub(super) fn name_of(path: &Path) -> Result<PluginName, String> {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    PluginName::parse(&stem)
+        .ok_or_else(|| format!("\"{stem}\" is no plugin's name: {}", PluginName::ALLOWED))
+}
+
+/// The whole of a file, or so much that it is refused as too large.
+///
+/// # Errors
+/// It cannot be read, or is no regular file.
+pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a regular file",
+        ));
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_MAX_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Everything in a configuration that refers to plugins. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Trial {
+    config: Arc<Config>,
+    limits: Limits,
+}
+
+impl Trial {
+    pub(super) fn new(config: &Arc<Config>, limits: Limits) -> Self {
+        Self {
+            config: Arc::clone(config),
+            limits,
+        }
+    }
+
+    /// Tries a generation as all that refers to its name will use it. Blocks for a call or two each.
+    ///
+    /// # Errors
+    /// The first use that it does not serve.
+    pub(super) fn run(&self, generation: &Arc<Generation>) -> Result<(), LoadError> {
+        let name = &generation.name;
+        for upstream in self
+            .config
+            .upstreams
+            .iter()
+            .filter(|upstream| upstream.policy == *name)
+        {
+            let candidates: Vec<_> = upstream.backends.iter().map(Candidate::from).collect();
+            generation.trial_policy(&upstream.policy_config, &candidates, self.limits)?;
+        }
+        let targets = || self.config.routes.iter().map(|route| &route.target);
+        if targets().any(|target| matches!(target, Target::Handler(handler) if handler == name)) {
+            generation.trial_handler(&self.config.plugin_settings(name), self.limits)?;
+        }
+        if targets().any(|target| matches!(target, Target::Http(http) if http == name)) {
+            generation.trial_http()?;
+        }
+        Ok(())
+    }
+
+    /// Each plugin that is referred to, with the first key that does.
+    fn named(&self) -> BTreeMap<PluginName, String> {
+        let mut named = BTreeMap::new();
+        for (i, upstream) in self.config.upstreams.iter().enumerate() {
+            named
+                .entry(upstream.policy.clone())
+                .or_insert_with(|| format!("upstream[{i}].policy"));
+        }
+        for (i, route) in self.config.routes.iter().enumerate() {
+            let (name, key) = match &route.target {
+                Target::Handler(name) => (name, "handler"),
+                Target::Http(name) => (name, "http"),
+                Target::Upstream(_) => continue,
+            };
+            named
+                .entry(name.clone())
+                .or_insert_with(|| format!("route[{i}].{key}"));
+        }
+        named
+    }
+}

@@ -1,0 +1,167 @@
+//! What the admin pages show: figures of all rooms, gathered when somebody asks.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use super::control::Control;
+use crate::admin::http::{Readiness, View};
+use crate::admin::metrics::{BackendSample, CallSample, PluginSample, Scrape};
+use crate::admin::status::{BackendStatus, PolicyStatus, RouteStatus, Status, UpstreamStatus};
+use crate::config::Target;
+use crate::plugins::stats::{BUCKETS_NS, FAILURE_KINDS, PluginFigures};
+use crate::site::Site;
+use crate::upstream::pool::Pool;
+
+/// The control plane, as the admin pages see it.
+pub(super) struct Pages(pub(super) Rc<RefCell<Control>>);
+
+impl View for Pages {
+    fn readiness(&self) -> Readiness {
+        match self.0.borrow().drainer.has_started() {
+            true => Readiness::Draining,
+            false => Readiness::Ready,
+        }
+    }
+
+    fn status(&self) -> Status {
+        let control = self.0.borrow();
+        let site = control.site();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_secs: control.started.elapsed().as_secs(),
+            is_draining: control.drainer.has_started(),
+            workers: control.metrics.workers(),
+            upstreams: upstreams(&site),
+            routes: routes(&site),
+            plugins: control.plugin_statuses(),
+            sessions: control.metrics.sessions(),
+        }
+    }
+
+    fn metrics(&self) -> String {
+        let control = self.0.borrow();
+        let site = control.site();
+        let figures = control.registry.stats().read();
+        let mut scrape = Scrape {
+            backends: pools(&site).flat_map(backend_samples).collect(),
+            plugins: site
+                .plugins
+                .iter()
+                .map(|generation| PluginSample {
+                    plugin: generation.name.to_string(),
+                    generation: generation.number,
+                })
+                .collect(),
+            ..Scrape::default()
+        };
+        for plugin in &figures {
+            add_figures(&mut scrape, plugin);
+        }
+        control.metrics.encode(scrape)
+    }
+}
+
+/// In the order configured.
+fn pools(site: &Site) -> impl Iterator<Item = &Pool> {
+    site.config
+        .upstreams
+        .iter()
+        .filter_map(|upstream| site.pools.get(&upstream.name))
+        .map(AsRef::as_ref)
+}
+
+fn upstreams(site: &Site) -> Vec<UpstreamStatus> {
+    let backends = |pool: &Pool| {
+        pool.backends
+            .iter()
+            .map(|backend| {
+                let figures = backend.figures();
+                BackendStatus {
+                    address: backend.address().to_owned(),
+                    weight: backend.config.weight,
+                    is_up: backend.is_up(),
+                    active: figures.active.into(),
+                    pending: figures.pending.into(),
+                    failures: backend.failures(),
+                    is_backup: backend.config.is_backup,
+                }
+            })
+            .collect()
+    };
+    let upstream = |pool: &Pool| {
+        let policy = &pool.config.policy;
+        let generation = site
+            .plugins
+            .get(policy)
+            .map_or(0, |generation| generation.number);
+        UpstreamStatus {
+            name: pool.config.name.to_string(),
+            policy: PolicyStatus {
+                name: policy.to_string(),
+                generation,
+            },
+            backends: backends(pool),
+        }
+    };
+    pools(site).map(upstream).collect()
+}
+
+fn routes(site: &Site) -> Vec<RouteStatus> {
+    let target = |target: &Target| match target {
+        Target::Upstream(name) => format!("upstream {name}"),
+        Target::Handler(name) => format!("handler {name}"),
+        Target::Http(name) => format!("http {name}"),
+    };
+    let route = |route: &crate::config::Route| RouteStatus {
+        host: route.host.as_ref().map(ToString::to_string),
+        path: route.path.to_string(),
+        target: target(&route.target),
+    };
+    site.config.routes.iter().map(route).collect()
+}
+
+fn backend_samples(pool: &Pool) -> impl Iterator<Item = BackendSample> {
+    pool.backends.iter().map(|backend| BackendSample {
+        upstream: pool.config.name.to_string(),
+        backend: backend.address().to_owned(),
+        is_up: backend.is_up(),
+        active: backend.figures().active.into(),
+        failures: backend.failures(),
+    })
+}
+
+fn add_figures(scrape: &mut Scrape, plugin: &PluginFigures) {
+    let name = || plugin.plugin.to_string();
+    let mut failures = [0; FAILURE_KINDS.len()];
+    for (call, figures) in &plugin.calls {
+        let bounds = BUCKETS_NS.iter().map(|&ns| ns as f64 / 1e9);
+        scrape.calls.push(CallSample {
+            plugin: name(),
+            call: call.name().to_owned(),
+            buckets: bounds.zip(figures.buckets).collect(),
+            sum: figures.sum_ns as f64 / 1e9,
+            count: figures.n_calls,
+        });
+        for (sum, n) in failures.iter_mut().zip(figures.failures) {
+            *sum += n;
+        }
+    }
+    scrape.failures.extend(
+        FAILURE_KINDS
+            .iter()
+            .zip(failures)
+            .map(|(kind, n)| (name(), (*kind).to_owned(), n)),
+    );
+    scrape.guest_counts.extend(
+        plugin
+            .counts
+            .iter()
+            .map(|(key, n)| (name(), key.clone(), *n)),
+    );
+    scrape.guest_gauges.extend(
+        plugin
+            .gauges
+            .iter()
+            .map(|(key, value)| (name(), key.clone(), *value)),
+    );
+}

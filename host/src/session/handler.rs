@@ -1,0 +1,171 @@
+//! What the far end of a handled WebSocket is, whoever wrote it: messages in, verdicts out.
+//!
+//! Owns the [`Handler`] and [`HandlerSession`] traits. They know no sockets and no wasm.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::{EndReport, SessionId};
+use crate::routing::policy::Refusal;
+
+/// Makes sessions. One per plugin generation and worker.
+pub trait Handler: fmt::Debug {
+    /// Lower-case names of the headers that [`Facts::headers`] is to hold.
+    fn wanted_headers(&self) -> Vec<String>;
+
+    /// Decides about an upgrade before the 101: the subprotocol to answer with, or a refusal.
+    ///
+    /// # Errors
+    /// The handler failed: the client gets a 500.
+    fn accept(&self, facts: &Facts) -> Result<Result<Option<String>, Refusal>, HandlerError>;
+
+    /// Begins a session. `outbox` takes what the handler sends other than by verdict; it is bounded,
+    /// and what does not fit is dropped and counted by the sender.
+    ///
+    /// # Errors
+    /// The handler failed: the session is closed with 1011.
+    fn open(
+        &self,
+        facts: &Facts,
+        outbox: mpsc::Sender<Outbound>,
+    ) -> Result<Box<dyn HandlerSession>, HandlerError>;
+}
+
+/// One open session of a handler. Dropping it without [`HandlerSession::closed`] frees it silently.
+pub trait HandlerSession: fmt::Debug {
+    /// What the session wants to see.
+    fn interest(&self) -> Interest;
+
+    /// The 101 is out.
+    ///
+    /// # Errors
+    /// This and the next three: the handler failed and the session is closed with 1011.
+    fn opened(&mut self) -> Result<Verdict, HandlerError>;
+
+    /// A whole data message has come. Text is valid UTF-8.
+    ///
+    /// # Errors
+    /// See [`HandlerSession::opened`].
+    fn message(&mut self, message: &Message) -> Result<Verdict, HandlerError>;
+
+    /// [`Interest::tick_interval_ms`] has passed.
+    ///
+    /// # Errors
+    /// See [`HandlerSession::opened`].
+    fn tick(&mut self) -> Result<Verdict, HandlerError>;
+
+    /// The session is over.
+    ///
+    /// # Errors
+    /// See [`HandlerSession::opened`].
+    fn closed(self: Box<Self>, report: &EndReport) -> Result<(), HandlerError>;
+}
+
+/// What a session's request was.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// Unique in this process.
+    pub session: SessionId,
+    /// The route's path pattern.
+    pub route: String,
+    /// The client, behind trusted proxies the one they vouch for.
+    pub client_ip: IpAddr,
+    /// In lower case, without port.
+    pub host: String,
+    /// Path and query, as received.
+    pub path: String,
+    /// The value of `X-Request-Id`.
+    pub request_id: String,
+    /// Longest message, either way.
+    pub max_message_bytes: u64,
+    /// In the client's order.
+    pub offered_subprotocols: Vec<String>,
+    /// Those that [`Handler::wanted_headers`] names; names in lower case.
+    pub headers: Vec<(String, String)>,
+}
+
+/// What a session wants to see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interest {
+    /// Text messages.
+    pub text: bool,
+    /// Binary messages.
+    pub binary: bool,
+    /// 0: no ticks.
+    pub tick_interval_ms: u32,
+}
+
+impl Interest {
+    /// Wants to see nothing.
+    pub const NONE: Self = Self {
+        text: false,
+        binary: false,
+        tick_interval_ms: 0,
+    };
+}
+
+/// A whole data message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Text or binary.
+    pub kind: MessageKind,
+    /// Valid UTF-8 where the kind is text.
+    pub payload: Bytes,
+}
+
+/// The two kinds of data messages (RFC 6455 section 5.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MessageKind {
+    /// Opcode 1.
+    Text,
+    /// Opcode 2.
+    Binary,
+}
+
+/// What a handler says about a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing is sent.
+    Ignore,
+    /// The message goes back unchanged.
+    Echo,
+    /// These go to the client.
+    Reply(Vec<Message>),
+    /// The session ends.
+    Close(CloseReason),
+}
+
+/// What a handler sends other than by verdict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outbound {
+    /// To the client.
+    Send(Message),
+    /// The session ends.
+    Close(CloseReason),
+    /// The instance that holds the session is dead: the session ends with 1011.
+    Failed,
+}
+
+/// A close code that may go on the wire, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CloseReason {
+    /// See RFC 6455 section 7.4.
+    pub code: u16,
+    /// At most 123 bytes.
+    pub reason: String,
+}
+
+/// A handler could not go on.
+#[derive(Debug)]
+pub struct HandlerError(pub String);
+
+impl fmt::Display for HandlerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for HandlerError {}

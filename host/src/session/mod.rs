@@ -1,0 +1,325 @@
+//! One live WebSocket, from the 101 to the close: what is known of it, its end, and the registry of
+//! all sessions of a worker.
+//!
+//! A session is one task that owns its streams. The registry holds a [`Control`] of each, by which
+//! the worker's sweep and drain tell it what to do; it never touches a session's streams.
+//! [`relayed`] runs the sessions at a backend, [`handled`] those that end at a plugin.
+
+pub mod handled;
+pub mod handler;
+pub mod relayed;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use crate::admin::metrics::TargetCounters;
+
+/// Names a session; unique in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(pub u64);
+
+/// Whose doing an end was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ender {
+    /// The far end that connected to us.
+    Client,
+    /// The server that we connected to.
+    Backend,
+    /// A filter's or handler's verdict or failure.
+    Plugin,
+    /// A drain or a command.
+    Operator,
+    /// A limit or timeout of ours.
+    Host,
+}
+
+/// What was true of a session when it ended. "Up" is from the client, "down" is to the client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndReport {
+    /// Whose doing it was.
+    pub ended_by: Ender,
+    /// The close code that went over the wire, if one did.
+    pub code: Option<u16>,
+    /// From the 101.
+    pub duration: Duration,
+    /// All bytes after the handshake, framing included.
+    pub bytes_up: u64,
+    /// See `bytes_up`.
+    pub bytes_down: u64,
+    /// Whole data messages.
+    pub messages_up: u64,
+    /// See `messages_up`.
+    pub messages_down: u64,
+}
+
+/// How long both sides may take to end a session after a Close or after one of them has gone.
+pub const LINGER: Duration = Duration::from_secs(5);
+
+/// How often [`Sessions::sweep`] is called: the grain of all timeouts of open sessions.
+pub const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What an operator set for the sessions of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// A session without a byte for so long is closed.
+    pub idle: Duration,
+    /// A side without a byte for so long is pinged, and after as long again closed.
+    pub ping: Option<Duration>,
+}
+
+/// What a session is told to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Ask both sides for a sign of life.
+    Ping,
+    /// Send this code to both sides, in this one's name.
+    Close(Ender, u16),
+    /// End at once.
+    Cut(Ender),
+}
+
+/// The sessions of one worker.
+#[derive(Debug, Default)]
+pub struct Sessions {
+    open: RefCell<BTreeMap<SessionId, Rc<Control>>>,
+    /// Sweeps since the start: the clock of all sessions, so that moving bytes asks for no time.
+    now: Rc<Cell<u32>>,
+}
+
+/// What the registry and a session share.
+#[derive(Debug)]
+pub struct Control {
+    timeouts: Timeouts,
+    now: Rc<Cell<u32>>,
+    /// In sweeps, as `now`.
+    moved_at: Cell<u32>,
+    pinged_at: Cell<Option<u32>>,
+    /// Since when the session is ending.
+    ending_at: Cell<Option<u32>>,
+    order: Cell<Option<Order>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// Keeps a session in the registry; dropping it takes the session out.
+#[derive(Debug)]
+pub struct Registration {
+    sessions: Rc<Sessions>,
+    /// Names the session.
+    pub id: SessionId,
+    /// What the registry knows of it.
+    pub control: Rc<Control>,
+}
+
+impl SessionId {
+    /// The next of this process.
+    pub fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl Sessions {
+    /// Takes a session in.
+    pub fn register(self: &Rc<Self>, id: SessionId, timeouts: Timeouts) -> Registration {
+        let control = Rc::new(Control {
+            timeouts,
+            now: Rc::clone(&self.now),
+            moved_at: Cell::new(self.now.get()),
+            pinged_at: Cell::new(None),
+            ending_at: Cell::new(None),
+            order: Cell::new(None),
+            waker: RefCell::new(None),
+        });
+        self.open.borrow_mut().insert(id, Rc::clone(&control));
+        Registration {
+            sessions: Rc::clone(self),
+            id,
+            control,
+        }
+    }
+
+    /// How many are open.
+    pub fn len(&self) -> usize {
+        self.open.borrow().len()
+    }
+
+    /// Whether none is open.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Those open now, the oldest first.
+    pub fn all(&self) -> Vec<Rc<Control>> {
+        self.open.borrow().values().cloned().collect()
+    }
+
+    /// One tick: tells every session whose time has come.
+    pub fn sweep(&self) {
+        self.now.set(self.now.get().wrapping_add(1));
+        for control in self.open.borrow().values() {
+            if let Some(order) = control.due() {
+                control.tell(order);
+            }
+        }
+    }
+}
+
+impl Control {
+    /// Gives an order. A later one takes the place of one that was not taken yet.
+    pub fn tell(&self, order: Order) {
+        self.order.set(Some(order));
+        let waker = self.waker.borrow_mut().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The order that waits, if there is one; otherwise the task is woken by the next.
+    pub fn poll_order(&self, cx: &Context<'_>) -> Poll<Order> {
+        if let Some(order) = self.order.take() {
+            return Poll::Ready(order);
+        }
+        let mut waker = self.waker.borrow_mut();
+        if !waker
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
+            *waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Bytes have moved.
+    pub fn moved(&self) {
+        self.moved_at.set(self.now.get());
+        self.pinged_at.set(None);
+    }
+
+    /// A side has closed or gone: the rest should not take long.
+    pub fn ending(&self) {
+        if self.ending_at.get().is_none() {
+            self.ending_at.set(Some(self.now.get()));
+        }
+    }
+
+    /// What its time has come for. The grain is a sweep, rounded up.
+    fn due(&self) -> Option<Order> {
+        let since =
+            |then: u32| SWEEP_INTERVAL * self.now.get().wrapping_sub(then).saturating_sub(1);
+        if let Some(then) = self.ending_at.get() {
+            return (since(then) >= LINGER).then_some(Order::Cut(Ender::Host));
+        }
+        let silent = since(self.moved_at.get());
+        if silent >= self.timeouts.idle {
+            return Some(Order::Close(Ender::Host, IDLE));
+        }
+        let ping = self.timeouts.ping?;
+        match self.pinged_at.get() {
+            Some(then) => (since(then) >= ping).then_some(Order::Close(Ender::Host, IDLE)),
+            None if silent >= ping => {
+                self.pinged_at.set(Some(self.now.get()));
+                Some(Order::Ping)
+            }
+            None => None,
+        }
+    }
+}
+
+/// Counts a session as open; dropping it counts it out.
+#[derive(Debug)]
+struct OpenCount(Arc<TargetCounters>);
+
+impl OpenCount {
+    fn new(counters: &Arc<TargetCounters>) -> Self {
+        counters.sessions.add(1);
+        Self(Arc::clone(counters))
+    }
+}
+
+impl Drop for OpenCount {
+    fn drop(&mut self) {
+        self.0.sessions.sub(1);
+    }
+}
+
+/// RFC 6455 section 7.4.1: going away. There is no code of its own for silence.
+const IDLE: u16 = 1001;
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.sessions.open.borrow_mut().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sweeps(sessions: &Sessions, duration: Duration) {
+        for _ in 0..duration.as_millis() / SWEEP_INTERVAL.as_millis() {
+            sessions.sweep();
+        }
+    }
+
+    fn registered(ping: Option<u64>) -> (Rc<Sessions>, Registration) {
+        let sessions = Rc::new(Sessions::default());
+        let timeouts = Timeouts {
+            idle: Duration::from_secs(60),
+            ping: ping.map(Duration::from_secs),
+        };
+        let registration = sessions.register(SessionId::next(), timeouts);
+        (sessions, registration)
+    }
+
+    #[test]
+    fn a_silent_session_is_closed_and_a_moving_one_is_not() {
+        let (sessions, session) = registered(None);
+        sweeps(&sessions, Duration::from_secs(59));
+        session.control.moved();
+        sweeps(&sessions, Duration::from_secs(60));
+        assert_eq!(session.control.order.take(), None);
+        sweeps(&sessions, Duration::from_secs(1));
+        assert_eq!(
+            session.control.order.take(),
+            Some(Order::Close(Ender::Host, 1001))
+        );
+    }
+
+    #[test]
+    fn a_session_that_leaves_a_ping_unanswered_is_closed() {
+        let (sessions, session) = registered(Some(5));
+        sweeps(&sessions, Duration::from_secs(6));
+        assert_eq!(session.control.order.take(), Some(Order::Ping));
+        session.control.moved();
+        sweeps(&sessions, Duration::from_secs(6));
+        assert_eq!(session.control.order.take(), Some(Order::Ping));
+        sweeps(&sessions, Duration::from_secs(6));
+        assert_eq!(
+            session.control.order.take(),
+            Some(Order::Close(Ender::Host, 1001))
+        );
+    }
+
+    #[test]
+    fn an_ending_that_takes_too_long_is_cut() {
+        let (sessions, session) = registered(None);
+        session.control.ending();
+        sweeps(&sessions, LINGER);
+        assert_eq!(session.control.order.take(), None);
+        sessions.sweep();
+        assert_eq!(session.control.order.take(), Some(Order::Cut(Ender::Host)));
+    }
+
+    #[test]
+    fn a_session_that_is_dropped_leaves_the_registry() {
+        let (sessions, session) = registered(None);
+        assert_eq!(sessions.len(), 1);
+        drop(session);
+        assert!(sessions.is_empty());
+    }
+}

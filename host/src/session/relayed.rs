@@ -1,0 +1,105 @@
+//! A session at a backend: runs its relay, counts as bytes move, and obeys its orders.
+//!
+//! In go the two upgraded streams; out comes the [`EndReport`]. The path of a byte allocates
+//! nothing, takes no lock and reads no clock.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::{EndReport, OpenCount, Order, Registration};
+use crate::admin::metrics::TargetCounters;
+use crate::relay::{Moved, Relay, RelayEnd};
+
+/// Where a worker's relays read to, one at a time, during a poll only.
+pub type Scratch = Rc<RefCell<Box<[u8]>>>;
+
+/// A session at a backend.
+#[derive(Debug)]
+pub struct Relayed {
+    relay: Relay<TcpStream, TcpStream>,
+    registration: Registration,
+    counters: Arc<TargetCounters>,
+    _open: OpenCount,
+    scratch: Scratch,
+    begun: Instant,
+    /// What `counters` know of.
+    counted: (Moved, Moved),
+}
+
+impl Relayed {
+    /// Begins at the moment of the call.
+    pub fn new(
+        relay: Relay<TcpStream, TcpStream>,
+        registration: Registration,
+        counters: Arc<TargetCounters>,
+        scratch: Scratch,
+    ) -> Self {
+        let _open = OpenCount::new(&counters);
+        Self {
+            relay,
+            registration,
+            counters,
+            _open,
+            scratch,
+            begun: Instant::now(),
+            counted: Default::default(),
+        }
+    }
+
+    /// Runs until both sides are done or the session is cut. Dropping it cuts both sides.
+    pub async fn run(mut self) -> EndReport {
+        let end = poll_fn(|cx| self.poll(cx)).await;
+        let (up, down) = self.counted;
+        EndReport {
+            ended_by: end.by,
+            code: end.code,
+            duration: self.begun.elapsed(),
+            bytes_up: up.bytes,
+            bytes_down: down.bytes,
+            messages_up: up.messages,
+            messages_down: down.messages,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<RelayEnd> {
+        while let Poll::Ready(order) = self.registration.control.poll_order(cx) {
+            match order {
+                Order::Ping => self.relay.ping(),
+                Order::Close(by, code) => self.relay.close(by, code),
+                Order::Cut(by) => {
+                    return Poll::Ready(self.relay.end().unwrap_or(RelayEnd { by, code: None }));
+                }
+            }
+        }
+        let polled = self.relay.poll(cx, &mut self.scratch.borrow_mut());
+        self.count();
+        if self.relay.end().is_some() {
+            self.registration.control.ending();
+        }
+        polled
+    }
+
+    fn count(&mut self) {
+        let (up, down) = (self.relay.moved_up(), self.relay.moved_down());
+        let (up_before, down_before) = self.counted;
+        if (up, down) == self.counted {
+            return;
+        }
+        self.counters.bytes_up.add(up.bytes - up_before.bytes);
+        self.counters.bytes_down.add(down.bytes - down_before.bytes);
+        self.counters
+            .messages_up
+            .add(up.messages - up_before.messages);
+        self.counters
+            .messages_down
+            .add(down.messages - down_before.messages);
+        self.counted = (up, down);
+        self.registration.control.moved();
+    }
+}

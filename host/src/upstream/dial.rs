@@ -1,0 +1,265 @@
+//! The backend's half of the opening handshake: connects, sends the client's request, and believes
+//! no answer before it is checked (RFC 6455 section 4.1).
+//!
+//! In go a backend's address and a request's head; out comes an upgraded stream, or an ordinary
+//! response with its body, or a [`DialError`] after which another backend may be tried.
+
+use std::fmt;
+use std::future::{Future as _, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Request, Response, StatusCode, Uri, request, response};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use crate::body::{Body, BoxError};
+use crate::handshake::{self, Upgrade};
+
+/// How long a backend may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// Name resolution and connect.
+    pub connect: Duration,
+    /// From the request to the head of the answer.
+    pub response: Duration,
+}
+
+/// What a backend said to an upgrade.
+#[derive(Debug)]
+pub enum Answer {
+    /// A checked 101.
+    Upgraded {
+        /// Positioned behind the head.
+        stream: TcpStream,
+        /// Bytes that arrived behind the head.
+        early: Bytes,
+        /// For the client, as received.
+        head: response::Parts,
+    },
+    /// Anything else: an ordinary response, which ends the connection.
+    Refused(Response<Body>),
+}
+
+/// A backend did not answer. All of these may be tried elsewhere: no client has seen anything.
+#[derive(Debug)]
+pub enum DialError {
+    /// No address, refused, unreachable.
+    Connect(io::Error),
+    /// Longer than [`Deadlines::connect`].
+    ConnectTimeout(Duration),
+    /// Reset, closed early, or no HTTP.
+    Exchange(hyper::Error),
+    /// Longer than [`Deadlines::response`].
+    ResponseTimeout(Duration),
+    /// A 101 that does not answer what was asked.
+    BadHandshake(&'static str),
+}
+
+/// Opens a connection, with small writes sent at once.
+///
+/// # Errors
+/// [`DialError::Connect`] and [`DialError::ConnectTimeout`].
+pub async fn connect(address: &str, deadline: Duration) -> Result<TcpStream, DialError> {
+    let connected = timeout(deadline, TcpStream::connect(address)).await;
+    let stream = connected
+        .map_err(|_| DialError::ConnectTimeout(deadline))?
+        .map_err(DialError::Connect)?;
+    stream.set_nodelay(true).map_err(DialError::Connect)?;
+    Ok(stream)
+}
+
+/// Asks a backend for a WebSocket. `head`: as [`upgrade_request`] makes it.
+///
+/// # Errors
+/// See [`DialError`].
+pub async fn upgrade(
+    address: &str,
+    head: request::Parts,
+    asked: &Upgrade,
+    deadlines: Deadlines,
+) -> Result<Answer, DialError> {
+    let stream = connect(address, deadlines.connect).await?;
+    let exchange = exchange(stream, head);
+    let exchanged = timeout(deadlines.response, exchange).await;
+    let (response, mut connection, is_over) =
+        exchanged.map_err(|_| DialError::ResponseTimeout(deadlines.response))??;
+    let (head, body) = response.into_parts();
+    if head.status != StatusCode::SWITCHING_PROTOCOLS {
+        let body = Driven {
+            connection: Some(connection).filter(|_| !is_over),
+            body,
+        }
+        .boxed_unsync();
+        return Ok(Answer::Refused(Response::from_parts(head, body)));
+    }
+    if !is_over {
+        poll_fn(|cx| connection.poll_without_shutdown(cx))
+            .await
+            .map_err(DialError::Exchange)?;
+    }
+    check_answer(asked, &head.headers).map_err(DialError::BadHandshake)?;
+    let parts = connection.into_parts();
+    Ok(Answer::Upgraded {
+        stream: parts.io.into_inner(),
+        early: parts.read_buf,
+        head,
+    })
+}
+
+/// The head to send to a backend, from one whose hop-by-hop fields are off already.
+pub fn upgrade_request(mut head: request::Parts) -> request::Parts {
+    head.uri = origin_form(&head.uri);
+    head.headers
+        .insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    head.headers
+        .insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    head
+}
+
+/// The target as a server that is no proxy wants it (RFC 9112 section 3.2.1).
+pub fn origin_form(uri: &Uri) -> Uri {
+    uri.path_and_query()
+        .map_or_else(Uri::default, |path| Uri::from(path.clone()))
+}
+
+/// How this program speaks HTTP/1.1 to a backend: fields keep the case that their sender gave them.
+pub fn client() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder.preserve_header_case(true).title_case_headers(true);
+    builder
+}
+
+type Connection = http1::Connection<TokioIo<TcpStream>, Empty<Bytes>>;
+
+/// Sends a request without a body and waits for the head of the answer. Also says whether the
+/// connection has come to its end as HTTP, after which it must not be polled.
+async fn exchange(
+    stream: TcpStream,
+    head: request::Parts,
+) -> Result<(Response<Incoming>, Connection, bool), DialError> {
+    let (mut sender, mut connection) = client()
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(DialError::Exchange)?;
+    let mut answer = pin!(sender.send_request(Request::from_parts(head, Empty::new())));
+    let mut is_over = false;
+    let response = poll_fn(|cx| {
+        // The answer's future learns of a connection's error by itself.
+        is_over = is_over || connection.poll_without_shutdown(cx).is_ready();
+        answer.as_mut().poll(cx)
+    });
+    let response = response.await.map_err(DialError::Exchange)?;
+    Ok((response, connection, is_over))
+}
+
+/// Checks a 101 against what was asked.
+fn check_answer(asked: &Upgrade, headers: &HeaderMap) -> Result<(), &'static str> {
+    let check = |is_fine: bool, reason| if is_fine { Ok(()) } else { Err(reason) };
+    check(
+        handshake::has_token(headers, header::UPGRADE, "websocket"),
+        "its 101 has no Upgrade: websocket",
+    )?;
+    check(
+        handshake::has_token(headers, header::CONNECTION, "upgrade"),
+        "its 101 has no Connection: upgrade",
+    )?;
+    let accept = handshake::only(headers, header::SEC_WEBSOCKET_ACCEPT);
+    let expected = derive_accept_key(asked.key.as_bytes());
+    check(
+        accept.is_some_and(|accept| accept == expected.as_str()),
+        "its Sec-WebSocket-Accept is wrong",
+    )?;
+    let subprotocols = handshake::list(headers, header::SEC_WEBSOCKET_PROTOCOL);
+    let is_offered = |chosen: &Vec<String>| {
+        chosen.len() <= 1 && chosen.iter().all(|name| asked.subprotocols.contains(name))
+    };
+    check(
+        subprotocols.is_some_and(|chosen| is_offered(&chosen)),
+        "it chose a subprotocol that was not offered",
+    )?;
+    let extensions = handshake::extension_names(headers);
+    let is_offered =
+        |chosen: &Vec<String>| chosen.iter().all(|name| asked.extensions.contains(name));
+    check(
+        extensions.is_some_and(|chosen| is_offered(&chosen)),
+        "it chose an extension that was not offered",
+    )
+}
+
+/// A body that drives the connection it comes from, so that both go together.
+struct Driven {
+    connection: Option<Connection>,
+    body: Incoming,
+}
+
+impl hyper::body::Body for Driven {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self
+            .connection
+            .as_mut()
+            .is_some_and(|connection| Pin::new(connection).poll(cx).is_ready())
+        {
+            self.connection = None;
+        }
+        Pin::new(&mut self.body).poll_frame(cx).map_err(Into::into)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl DialError {
+    /// What a client is answered when no other backend is left.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::ConnectTimeout(_) | Self::ResponseTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Connect(_) | Self::Exchange(_) | Self::BadHandshake(_) => StatusCode::BAD_GATEWAY,
+        }
+    }
+}
+
+impl fmt::Display for DialError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect(error) => write!(f, "cannot connect: {error}"),
+            Self::ConnectTimeout(after) => write!(f, "no connection after {after:?}"),
+            Self::Exchange(error) => match std::error::Error::source(error) {
+                Some(source) => write!(f, "no answer: {error}: {source}"),
+                None => write!(f, "no answer: {error}"),
+            },
+            Self::ResponseTimeout(after) => write!(f, "no answer after {after:?}"),
+            Self::BadHandshake(reason) => f.write_str(reason),
+        }
+    }
+}
+
+impl std::error::Error for DialError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Connect(error) => Some(error),
+            Self::Exchange(error) => Some(error),
+            Self::ConnectTimeout(_) | Self::ResponseTimeout(_) | Self::BadHandshake(_) => None,
+        }
+    }
+}
