@@ -1,0 +1,55 @@
+//! Configuration text: what most tests have in common, and what a test left out.
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+
+/// Stands in a test's configuration for the watched plugin folder.
+const PLUGINS_DIR: &str = "PLUGINS_DIR";
+
+/// An upstream `app` under `policy`, with the route `/*` to it.
+pub fn app<A: Display>(policy: &str, backends: &[A]) -> String {
+    let backends: Vec<String> = backends.iter().map(|a| format!("\"{a}\"")).collect();
+    format!(
+        r#"
+[[upstream]]
+name = "app"
+policy = "{policy}"
+backends = [{}]
+
+[[route]]
+path = "/*"
+upstream = "app"
+max_message_bytes = 16777216
+"#,
+        backends.join(", ")
+    )
+}
+
+/// `text` with two workers, a listener and an admin page on free ports, and a watched folder,
+/// where it does not speak of them itself.
+pub(crate) fn complete(text: &str, plugins: &Path) -> String {
+    let plugins = plugins.display().to_string();
+    let text = text.replace(PLUGINS_DIR, &plugins);
+    let says = |start: &str| text.lines().any(|line| line.starts_with(start));
+
+    let mut whole = String::new();
+    if !says("workers") {
+        whole.push_str("workers = 2\n");
+    }
+    whole.push_str(&text);
+    if !says("[admin]") {
+        whole.push_str("\n[admin]\nlisten = \"127.0.0.1:0\"\n");
+    }
+    if !says("[[listener]]") {
+        whole.push_str("\n[[listener]]\nbind = \"127.0.0.1:0\"\n");
+    }
+    if !says("[plugins]") {
+        whole.push_str(&format!("\n[plugins]\ndir = \"{plugins}\"\n"));
+    }
+    whole
+}
+
+/// The top of the repository, or something in it.
+pub fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}

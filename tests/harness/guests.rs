@@ -1,0 +1,97 @@
+//! Hostile guests: text in `fixtures/` in, the bytes of a `.wasm` file out.
+//!
+//! The guests are core modules under the canonical ABI's names, because that is text that people
+//! can read; `wit-component` wraps them for the contract in `sdk/wit`, as it does for real ones.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
+use wit_parser::Resolve;
+
+use crate::config::repository;
+
+/// Where a well-behaved guest's text takes in how it misbehaves.
+const MARK: &str = ";;! misbehave";
+
+/// A policy that prefers the last backend, and misbehaves as `fixtures/{how}.wat` says when the
+/// path ends in `!`.
+///
+/// # Errors
+///
+/// The text is no module, or not one that the contract fits.
+pub fn policy(how: &str) -> Result<Vec<u8>> {
+    component(&core_policy(how)?)
+}
+
+/// The same as a core module that carries its contract in a custom section, which is what
+/// `cargo build --target wasm32-unknown-unknown` leaves.
+///
+/// # Errors
+///
+/// See [`policy`].
+pub fn core_policy(how: &str) -> Result<Vec<u8>> {
+    core(&spliced("policy", how)?, "policy-plugin")
+}
+
+/// A handler that echoes, and misbehaves as `fixtures/{how}.wat` says when a message ends in `!`.
+///
+/// # Errors
+///
+/// See [`policy`].
+pub fn handler(how: &str) -> Result<Vec<u8>> {
+    component(&core(&spliced("handler", how)?, "handler-plugin")?)
+}
+
+/// A policy whose `configure` never comes back.
+///
+/// # Errors
+///
+/// See [`policy`].
+pub fn policy_that_loops_in_configure() -> Result<Vec<u8>> {
+    component(&core(&text("policy_loops_in_configure")?, "policy-plugin")?)
+}
+
+/// `fixtures/{name}.wat` as it stands, a whole component.
+///
+/// # Errors
+///
+/// The text is no component.
+pub fn stranger(name: &str) -> Result<Vec<u8>> {
+    Ok(wat::parse_str(text(name)?)?)
+}
+
+/// A shipped plugin, as the build leaves it.
+///
+/// # Panics
+///
+/// It is missing; the message says how to build it.
+pub fn shipped(name: &str) -> Vec<u8> {
+    let path = repository("target/plugins").join(format!("{name}.wasm"));
+    fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}: run `cargo xtask build`", path.display()))
+}
+
+fn text(name: &str) -> Result<String> {
+    let path = repository("tests/fixtures").join(format!("{name}.wat"));
+    fs::read_to_string(&path).with_context(|| path.display().to_string())
+}
+
+fn spliced(guest: &str, how: &str) -> Result<String> {
+    Ok(text(guest)?.replace(MARK, &text(how)?))
+}
+
+fn core(text: &str, world: &str) -> Result<Vec<u8>> {
+    let mut contract = Resolve::default();
+    let (package, _) = contract.push_path(repository("sdk/wit"))?;
+    let world = contract.select_world(&[package], Some(world))?;
+    let mut module = wat::parse_str(text)?;
+    embed_component_metadata(&mut module, &contract, world, StringEncoding::UTF8)?;
+    Ok(module)
+}
+
+fn component(module: &[u8]) -> Result<Vec<u8>> {
+    ComponentEncoder::default()
+        .module(module)?
+        .validate(true)
+        .encode()
+}

@@ -1,0 +1,32 @@
+//! What the tests in `it/` are told with: the real balancer in a process of its own, backends,
+//! clients, raw sockets and hostile guests, all on ports that the operating system picks.
+//!
+//! Nothing here sleeps in place of a condition, and nothing outlives the value that stands for it:
+//! dropping a `Balancer` or a backend ends it. The host's code is not linked, only its binary run.
+
+mod backend;
+mod balancer;
+mod chatter;
+mod client;
+mod config;
+mod fastify;
+mod lines;
+mod metrics;
+mod process;
+mod scripted;
+mod wait;
+mod wire;
+
+pub mod guests;
+
+pub use backend::Backend;
+pub use balancer::Balancer;
+pub use chatter::Chatter;
+pub use client::{Client, Refused, payload};
+pub use config::{app, repository};
+pub use fastify::{FastifyServers, example, node};
+pub use metrics::Metrics;
+pub use process::{BackendProcess, Ended, pointsman};
+pub use scripted::{Reply, ScriptedBackend, accept_upgrade};
+pub use wait::{PATIENCE, eventually, in_time};
+pub use wire::{Answer, Frame, Wire, frame, get, upgrade_request};

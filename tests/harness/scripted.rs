@@ -1,0 +1,130 @@
+//! A backend that says exactly what a test tells it to, byte for byte, and keeps what it was sent.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Result;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+/// What to do when the head of a request is in.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    /// Write this, and read on.
+    Say(String),
+    /// Write this, and read on; for what is not text.
+    SayBytes(Vec<u8>),
+    /// Write this, and close the connection.
+    SayAndHangUp(String),
+    /// Close the connection with nothing said.
+    HangUp,
+    /// Say nothing, and read on.
+    Nothing,
+}
+
+/// Dropping it closes its listener and all its sockets.
+#[derive(Debug)]
+pub struct ScriptedBackend {
+    address: SocketAddr,
+    heads: Arc<Mutex<Vec<String>>>,
+    _server: JoinSet<()>,
+}
+
+type Script = dyn Fn(&str) -> Reply + Send + Sync;
+
+impl ScriptedBackend {
+    /// Starts one on a free port. `script` gets the head of the first request of each connection,
+    /// as it came.
+    ///
+    /// # Errors
+    ///
+    /// There is no port.
+    pub async fn start(script: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let heads = Arc::<Mutex<Vec<String>>>::default();
+        let mut server = JoinSet::new();
+        server.spawn(serve(listener, Arc::new(script), Arc::clone(&heads)));
+        Ok(Self {
+            address,
+            heads,
+            _server: server,
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The heads received so far, as they came.
+    pub fn heads(&self) -> Vec<String> {
+        self.heads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// A correct 101 to the upgrade whose head is given, with more header lines.
+pub fn accept_upgrade(head: &str, more: &[&str]) -> String {
+    let key = head
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(name, _)| name.eq_ignore_ascii_case("sec-websocket-key"))
+        .map_or("", |(_, key)| key.trim());
+    let accept = derive_accept_key(key.as_bytes());
+    let mut answer = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n"
+    );
+    for line in more {
+        answer.push_str(line);
+        answer.push_str("\r\n");
+    }
+    answer + "\r\n"
+}
+
+async fn serve(listener: TcpListener, script: Arc<Script>, heads: Arc<Mutex<Vec<String>>>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => if let Ok((stream, _)) = accepted {
+                connections.spawn(connection(stream, Arc::clone(&script), Arc::clone(&heads)));
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn connection(mut stream: TcpStream, script: Arc<Script>, heads: Arc<Mutex<Vec<String>>>) {
+    let Ok(head) = read_head(&mut stream).await else {
+        return;
+    };
+    heads
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(head.clone());
+    let (bytes, reads_on) = match script(&head) {
+        Reply::Say(text) => (text.into_bytes(), true),
+        Reply::SayBytes(bytes) => (bytes, true),
+        Reply::SayAndHangUp(text) => (text.into_bytes(), false),
+        Reply::HangUp => (Vec::new(), false),
+        Reply::Nothing => (Vec::new(), true),
+    };
+    if stream.write_all(&bytes).await.is_err() || !reads_on {
+        return;
+    }
+    let mut room = [0; 4096];
+    while stream.read(&mut room).await.is_ok_and(|n| n > 0) {}
+}
+
+async fn read_head(stream: &mut TcpStream) -> std::io::Result<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await?);
+    }
+    Ok(String::from_utf8_lossy(&head).into_owned())
+}

@@ -1,0 +1,313 @@
+//! The promise: what happened can be read afterwards, and what happens now can be seen: metrics,
+//! access log, status.
+
+use anyhow::{Context, Result, ensure};
+use pointsman_tests::{Backend, Balancer, Client, PATIENCE, app, eventually, pointsman};
+use serde_json::Value;
+
+async fn a_balancer() -> Result<(Backend, Balancer)> {
+    let backend = Backend::start().await?;
+    let toml = app("round_robin", &[backend.address()])
+        + r#"
+[[route]]
+path = "/echo"
+handler = "echo"
+
+[[route]]
+path = "/hello"
+http = "hello"
+"#;
+    let balancer = Balancer::start(&toml).await?;
+    Ok((backend, balancer))
+}
+
+/// Waits for the metrics to show `expected` for the sum of some samples.
+async fn shows(
+    balancer: &Balancer,
+    name: &str,
+    labels: &[(&str, &str)],
+    expected: f64,
+) -> Result<()> {
+    let mut found = f64::NAN;
+    eventually(
+        format!("{name}{labels:?} is {expected}"),
+        PATIENCE,
+        async || {
+            found = match balancer.metrics().await {
+                Ok(metrics) => metrics.sum(name, labels),
+                Err(_) => f64::NAN,
+            };
+            found == expected
+        },
+    )
+    .await
+    .with_context(|| format!("{name}{labels:?} is {found}"))?;
+    Ok(())
+}
+
+/// Waits for the access log's line with these values.
+async fn line(balancer: &Balancer, holds: &[(&str, Value)]) -> Result<Value> {
+    let find = || {
+        let log = balancer.access_log().ok()?;
+        log.into_iter()
+            .find(|line| holds.iter().all(|(key, value)| &line[key] == value))
+    };
+    eventually(format!("a line with {holds:?}"), PATIENCE, async || {
+        find().is_some()
+    })
+    .await
+    .with_context(|| format!("in {:#?}", balancer.access_log()))?;
+    find().context("it was there")
+}
+
+#[tokio::test]
+async fn metrics_count_sessions_messages_and_bytes() -> Result<()> {
+    let (backend, balancer) = a_balancer().await?;
+    let mut clients = Vec::new();
+    for path in ["/websocket", "/websocket", "/echo"] {
+        let mut client = Client::connect(&balancer.url(path)).await?;
+        client.echo_text("twelve bytes").await?;
+        client.echo_binary(vec![0; 300]).await?;
+        clients.push(client);
+    }
+    let address = backend.address().to_string();
+    let here = [("upstream", "app"), ("backend", address.as_str())];
+    shows(&balancer, "pointsman_sessions", &[], 3.0).await?;
+    shows(
+        &balancer,
+        "pointsman_upgrades_total",
+        &[("result", "accepted")],
+        3.0,
+    )
+    .await?;
+    shows(&balancer, "pointsman_backend_active", &here, 2.0).await?;
+    shows(&balancer, "pointsman_backend_up", &here, 1.0).await?;
+    shows(&balancer, "pointsman_backend_failures_total", &here, 0.0).await?;
+    for client in clients {
+        client.close(1000).await?;
+    }
+    shows(&balancer, "pointsman_sessions", &[], 0.0).await?;
+    shows(&balancer, "pointsman_backend_active", &here, 0.0).await?;
+    for direction in ["up", "down"] {
+        let labels = [("upstream", "app"), ("direction", direction)];
+        shows(&balancer, "pointsman_messages_total", &labels, 4.0).await?;
+        let metrics = balancer.metrics().await?;
+        let n_bytes = metrics.sum("pointsman_bytes_total", &labels);
+        ensure!(
+            (624.0..1000.0).contains(&n_bytes),
+            "{n_bytes} bytes {direction}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn metrics_tell_of_plugins() -> Result<()> {
+    let (_backend, balancer) = a_balancer().await?;
+    let mut client = Client::connect(&balancer.url("/websocket")).await?;
+    client.echo_text("placed").await?;
+    let metrics = balancer.metrics().await?;
+    ensure!(metrics.sum("pointsman_plugin_generation", &[("plugin", "round_robin")]) >= 1.0);
+    let choose = [("plugin", "round_robin"), ("call", "choose")];
+    ensure!(metrics.sum("pointsman_plugin_call_seconds_count", &choose) >= 1.0);
+    ensure!(metrics.sum("pointsman_plugin_call_seconds_sum", &choose) > 0.0);
+    let infinite = [choose[0], choose[1], ("le", "+Inf")];
+    ensure!(metrics.has("pointsman_plugin_call_seconds_bucket", &infinite));
+    assert_eq!(metrics.sum("pointsman_plugin_failures_total", &[]), 0.0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn refused_upgrades_are_counted_by_why() -> Result<()> {
+    let dead = Backend::start().await?.address();
+    let balancer = Balancer::start(&app("round_robin", &[dead])).await?;
+    ensure!(Client::connect(&balancer.url("/websocket")).await.is_err());
+    shows(
+        &balancer,
+        "pointsman_upgrades_total",
+        &[("result", "backend_failed")],
+        1.0,
+    )
+    .await?;
+    let labels = [("upstream", "app"), ("backend", &*dead.to_string())];
+    let metrics = balancer.metrics().await?;
+    ensure!(metrics.sum("pointsman_backend_failures_total", &labels) >= 1.0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_session_has_a_line_at_its_open_and_one_at_its_close() -> Result<()> {
+    let (backend, balancer) = a_balancer().await?;
+    let id = [("X-Request-Id", "abc-123")];
+    let mut client = Client::connect_with(&balancer.url("/websocket?secret=1"), &id).await?;
+    client.echo_text("hello").await?;
+    let open = line(
+        &balancer,
+        &[("event", "open".into()), ("request_id", "abc-123".into())],
+    )
+    .await?;
+    assert_eq!(client.close(4000).await?, Some(4000));
+    let close = line(
+        &balancer,
+        &[("event", "close".into()), ("request_id", "abc-123".into())],
+    )
+    .await?;
+
+    for line in [&open, &close] {
+        assert_eq!(line["route"], "/*", "{line}");
+        assert_eq!(line["upstream"], "app", "{line}");
+        assert_eq!(line["backend"], backend.address().to_string(), "{line}");
+        assert_eq!(line["policy"], "round_robin", "{line}");
+        ensure!(line["policy_generation"].is_u64(), "{line}");
+        ensure!(
+            line["time"].as_str().is_some_and(|t| t.contains('T')),
+            "{line}"
+        );
+        ensure!(
+            line["client"]
+                .as_str()
+                .is_some_and(|c| c.starts_with("127.0.0.1")),
+            "{line}"
+        );
+    }
+    assert_eq!(open["status"], 101, "{open}");
+    assert_eq!(close["messages_up"], 1, "{close}");
+    assert_eq!(close["messages_down"], 1, "{close}");
+    ensure!(close["bytes_up"].as_u64() >= Some(5), "{close}");
+    ensure!(close["bytes_down"].as_u64() >= Some(5), "{close}");
+    ensure!(close["duration_ms"].is_number(), "{close}");
+    assert_eq!(close["closed_by"], "client", "{close}");
+    assert_eq!(close["close_code"], 4000, "{close}");
+
+    let log = format!("{:?}", balancer.access_log()?);
+    ensure!(!log.contains("secret"), "tokens live in queries: {log}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_handlers_session_names_the_handler_and_who_closed_it() -> Result<()> {
+    let (_backend, balancer) = a_balancer().await?;
+    let mut client = Client::connect(&balancer.url("/echo")).await?;
+    client.echo_text("hello").await?;
+    client.close(1000).await?;
+    let close = line(
+        &balancer,
+        &[("event", "close".into()), ("handler", "echo".into())],
+    )
+    .await?;
+    assert_eq!(close["route"], "/echo");
+    assert_eq!(close["closed_by"], "client");
+    assert_eq!(close["close_code"], 1000);
+    assert_eq!(close["messages_up"], 1);
+    assert_eq!(close["backend"], Value::Null);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_plain_request_has_one_line() -> Result<()> {
+    let (backend, balancer) = a_balancer().await?;
+    assert_eq!(balancer.get("/status/204").await?.status, 204);
+    let request = line(
+        &balancer,
+        &[("event", "request".into()), ("status", 204.into())],
+    )
+    .await?;
+    assert_eq!(request["backend"], backend.address().to_string());
+    assert_eq!(request["route"], "/*");
+    ensure!(request["duration_ms"].is_number());
+    assert_eq!(balancer.get("/hello").await?.status, 200);
+    line(
+        &balancer,
+        &[("event", "request".into()), ("route", "/hello".into())],
+    )
+    .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_status_shows_what_runs() -> Result<()> {
+    let (backend, balancer) = a_balancer().await?;
+    let mut client = Client::connect(&balancer.url("/websocket")).await?;
+    client.echo_text("hello").await?;
+    let status = balancer.status().await?;
+    is_the_status(&status, &backend)?;
+
+    let admin = balancer.admin_address().to_string();
+    let ended = pointsman(&["status", "--admin", &admin, "--json"]).await?;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    is_the_status(&serde_json::from_str(&ended.stdout)?, &backend)?;
+
+    let ended = pointsman(&["status", "--admin", &admin]).await?;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    for word in ["app", "round_robin", &*backend.address().to_string()] {
+        ensure!(
+            ended.stdout.contains(word),
+            "{word} is not in:\n{}",
+            ended.stdout
+        );
+    }
+    Ok(())
+}
+
+fn is_the_status(status: &Value, backend: &Backend) -> Result<()> {
+    ensure!(status["version"].is_string(), "{status:#}");
+    ensure!(status["uptime_secs"].is_number(), "{status:#}");
+    assert_eq!(status["draining"], false, "{status:#}");
+    assert_eq!(status["sessions"], 1, "{status:#}");
+    let workers = status["workers"].as_array().context("workers")?;
+    let at_workers: Option<u64> = workers.iter().map(|w| w["sessions"].as_u64()).sum();
+    assert_eq!((workers.len(), at_workers), (2, Some(1)), "{status:#}");
+    assert_eq!(
+        status["routes"].as_array().map(Vec::len),
+        Some(3),
+        "{status:#}"
+    );
+
+    let upstream = &status["upstreams"][0];
+    assert_eq!(upstream["name"], "app", "{status:#}");
+    assert_eq!(upstream["policy"]["name"], "round_robin", "{status:#}");
+    ensure!(upstream["policy"]["generation"].is_u64(), "{status:#}");
+    let shown = &upstream["backends"][0];
+    assert_eq!(
+        shown["address"],
+        backend.address().to_string(),
+        "{status:#}"
+    );
+    assert_eq!(shown["weight"], 1, "{status:#}");
+    assert_eq!(shown["up"], true, "{status:#}");
+    assert_eq!(shown["active"], 1, "{status:#}");
+    assert_eq!(shown["failures"], 0, "{status:#}");
+
+    let plugins = status["plugins"].as_array().context("plugins")?;
+    for (name, kind) in [
+        ("round_robin", "policy"),
+        ("echo", "handler"),
+        ("hello", "http"),
+    ] {
+        let plugin = plugins.iter().find(|p| p["name"] == name).context(name)?;
+        assert_eq!(plugin["source"], "embedded", "{plugin}");
+        assert_eq!(plugin["kinds"], serde_json::json!([kind]), "{plugin}");
+        ensure!(plugin["generation"].is_u64(), "{plugin}");
+        ensure!(plugin["bytes"].as_u64() > Some(0), "{plugin}");
+        assert_eq!(plugin["last_error"], Value::Null, "{plugin}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn status_of_nobody_exits_1() -> Result<()> {
+    let nobody = Backend::start().await?.address().to_string();
+    let ended = pointsman(&["status", "--admin", &nobody]).await?;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    ensure!(ended.stderr.contains(&nobody), "{ended:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_admin_page_answers_for_life_and_readiness() -> Result<()> {
+    let (_backend, balancer) = a_balancer().await?;
+    for (path, status) in [("/healthz", 200), ("/readyz", 200), ("/no-such-page", 404)] {
+        assert_eq!(balancer.admin_get(path).await?.status, status, "{path}");
+    }
+    Ok(())
+}
