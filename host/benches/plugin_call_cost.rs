@@ -116,6 +116,7 @@ fn handle(generation: &Arc<Generation>, host: &PluginHost) -> Result<()> {
         host: "app.example.org".to_owned(),
         path: "/echo".to_owned(),
         request_id: "0123456789abcdef".to_owned(),
+        max_message_bytes: 1 << 20,
         offered_subprotocols: vec![],
         headers: vec![],
     };

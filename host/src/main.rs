@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -38,29 +39,32 @@ fn main() -> ExitCode {
 
 fn run(flags: Run) -> Result<()> {
     log_to_stderr(flags.log_level);
-    let (config, file) = match flags.listen {
-        Some(listen) => (from_flags(flags, listen)?, None),
-        None => {
-            let file = flags.config.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
-            (
-                read(&file)?.map_err(|problems| refused(&file, &problems))?,
-                Some(file),
-            )
-        }
+    let source = match flags.listen {
+        Some(_) => Source::default(),
+        None => Source::read(
+            flags
+                .config
+                .clone()
+                .unwrap_or_else(|| PathBuf::from(DEFAULT_FILE)),
+        )?,
     };
-    runtime()?.block_on(serve(config, file))
+    let config = match flags.listen {
+        Some(listen) => from_flags(flags, listen),
+        None => source.config(),
+    };
+    let config = config.map_err(|problems| source.refused(problems))?;
+    runtime()?.block_on(serve(config, source))
 }
 
-async fn serve(config: Config, file: Option<PathBuf>) -> Result<()> {
+async fn serve(config: Config, source: Source) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
-    let named = file.clone().unwrap_or_default();
-    let mut server =
-        Server::start(config, file, Box::new(io::stdout())).map_err(|error| match error {
-            StartError::Plugins(problems) => refused(&named, &problems),
-            error => error.into(),
-        })?;
+    let started = Server::start(config, source.file.clone(), Box::new(io::stdout()));
+    let mut server = started.map_err(|error| match error {
+        StartError::Plugins(problems) => source.refused(problems),
+        error => error.into(),
+    })?;
     let mut is_draining = false;
     loop {
         let signal = tokio::select! {
@@ -85,7 +89,8 @@ async fn serve(config: Config, file: Option<PathBuf>) -> Result<()> {
 
 fn check(flags: &Check) -> Result<()> {
     log_to_stderr(LevelFilter::ERROR);
-    let problems = match read(&flags.config)? {
+    let source = Source::read(flags.config.clone())?;
+    let problems = match source.config() {
         Ok(config) => match server::check(&config) {
             Ok(()) => Vec::new(),
             Err(StartError::Plugins(problems)) => problems,
@@ -93,6 +98,7 @@ fn check(flags: &Check) -> Result<()> {
         },
         Err(problems) => problems,
     };
+    let problems = source.located(problems);
     let name = flags.config.display();
     if flags.json {
         let problems: Vec<_> = problems.iter().map(Problem::to_json).collect();
@@ -132,7 +138,7 @@ fn show(flags: &Demo) -> Result<()> {
     Ok(local.block_on(&runtime()?, demo::run(flags.once))?)
 }
 
-fn from_flags(flags: Run, listen: std::net::SocketAddr) -> Result<Config> {
+fn from_flags(flags: Run, listen: SocketAddr) -> Result<Config, Vec<Problem>> {
     let Run {
         backend: backends,
         policy,
@@ -140,37 +146,65 @@ fn from_flags(flags: Run, listen: std::net::SocketAddr) -> Result<Config> {
         admin,
         ..
     } = flags;
-    let flags = Flags {
+    Config::from_flags(Flags {
         listen,
         backends,
         policy,
         plugins,
         admin,
-    };
-    Config::from_flags(flags).map_err(|problems| refused(Path::new(""), &problems))
+    })
 }
 
-/// The outer error: there is no such file. The inner: what is wrong with it.
-fn read(file: &Path) -> Result<Result<Config, Vec<Problem>>> {
-    let text =
-        fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    Ok(Config::from_toml(
-        &text,
-        file.parent().unwrap_or(Path::new("")),
-    ))
+/// Where a configuration comes from; nothing is known of flags.
+#[derive(Default)]
+struct Source {
+    file: Option<PathBuf>,
+    text: String,
 }
 
-/// All problems, a line each.
-fn refused(file: &Path, problems: &[Problem]) -> anyhow::Error {
-    let place = match file.as_os_str().is_empty() {
-        true => String::new(),
-        false => format!("{}: ", file.display()),
-    };
-    let lines: Vec<_> = problems
-        .iter()
-        .map(|problem| format!("{place}{problem}"))
-        .collect();
-    anyhow::anyhow!("cannot start\n{}", lines.join("\n"))
+impl Source {
+    fn read(file: PathBuf) -> Result<Self> {
+        let text =
+            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        Ok(Self {
+            file: Some(file),
+            text,
+        })
+    }
+
+    fn config(&self) -> Result<Config, Vec<Problem>> {
+        let dir = self
+            .file
+            .as_deref()
+            .and_then(Path::parent)
+            .unwrap_or(Path::new(""));
+        Config::from_toml(&self.text, dir)
+    }
+
+    /// In the order of their lines, as far as they have one.
+    fn located(&self, problems: Vec<Problem>) -> Vec<Problem> {
+        let located = problems
+            .into_iter()
+            .map(|problem| problem.located_in(&self.text));
+        let mut located: Vec<_> = located.collect();
+        located.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
+        located
+    }
+
+    /// All problems, a line each.
+    fn refused(&self, problems: Vec<Problem>) -> anyhow::Error {
+        let place = self
+            .file
+            .as_ref()
+            .map(|file| format!("{}: ", file.display()))
+            .unwrap_or_default();
+        let problems = self.located(problems);
+        let lines: Vec<_> = problems
+            .iter()
+            .map(|problem| format!("{place}{problem}"))
+            .collect();
+        anyhow::anyhow!("cannot start\n{}", lines.join("\n"))
+    }
 }
 
 fn runtime() -> io::Result<tokio::runtime::Runtime> {

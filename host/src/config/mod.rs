@@ -7,6 +7,7 @@
 mod entry;
 mod file;
 mod flags;
+mod lines;
 mod names;
 mod nearest;
 mod reader;

@@ -13,14 +13,10 @@ use super::{Answered, Exchange, Next, Refused, target_of};
 use crate::admin::metrics::UpgradeResult;
 use crate::config::{PluginName, Route};
 use crate::handshake::{self, Upgrade};
-use crate::plugins::limits::Limits;
 use crate::session::handled::{Handled, OUTBOX_MESSAGES};
 use crate::session::handler::{Facts, Handler, HandlerError};
 use crate::session::{SessionId, Timeouts};
 use crate::worker::{ConnectionCount, Worker};
-
-/// Longest message unless the route says otherwise.
-const MAX_MESSAGE_BYTES: u64 = 1 << 20;
 
 /// What a session at a handler begins with.
 pub(super) struct Upgraded {
@@ -36,7 +32,7 @@ pub(super) fn upgrade(
     plugin: &PluginName,
     asked: Upgrade,
     head: request::Parts,
-) -> Result<Answered, Refused> {
+) -> Result<Answered, Box<Refused>> {
     let failed = |error: HandlerError| {
         Refused::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -44,7 +40,13 @@ pub(super) fn upgrade(
             format!("handler {plugin}: {error}"),
         )
     };
-    let handler = exchange.worker.handler(plugin).map_err(failed)?;
+    let site = exchange.worker.site();
+    let handler = exchange
+        .worker
+        .guests
+        .handler(&site, plugin)
+        .map_err(failed)?;
+    let allowed = route.max_message_bytes.unwrap_or(u64::MAX);
     let facts = Facts {
         session: SessionId::next(),
         route: route.path.to_string(),
@@ -52,7 +54,7 @@ pub(super) fn upgrade(
         host: exchange.host.clone(),
         path: target_of(&head).to_owned(),
         request_id: exchange.id().to_owned(),
-        max_message_bytes: max_message_bytes(&exchange.worker, route),
+        max_message_bytes: allowed.min(handler.max_message_bytes()),
         offered_subprotocols: asked.subprotocols.clone(),
         headers: wanted(handler.wanted_headers(), &head),
     };
@@ -113,15 +115,6 @@ impl Upgraded {
         record.closed(&worker.access_log, &report);
         drop(count);
     }
-}
-
-/// What the operator allows, and no more than a plugin has room for.
-fn max_message_bytes(worker: &Worker, route: &Route) -> u64 {
-    let room = Limits::new(&worker.site().config.plugins).message_max_bytes();
-    route
-        .max_message_bytes
-        .unwrap_or(MAX_MESSAGE_BYTES)
-        .min(room as u64)
 }
 
 fn wanted(names: Vec<String>, head: &request::Parts) -> Vec<(String, String)> {

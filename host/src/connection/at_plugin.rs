@@ -16,7 +16,7 @@ pub(super) async fn request(
     plugin: &PluginName,
     mut head: request::Parts,
     body: Incoming,
-) -> Result<Answered, Refused> {
+) -> Result<Answered, Box<Refused>> {
     exchange.forward_head(&mut head);
     let failed = |error: CallError| {
         let status = match error.kind() {
@@ -29,15 +29,10 @@ pub(super) async fn request(
             format!("http plugin {plugin}: {error}"),
         )
     };
-    let mut response = exchange
-        .worker
-        .answer(plugin, Request::from_parts(head, body::incoming(body)))
-        .await
-        .map_err(failed)?;
+    let site = exchange.worker.site();
+    let request = Request::from_parts(head, body::incoming(body));
+    let answered = exchange.worker.guests.answer(&site, plugin, request).await;
+    let mut response = answered.map_err(failed)?;
     forwarding::strip_hop_by_hop(response.headers_mut());
-    Ok(Answered::plain(
-        response,
-        UpgradeResult::HandlerRefused,
-        None,
-    ))
+    Ok(Answered::plain(response, UpgradeResult::Accepted, None))
 }

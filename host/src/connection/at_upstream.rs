@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, StatusCode, request};
 use hyper::body::{Body as _, Incoming};
 use tokio::net::TcpStream;
@@ -25,7 +25,8 @@ use crate::session::{SessionId, Timeouts};
 use crate::site::Site;
 use crate::upstream::dial::{self, Answer, Deadlines, DialError};
 use crate::upstream::pool::{Active, Backend, Pool};
-use crate::worker::{ConnectionCount, PolicyLabel, Worker};
+use crate::worker::guests::PolicyLabel;
+use crate::worker::{ConnectionCount, Worker};
 
 /// A backend's upgraded stream, and what the session's record says.
 pub(super) struct Upgraded {
@@ -44,14 +45,14 @@ pub(super) async fn upgrade(
     upstream: &UpstreamName,
     asked: Upgrade,
     head: request::Parts,
-) -> Result<Answered, Refused> {
+) -> Result<Answered, Box<Refused>> {
     let pool = pool(site, upstream)?;
-    let (order, policy) = choose(exchange, pool, &head)?;
+    let choice = choose(exchange, site, pool, &head)?;
     let mut to_backend = head.clone();
     exchange.forward_head(&mut to_backend);
     let to_backend = dial::upgrade_request(to_backend);
     let mut failures = Failures::default();
-    for backend in &order {
+    for backend in &choice.order {
         let pending = backend.dialling();
         let answer = dial::upgrade(
             backend.address(),
@@ -66,52 +67,35 @@ pub(super) async fn upgrade(
                 early,
                 head: mut answer,
             }) => {
-                forwarding::strip_hop_by_hop(&mut answer.headers);
-                answer
-                    .headers
-                    .insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-                answer
-                    .headers
-                    .insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-                append_all(
-                    &mut answer.headers,
-                    exchange
-                        .worker
-                        .placed(pool, backend, &exchange.facts(&head)),
-                );
-                let record = Record::new(
-                    exchange,
-                    route,
-                    &head,
-                    Place::Backend(Arc::clone(backend), policy),
-                );
+                let active = pending.answered();
+                let headers = &mut answer.headers;
+                finish_headers(exchange, &choice, pool, backend, &head, headers);
+                headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+                headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+                let place = Place::Backend(Arc::clone(backend), choice.policy);
+                let record = Record::new(exchange, route, &head, place);
                 let upgraded = Upgraded {
                     stream,
                     early,
-                    active: pending.answered(),
+                    active,
                     record,
                     pool: Arc::clone(pool),
                 };
-                return Ok(Answered::upgraded(
-                    answer.headers,
-                    answer.extensions,
-                    Next::Relay(Box::new(upgraded)),
-                ));
+                let next = Next::Relay(Box::new(upgraded));
+                return Ok(Answered::upgraded(answer.headers, answer.extensions, next));
             }
             Ok(Answer::Refused(mut response)) => {
                 drop(pending.answered());
-                forwarding::strip_hop_by_hop(response.headers_mut());
-                append_all(
+                finish_headers(
+                    exchange,
+                    &choice,
+                    pool,
+                    backend,
+                    &head,
                     response.headers_mut(),
-                    exchange
-                        .worker
-                        .placed(pool, backend, &exchange.facts(&head)),
                 );
-                return Ok(Answered::plain(
-                    response,
-                    UpgradeResult::BackendRefused,
-                    Some(backend.address()),
-                ));
+                let result = UpgradeResult::BackendRefused;
+                return Ok(Answered::plain(response, result, Some(backend.address())));
             }
             Err(error) => failures.note(exchange, backend, error),
         }
@@ -126,16 +110,16 @@ pub(super) async fn request(
     upstream: &UpstreamName,
     head: request::Parts,
     body: Incoming,
-) -> Result<Answered, Refused> {
+) -> Result<Answered, Box<Refused>> {
     let pool = pool(site, upstream)?;
-    let (order, _) = choose(exchange, pool, &head)?;
+    let choice = choose(exchange, site, pool, &head)?;
     let mut to_backend = head.clone();
     exchange.forward_head(&mut to_backend);
     to_backend.uri = dial::origin_form(&to_backend.uri);
     let again = may_send_again(&to_backend, &body).then(|| to_backend.clone());
     let mut request = Request::from_parts(to_backend, body::incoming(body));
     let mut failures = Failures::default();
-    for backend in &order {
+    for backend in &choice.order {
         let pending = backend.dialling();
         match exchange
             .worker
@@ -145,20 +129,18 @@ pub(super) async fn request(
         {
             Ok(response) => {
                 let active = pending.answered();
-                let mut response =
-                    response.map(|answer| body::holding(body::incoming(answer), active));
-                forwarding::strip_hop_by_hop(response.headers_mut());
-                append_all(
+                let hold = |answer| body::holding(body::incoming(answer), active);
+                let mut response = response.map(hold);
+                finish_headers(
+                    exchange,
+                    &choice,
+                    pool,
+                    backend,
+                    &head,
                     response.headers_mut(),
-                    exchange
-                        .worker
-                        .placed(pool, backend, &exchange.facts(&head)),
                 );
-                return Ok(Answered::plain(
-                    response,
-                    UpgradeResult::BackendRefused,
-                    Some(backend.address()),
-                ));
+                let result = UpgradeResult::BackendRefused;
+                return Ok(Answered::plain(response, result, Some(backend.address())));
             }
             Err(ProxyError::NotSent(error, unsent)) => {
                 failures.note(exchange, backend, error);
@@ -212,12 +194,14 @@ impl Upgraded {
         record.opened(&worker.access_log);
         let report = session.run().await;
         record.closed(&worker.access_log, &report);
-        worker.session_ended(&pool, active.backend(), &report);
+        worker
+            .guests
+            .session_ended(&pool, active.backend(), &report);
         drop((active, count));
     }
 }
 
-fn pool<'a>(site: &'a Site, upstream: &UpstreamName) -> Result<&'a Arc<Pool>, Refused> {
+fn pool<'a>(site: &'a Site, upstream: &UpstreamName) -> Result<&'a Arc<Pool>, Box<Refused>> {
     let gone = || {
         Refused::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -235,14 +219,23 @@ fn deadlines(pool: &Pool) -> Deadlines {
     }
 }
 
+/// Whom to try, and who says so.
+struct Choice {
+    /// Never empty.
+    order: Vec<Arc<Backend>>,
+    policy: Arc<PolicyLabel>,
+}
+
 fn choose(
     exchange: &Exchange,
-    pool: &Arc<Pool>,
+    site: &Site,
+    pool: &Pool,
     head: &request::Parts,
-) -> Result<(Vec<Arc<Backend>>, Arc<PolicyLabel>), Refused> {
-    let (plan, policy) = exchange.worker.choose(pool, &exchange.facts(head));
+) -> Result<Choice, Box<Refused>> {
+    let guests = &exchange.worker.guests;
+    let (plan, policy) = guests.choose(site, pool, &exchange.facts(head));
     match plan {
-        Plan::Dial(order) => Ok((order, policy)),
+        Plan::Dial(order) => Ok(Choice { order, policy }),
         Plan::Refuse(refusal) => Err(Refused::by_plugin(refusal, UpgradeResult::PolicyRefused)),
         Plan::Redirect { status, location } => Err(redirect(status, &location)),
         Plan::NoBackend => Err(Refused::new(
@@ -253,7 +246,22 @@ fn choose(
     }
 }
 
-fn redirect(status: u16, location: &str) -> Refused {
+/// Makes the fields of a backend's answer into those of the client's.
+fn finish_headers(
+    exchange: &Exchange,
+    choice: &Choice,
+    pool: &Pool,
+    backend: &Backend,
+    head: &request::Parts,
+    headers: &mut HeaderMap,
+) {
+    forwarding::strip_hop_by_hop(headers);
+    let guests = &exchange.worker.guests;
+    let added = guests.placed(&choice.policy, pool, backend, &exchange.facts(head));
+    append_all(headers, added);
+}
+
+fn redirect(status: u16, location: &str) -> Box<Refused> {
     let status = match status {
         301 | 302 | 303 | 308 => {
             StatusCode::from_u16(status).unwrap_or(StatusCode::TEMPORARY_REDIRECT)
@@ -287,7 +295,7 @@ impl Failures {
         self.n_tried += 1;
     }
 
-    fn into_refused(self) -> Refused {
+    fn into_refused(self) -> Box<Refused> {
         let Some(error) = self.last else {
             return Refused::new(
                 StatusCode::SERVICE_UNAVAILABLE,

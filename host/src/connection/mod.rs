@@ -2,7 +2,7 @@
 //! or becomes a session.
 //!
 //! In goes an accepted socket; it moves on, whole, into a session's task when a request was
-//! upgraded. [`at_upstream`], [`at_handler`] and [`at_plugin`] each answer for one kind of target.
+//! upgraded. `at_upstream`, `at_handler` and `at_plugin` each answer for one kind of target.
 
 mod at_handler;
 mod at_plugin;
@@ -160,7 +160,8 @@ async fn answer(
         Err(refused) => refused.into_answer(),
     };
     let status = answered.response.status().as_u16();
-    if is_upgrade {
+    let ends_at_http = |route: &Arc<Route>| matches!(route.target, Target::Http(_));
+    if is_upgrade && !route.as_ref().is_some_and(ends_at_http) {
         exchange.worker.counters.upgrade(answered.result);
     } else if let Some(route) = &route {
         exchange
@@ -194,7 +195,7 @@ impl Exchange {
         head: request::Parts,
         body: Incoming,
         found: &mut Option<Arc<Route>>,
-    ) -> Result<Answered, Refused> {
+    ) -> Result<Answered, Box<Refused>> {
         let site = self.worker.site();
         self.host = handshake::read_host(&head)?;
         let route = site
@@ -281,30 +282,30 @@ impl Answered {
 }
 
 impl Refused {
-    fn new(status: StatusCode, result: UpgradeResult, reason: impl Into<String>) -> Self {
-        Self {
+    fn new(status: StatusCode, result: UpgradeResult, reason: impl Into<String>) -> Box<Self> {
+        Box::new(Self {
             status,
             headers: HeaderMap::new(),
             body: String::new(),
             reason: reason.into(),
             result,
-        }
+        })
     }
 
     /// What a plugin wants said; fields that speak of the connection or its framing are dropped.
-    fn by_plugin(refusal: Refusal, result: UpgradeResult) -> Self {
+    fn by_plugin(refusal: Refusal, result: UpgradeResult) -> Box<Self> {
         let status = StatusCode::from_u16(refusal.status)
             .ok()
             .filter(|status| status.is_client_error() || status.is_server_error());
         let mut headers = HeaderMap::new();
         append_all(&mut headers, refusal.headers);
-        Self {
+        Box::new(Self {
             status: status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
             headers,
             body: refusal.body,
             reason: "refused by the plugin".to_owned(),
             result,
-        }
+        })
     }
 
     fn into_answer(self) -> Answered {
@@ -330,13 +331,11 @@ impl Refused {
     }
 }
 
-impl From<HandshakeError> for Refused {
+impl From<HandshakeError> for Box<Refused> {
     fn from(error: HandshakeError) -> Self {
-        let headers = handshake::refusal_headers(error.status);
-        Self {
-            headers,
-            ..Self::new(error.status, UpgradeResult::BadRequest, error.reason)
-        }
+        let mut refused = Refused::new(error.status, UpgradeResult::BadRequest, error.reason);
+        refused.headers = handshake::refusal_headers(error.status);
+        refused
     }
 }
 
@@ -356,7 +355,7 @@ fn append_all(headers: &mut HeaderMap, fields: Vec<(String, String)>) {
     }
 }
 
-fn check_origin(route: &Route, headers: &HeaderMap) -> Result<(), Refused> {
+fn check_origin(route: &Route, headers: &HeaderMap) -> Result<(), Box<Refused>> {
     let origin = handshake::only(headers, header::ORIGIN).and_then(|origin| origin.to_str().ok());
     let is_allowed = |origin: &str| {
         route

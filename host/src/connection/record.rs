@@ -11,7 +11,7 @@ use crate::admin::access_log::{AccessLog, Closed, Opened, Session};
 use crate::config::Route;
 use crate::session::EndReport;
 use crate::upstream::pool::Backend;
-use crate::worker::PolicyLabel;
+use crate::worker::guests::PolicyLabel;
 
 /// The handshake of one session.
 pub(super) struct Record {

@@ -343,6 +343,10 @@ impl Handler for GuestHandler {
         self.wanted_headers.clone()
     }
 
+    fn max_message_bytes(&self) -> u64 {
+        self.about.limits.message_max_bytes() as u64
+    }
+
     fn accept(&self, facts: &Facts) -> Result<Result<Option<String>, Refusal>, HandlerError> {
         self.try_accept(facts).map_err(into_handler_error)
     }
@@ -616,19 +620,17 @@ mod tests {
     }
 
     #[test]
-    fn a_message_too_large_for_its_memory_costs_only_its_session() {
-        let (handler, _) = handler(MOODY, Isolation::Shared);
-        let (mut first, _first_inbox) = open(&handler, 1);
-        let (mut second, _second_inbox) = open(&handler, 2);
-        let payload = Bytes::from(vec![0; (1 << 20) + 1]);
-        let error = first
-            .message(&Message {
-                kind: MessageKind::Binary,
-                payload,
-            })
-            .unwrap_err();
-        assert!(error.0.contains("1048577"), "{error}");
-        assert_eq!(second.message(&text("hi")).unwrap(), Verdict::Echo);
+    fn a_reply_larger_than_the_session_allows_is_an_error() {
+        // Case 2, `reply`: 1,048,577 bytes of zeroes.
+        let large = "(drop (memory.grow (i32.const 32)))
+            (i32.store8 (i32.const 128) (i32.const 2))
+            (i32.store8 (i32.const 132) (i32.const 1))
+            (i32.store (i32.const 136) (i32.const 131072))
+            (i32.store (i32.const 140) (i32.const 1048577))";
+        let (handler, _) = handler(large, Isolation::Shared);
+        let (mut session, _inbox) = open(&handler, 1);
+        let error = session.message(&text("hi")).unwrap_err();
+        assert!(error.0.contains("1048577 bytes"), "{error}");
     }
 
     #[test]

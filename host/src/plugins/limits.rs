@@ -66,7 +66,7 @@ impl Limits {
 
     /// The longest message that a guest is called with: room for it, for one copy, and for the rest
     /// of the guest. An allocation that fails would take the whole instance along.
-    pub fn message_max_bytes(&self) -> usize {
+    pub(super) fn message_max_bytes(&self) -> usize {
         self.memory_max_bytes / 3
     }
 

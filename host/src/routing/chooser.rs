@@ -292,3 +292,204 @@ fn choice_request<'a>(
         figures,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::collections::VecDeque;
+    use std::net::Ipv4Addr;
+    use std::rc::Rc;
+
+    use super::super::policy::Wants;
+    use super::*;
+    use crate::config::Config;
+
+    /// Answers as it is told, and notes what it is told of.
+    #[derive(Debug, Clone, Default)]
+    struct Scripted {
+        answers: Rc<RefCell<VecDeque<Decision>>>,
+        candidates: Rc<RefCell<Vec<String>>>,
+        wants: Wants,
+    }
+
+    impl Policy for Scripted {
+        fn wants(&self) -> &Wants {
+            &self.wants
+        }
+
+        fn backends_changed(&mut self, backends: &[Candidate]) -> Result<(), PolicyError> {
+            let addresses = backends.iter().map(|backend| backend.address.clone());
+            *self.candidates.borrow_mut() = addresses.collect();
+            Ok(())
+        }
+
+        fn choose(&mut self, request: &ChoiceRequest<'_>) -> Result<Decision, PolicyError> {
+            let n_figures = if self.wants.figures {
+                self.candidates.borrow().len()
+            } else {
+                0
+            };
+            assert_eq!(request.figures.len(), n_figures);
+            let next = self.answers.borrow_mut().pop_front();
+            next.ok_or_else(|| PolicyError("it trapped".to_owned()))
+        }
+
+        fn placed(
+            &mut self,
+            _: &ChoiceRequest<'_>,
+            backend: u32,
+        ) -> Result<Vec<(String, String)>, PolicyError> {
+            Ok(vec![("x-place".to_owned(), backend.to_string())])
+        }
+
+        fn session_ended(&mut self, _: &str, _: &EndReport) -> Result<(), PolicyError> {
+            Ok(())
+        }
+    }
+
+    fn pool(backends: &str) -> Pool {
+        let text = format!(
+            "[[listener]]\nbind = \"127.0.0.1:0\"\n[[route]]\npath = \"/*\"\nupstream = \"app\"\n\
+             [[upstream]]\nname = \"app\"\nretries = 2\nbackends = [{backends}]\n"
+        );
+        let config = Config::from_toml(&text, std::path::Path::new(".")).unwrap();
+        Pool::new(config.upstreams[0].clone(), None)
+    }
+
+    const THREE: &str = r#""a:1", "b:1", "c:1""#;
+    const BACKUP: &str = r#""a:1", { address = "z:1", backup = true }, "b:1""#;
+
+    /// One chooser, and how often its policy was made.
+    struct Chosen {
+        chooser: Chooser<Scripted>,
+        policy: Scripted,
+        n_made: Cell<u32>,
+    }
+
+    impl Chosen {
+        fn new(answers: &[Decision]) -> Self {
+            let policy = Scripted::default();
+            policy.answers.borrow_mut().extend(answers.iter().cloned());
+            Self {
+                chooser: Chooser::new(),
+                policy,
+                n_made: Cell::new(0),
+            }
+        }
+
+        fn plan(&mut self, pool: &Pool) -> Plan {
+            let mut make = || {
+                self.n_made.set(self.n_made.get() + 1);
+                Ok(self.policy.clone())
+            };
+            self.chooser.choose(pool, &facts(), &mut make)
+        }
+
+        /// Whom to dial, in order.
+        fn order(&mut self, pool: &Pool) -> String {
+            match self.plan(pool) {
+                Plan::Dial(order) => {
+                    let names: Vec<_> = order.iter().map(|b| &b.address()[..1]).collect();
+                    names.join(" ")
+                }
+                other => format!("{other:?}"),
+            }
+        }
+    }
+
+    fn facts() -> RequestFacts<'static> {
+        static NONE: std::sync::LazyLock<HeaderMap> = std::sync::LazyLock::new(HeaderMap::new);
+        RequestFacts {
+            client_ip: Ipv4Addr::LOCALHOST.into(),
+            host: "h",
+            path: "/",
+            headers: &NONE,
+        }
+    }
+
+    #[test]
+    fn the_preferred_backend_goes_first_and_those_that_failed_last() {
+        let pool = pool(THREE);
+        let mut chosen = Chosen::new(&[Decision::Prefer(1), Decision::Prefer(1)]);
+        assert_eq!(chosen.order(&pool), "b c a");
+        pool.backends[2].failed();
+        assert_eq!(chosen.order(&pool), "b a c");
+    }
+
+    #[test]
+    fn a_ranking_names_all_that_may_be_tried() {
+        let pool = pool(THREE);
+        let mut chosen = Chosen::new(&[Decision::Ranked(vec![2, 0]), Decision::Ranked(vec![])]);
+        assert_eq!(chosen.order(&pool), "c a");
+        assert_eq!(chosen.order(&pool), "NoBackend");
+    }
+
+    #[test]
+    fn backups_stand_behind_the_others_and_in_for_them() {
+        let pool = pool(BACKUP);
+        let mut chosen = Chosen::new(&[Decision::Prefer(0)]);
+        assert_eq!(chosen.order(&pool), "a b z");
+        assert_eq!(*chosen.policy.candidates.borrow(), ["a:1", "b:1"]);
+        let full = self::pool(
+            r#"{ address = "a:1", max_sessions = 1 }, { address = "z:1", backup = true }"#,
+        );
+        let mut chosen = Chosen::new(&[Decision::Prefer(0), Decision::Prefer(0)]);
+        assert_eq!(chosen.order(&full), "a z");
+        let _session = full.backends[0].dialling().answered();
+        assert_eq!(chosen.order(&full), "z");
+        assert_eq!(*chosen.policy.candidates.borrow(), ["z:1"]);
+    }
+
+    #[test]
+    fn nobody_with_room_is_nobody() {
+        let pool = pool(r#"{ address = "a:1", max_sessions = 1 }"#);
+        let _dial = pool.backends[0].dialling();
+        assert_eq!(Chosen::new(&[]).order(&pool), "NoBackend");
+    }
+
+    #[test]
+    fn a_policy_that_fails_is_stood_in_for_by_turns_over_all_choices() {
+        let pool = pool(THREE);
+        let mut chosen = Chosen::new(&[Decision::Prefer(9), Decision::Prefer(2)]);
+        assert_eq!(
+            chosen.order(&pool),
+            "a b c",
+            "place 9 is none: the host's turn"
+        );
+        assert_eq!(chosen.order(&pool), "c a b", "a new instance");
+        assert_eq!(chosen.order(&pool), "c a b", "it trapped: turn number 2");
+        assert_eq!(chosen.n_made.get(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_policy_that_fails_always_is_given_rests() {
+        let pool = pool(THREE);
+        let mut chosen = Chosen::new(&[]);
+        for _ in 0..10 {
+            chosen.plan(&pool);
+        }
+        assert_eq!(chosen.n_made.get(), FAILURES_BEFORE_REST);
+        tokio::time::advance(REST).await;
+        chosen
+            .policy
+            .answers
+            .borrow_mut()
+            .extend([Decision::Prefer(1), Decision::Prefer(1)]);
+        assert_eq!(chosen.order(&pool), "b c a");
+        assert_eq!(chosen.order(&pool), "b c a");
+    }
+
+    #[test]
+    fn the_policy_may_add_to_the_answer_of_the_backend_it_placed() {
+        let pool = pool(THREE);
+        let mut chosen = Chosen::new(&[Decision::Prefer(1)]);
+        chosen.policy.wants = Wants {
+            placed: true,
+            figures: true,
+            ..Wants::default()
+        };
+        chosen.plan(&pool);
+        let added = chosen.chooser.placed(&pool.backends[1], &facts());
+        assert_eq!(added, [("x-place".to_owned(), "1".to_owned())]);
+    }
+}

@@ -2,7 +2,7 @@
 //! them.
 //!
 //! The only room that knows all others. [`Server::start`] binds, loads, and starts the workers and
-//! the control plane; [`control`] is what the control plane does from then on.
+//! the control plane; `control` is what the control plane does from then on.
 
 mod control;
 mod plugin_updates;
@@ -29,7 +29,8 @@ use crate::drain;
 use crate::listener;
 use crate::site::Site;
 use crate::watch::{Change, Watch};
-use crate::worker::{self, Loads, Setup};
+use crate::worker::loads::Loads;
+use crate::worker::{self, Setup};
 
 /// The plugins that this binary carries: name and component.
 pub const EMBEDDED: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/embedded.rs"));

@@ -275,6 +275,7 @@ impl Handled {
 
     /// Ends the connection by RFC 6455 section 7.1; the client has [`LINGER`] for its part.
     async fn close(&mut self, end: End) -> (Ender, Option<u16>) {
+        self.registration.control.ending();
         let (by, code, frame) = match end {
             End::Cut(by) => return (by, None),
             End::Theirs(code) => (Ender::Client, code, None),

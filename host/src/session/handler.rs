@@ -16,6 +16,9 @@ pub trait Handler: fmt::Debug {
     /// Lower-case names of the headers that [`Facts::headers`] is to hold.
     fn wanted_headers(&self) -> Vec<String>;
 
+    /// The longest message that it has room for.
+    fn max_message_bytes(&self) -> u64;
+
     /// Decides about an upgrade before the 101: the subprotocol to answer with, or a refusal.
     ///
     /// # Errors

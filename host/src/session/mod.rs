@@ -170,9 +170,12 @@ impl Sessions {
 }
 
 impl Control {
-    /// Gives an order. A later one takes the place of one that was not taken yet.
+    /// Gives an order. A later one takes the place of one that was not taken yet, unless that was
+    /// to end at once.
     pub fn tell(&self, order: Order) {
-        self.order.set(Some(order));
+        if !matches!(self.order.get(), Some(Order::Cut(_))) {
+            self.order.set(Some(order));
+        }
         let waker = self.waker.borrow_mut().take();
         if let Some(waker) = waker {
             waker.wake();
@@ -205,6 +208,11 @@ impl Control {
         if self.ending_at.get().is_none() {
             self.ending_at.set(Some(self.now.get()));
         }
+    }
+
+    /// Whether a side has closed or gone.
+    pub fn is_ending(&self) -> bool {
+        self.ending_at.get().is_some()
     }
 
     /// What its time has come for. The grain is a sweep, rounded up.

@@ -1,7 +1,7 @@
 //! The backends of one upstream, and what is known of each.
 //!
 //! A [`Pool`] is a snapshot: the set never changes, a reload publishes another. The figures of a
-//! backend outlive snapshots: a reload that keeps an address keeps its [`Figures`].
+//! backend outlive snapshots: a reload that keeps an address keeps its figures.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

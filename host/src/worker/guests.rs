@@ -1,0 +1,251 @@
+//! Plugins at work on one worker: for each upstream its policy, for each name its handler.
+//!
+//! Each follows the snapshot: the first use after a change makes a new instance, hands it the state
+//! of the one before, and lets that one go. Sessions that are open keep the instance they began with.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::{Request, Response};
+use http_body_util::BodyExt as _;
+
+use crate::body::Body;
+use crate::config::{PluginName, PluginSettings, UpstreamName};
+use crate::plugins::failure::CallError;
+use crate::plugins::generation::Generation;
+use crate::plugins::handler::GuestHandler;
+use crate::plugins::host::PluginHost;
+use crate::plugins::limits::Limits;
+use crate::plugins::policy::GuestPolicy;
+use crate::routing::chooser::{Chooser, Plan, RequestFacts};
+use crate::routing::policy::PolicyError;
+use crate::session::EndReport;
+use crate::session::handler::{Handler, HandlerError};
+use crate::site::Site;
+use crate::upstream::pool::{Backend, Pool};
+
+/// All plugins at work on one worker.
+#[derive(Debug)]
+pub struct Guests {
+    host: PluginHost,
+    policies: RefCell<HashMap<UpstreamName, PolicyAtWork>>,
+    handlers: RefCell<HashMap<PluginName, HandlerAtWork>>,
+}
+
+/// Which policy placed a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyLabel {
+    /// The plugin.
+    pub name: PluginName,
+    /// 0 where the plugin could not be had and the host's own round robin chose.
+    pub generation: u64,
+}
+
+/// One upstream's policy. It is another one as soon as any of this differs.
+#[derive(Debug)]
+struct PolicyAtWork {
+    label: Arc<PolicyLabel>,
+    config: serde_json::Value,
+    limits: Limits,
+    chooser: Chooser<GuestPolicy>,
+    /// What it takes the place of, until its first instance has been made.
+    before: Option<GuestPolicy>,
+}
+
+/// One handler. It is another one as soon as any of this differs.
+#[derive(Debug)]
+struct HandlerAtWork {
+    generation: u64,
+    settings: Option<PluginSettings>,
+    limits: Limits,
+    handler: Rc<GuestHandler>,
+}
+
+impl Guests {
+    /// Nothing is made before it is used.
+    pub fn new(host: PluginHost) -> Self {
+        Self {
+            host,
+            policies: RefCell::default(),
+            handlers: RefCell::default(),
+        }
+    }
+
+    /// Asks an upstream's policy about a request; says who was asked.
+    pub fn choose(
+        &self,
+        site: &Site,
+        pool: &Pool,
+        facts: &RequestFacts<'_>,
+    ) -> (Plan, Arc<PolicyLabel>) {
+        let generation = site.plugins.get(&pool.config.policy);
+        let mut policies = self.policies.borrow_mut();
+        let next = || PolicyAtWork::new(site, pool);
+        let policy = policies
+            .entry(pool.config.name.clone())
+            .or_insert_with(next);
+        if !policy.is_for(site, pool) {
+            policy.replace(PolicyAtWork::new(site, pool));
+        }
+        let PolicyAtWork {
+            label,
+            chooser,
+            before,
+            ..
+        } = policy;
+        let mut make = || match generation {
+            Some(generation) => self.make_policy(generation, pool, before.take()),
+            None => Err(PolicyError("it is not loaded".to_owned())),
+        };
+        (chooser.choose(pool, facts, &mut make), Arc::clone(label))
+    }
+
+    /// A backend has accepted: what the policy that placed it adds to the client's answer.
+    pub fn placed(
+        &self,
+        by: &PolicyLabel,
+        pool: &Pool,
+        backend: &Backend,
+        facts: &RequestFacts<'_>,
+    ) -> Vec<(String, String)> {
+        let mut policies = self.policies.borrow_mut();
+        let policy = policies
+            .get_mut(&pool.config.name)
+            .filter(|policy| *policy.label == *by);
+        policy
+            .map(|policy| policy.chooser.placed(backend, facts))
+            .unwrap_or_default()
+    }
+
+    /// Tells the policy in force of the end of a session that it, or one before it, has placed.
+    pub fn session_ended(&self, pool: &Pool, backend: &Backend, report: &EndReport) {
+        let mut policies = self.policies.borrow_mut();
+        let is_same = |policy: &&mut PolicyAtWork| policy.label.name == pool.config.policy;
+        if let Some(policy) = policies.get_mut(&pool.config.name).filter(is_same) {
+            policy.chooser.session_ended(backend.address(), report);
+        }
+    }
+
+    /// The handler of this name.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be made.
+    pub fn handler(&self, site: &Site, name: &PluginName) -> Result<Rc<dyn Handler>, HandlerError> {
+        let generation = site.plugins.get(name);
+        let generation = generation.ok_or_else(|| HandlerError("it is not loaded".to_owned()))?;
+        let mut handlers = self.handlers.borrow_mut();
+        let before = handlers.get(name);
+        if let Some(before) = before.filter(|before| before.is_for(site, generation)) {
+            return Ok(Rc::clone(&before.handler) as Rc<dyn Handler>);
+        }
+        let made = generation.handler(&site.config.plugin_settings(name), &self.host);
+        let handler = Rc::new(made.map_err(|error| HandlerError(error.to_string()))?);
+        if let Some(before) = before
+            && let Err(error) = handler.take_over(&before.handler)
+        {
+            begins_afresh(generation, &error);
+        }
+        let at_work = HandlerAtWork {
+            generation: generation.number,
+            settings: site.config.plugin.get(name).cloned(),
+            limits: Limits::new(&site.config.plugins),
+            handler: Rc::clone(&handler),
+        };
+        handlers.insert(name.clone(), at_work);
+        Ok(handler)
+    }
+
+    /// Lets an HTTP plugin answer.
+    ///
+    /// # Errors
+    /// There is none, or it failed before the head of its answer.
+    pub async fn answer(
+        &self,
+        site: &Site,
+        name: &PluginName,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, CallError> {
+        let generation = site.plugins.get(name).ok_or(CallError::Dead)?;
+        let response = generation.http(&self.host).handle(request).await?;
+        Ok(response.map(|body| body.boxed_unsync()))
+    }
+
+    /// `before`: the one that it takes the place of.
+    fn make_policy(
+        &self,
+        generation: &Arc<Generation>,
+        pool: &Pool,
+        before: Option<GuestPolicy>,
+    ) -> Result<GuestPolicy, PolicyError> {
+        let config = &pool.config.policy_config;
+        let make = || {
+            generation
+                .policy(config, &self.host)
+                .map_err(|error| PolicyError(error.to_string()))
+        };
+        let mut policy = make()?;
+        if let Some(mut before) = before
+            && let Err(error) = policy.take_over(&mut before)
+        {
+            begins_afresh(generation, &error);
+            policy = make()?;
+        }
+        Ok(policy)
+    }
+}
+
+impl PolicyAtWork {
+    fn new(site: &Site, pool: &Pool) -> Self {
+        let generation = site
+            .plugins
+            .get(&pool.config.policy)
+            .map_or(0, |generation| generation.number);
+        let label = PolicyLabel {
+            name: pool.config.policy.clone(),
+            generation,
+        };
+        Self {
+            label: Arc::new(label),
+            config: pool.config.policy_config.clone(),
+            limits: Limits::new(&site.config.plugins),
+            chooser: Chooser::new(),
+            before: None,
+        }
+    }
+
+    fn is_for(&self, site: &Site, pool: &Pool) -> bool {
+        let generation = site
+            .plugins
+            .get(&pool.config.policy)
+            .map_or(0, |generation| generation.number);
+        self.label.generation == generation
+            && self.label.name == pool.config.policy
+            && self.config == pool.config.policy_config
+            && self.limits == Limits::new(&site.config.plugins)
+    }
+
+    /// Another plugin's state is no use to `next`.
+    fn replace(&mut self, next: Self) {
+        let old = std::mem::replace(self, next);
+        if old.label.name == self.label.name {
+            self.before = old.chooser.into_policy().or(old.before);
+        }
+    }
+}
+
+impl HandlerAtWork {
+    fn is_for(&self, site: &Site, generation: &Generation) -> bool {
+        self.generation == generation.number
+            && self.settings.as_ref() == site.config.plugin.get(&generation.name)
+            && self.limits == Limits::new(&site.config.plugins)
+    }
+}
+
+fn begins_afresh(generation: &Generation, error: &CallError) {
+    tracing::warn!(
+        plugin = %generation.name, generation = generation.number, %error,
+        "plugin begins without the state of the generation before"
+    );
+}
