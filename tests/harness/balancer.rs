@@ -235,6 +235,17 @@ impl Balancer {
         Ok(ended.with_context(|| format!("still runs after {deadline:?}"))??)
     }
 
+    /// Writes another configuration, completed as at the start, and has it read.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses, or the process has ended.
+    pub fn reload(&self, toml: &str) -> Result<()> {
+        let text = config::complete(toml, &self.plugins_dir());
+        fs::write(self.folder.path().join("pointsman.toml"), text)?;
+        self.signal(Signal::HUP)
+    }
+
     /// The watched folder.
     pub fn plugins_dir(&self) -> PathBuf {
         self.folder.path().join("plugins")

@@ -12,5 +12,6 @@ mod limits;
 mod observe;
 mod proxy;
 mod relay;
+mod reload;
 mod swap;
 mod tutorial;

@@ -73,10 +73,14 @@ fn wrong_usage(problem: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
+/// The tests' crate comes along because cargo unites the features of what is built together: alone,
+/// the host would build wasmtime once here and, with other features of small crates below it, once
+/// more for the tests.
 fn build(root: &Path) -> Result<()> {
     plugins::build(root)?;
     Step::cargo(root)
-        .args(["build", "--release", "--package", "pointsman"])
+        .args(["build", "--release"])
+        .args(["--package", "pointsman", "--package", "pointsman-tests"])
         .run()
 }
 

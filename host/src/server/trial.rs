@@ -37,27 +37,38 @@ pub(super) fn load_plugins(config: &Arc<Config>, files: &[PathBuf]) -> Result<Ou
     let (mut registry, failures) =
         started.map_err(|error| StartError::Engine(error.to_string()))?;
     let trial = Trial::new(config, registry.limits());
-    let mut refused_files = Vec::new();
+    let mut refused = Vec::new();
     for path in files {
         if let Err(message) = load_file(&mut registry, &trial, path) {
-            refused_files.push(Problem {
-                key: path.display().to_string(),
-                line: None,
-                message,
-            });
+            let key = path.display().to_string();
+            refused.push((
+                name_of(path).ok(),
+                Problem {
+                    key,
+                    line: None,
+                    message,
+                },
+            ));
         }
     }
     let problems = load_missing(&mut registry, &trial);
-    match problems.is_empty() {
-        true => Ok(Outcome {
+    if problems.is_empty() {
+        let refused_files = refused.into_iter().map(|(_, problem)| problem).collect();
+        return Ok(Outcome {
             registry,
             failures,
             refused_files,
-        }),
-        false => Err(StartError::Plugins(
-            refused_files.into_iter().chain(problems).collect(),
-        )),
+        });
     }
+    // Files that something needs are among the problems already, at the key that needs them.
+    let catalog = registry.catalog();
+    let named = trial.named();
+    refused.retain(|(name, _)| {
+        let is_needed = |name: &PluginName| named.contains_key(name) && catalog.get(name).is_none();
+        !name.as_ref().is_some_and(is_needed)
+    });
+    let refused = refused.into_iter().map(|(_, problem)| problem);
+    Err(StartError::Plugins(refused.chain(problems).collect()))
 }
 
 /// Loads and publishes what a configuration names and nothing serves yet, and tries again what
@@ -84,7 +95,15 @@ pub(super) fn load_missing(registry: &mut Registry, trial: &Trial) -> Vec<Proble
     problems
 }
 
+/// Why there is no plugin of this name: its file was refused, or there is none.
 fn unknown(registry: &Registry, name: &PluginName) -> String {
+    let status = registry
+        .status()
+        .into_iter()
+        .find(|status| status.name == *name);
+    if let Some(error) = status.and_then(|status| status.last_error) {
+        return format!("plugin \"{name}\": {error}");
+    }
     let names: Vec<_> = registry.embedded().map(ToString::to_string).collect();
     let embedded = match names.as_slice() {
         [] => "none is embedded: this binary was built without `cargo xtask build`".to_owned(),
