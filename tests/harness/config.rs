@@ -1,7 +1,11 @@
 //! Configuration text: what most tests have in common, and what a test left out.
 
 use std::fmt::Display;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+
+/// Where nobody listens, now or later: the system hands out no port below 1024.
+pub const NOBODY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 
 /// Stands in a test's configuration for the watched plugin folder.
 const PLUGINS_DIR: &str = "PLUGINS_DIR";

@@ -23,7 +23,7 @@ pub use backend::Backend;
 pub use balancer::Balancer;
 pub use chatter::Chatter;
 pub use client::{Client, Refused, payload};
-pub use config::{app, repository};
+pub use config::{NOBODY, app, repository};
 pub use fastify::{FastifyServers, example, node};
 pub use metrics::Metrics;
 pub use process::{BackendProcess, Ended, pointsman};

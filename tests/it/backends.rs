@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pointsman_tests::{
-    Backend, BackendProcess, Balancer, Client, PATIENCE, Refused, Reply, ScriptedBackend, Wire,
-    accept_upgrade, app, eventually, frame, upgrade_request,
+    Backend, BackendProcess, Balancer, Client, NOBODY, PATIENCE, Refused, Reply, ScriptedBackend,
+    Wire, accept_upgrade, app, eventually, frame, upgrade_request,
 };
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
@@ -104,7 +104,7 @@ async fn clients_are_told_so_when_all_backends_are_dead() -> Result<()> {
 async fn a_refused_dial_is_tried_elsewhere() -> Result<()> {
     let alive = Backend::start().await?;
     // A port that was free a moment ago, where nobody listens.
-    let dead = Backend::start().await?.address();
+    let dead = NOBODY;
     let balancer = Balancer::start(&app("round_robin", &[dead, alive.address()])).await?;
     for _ in 0..6 {
         let client = Client::connect(&balancer.url("/websocket")).await?;

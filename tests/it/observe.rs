@@ -2,7 +2,7 @@
 //! access log, status.
 
 use anyhow::{Context, Result, ensure};
-use pointsman_tests::{Backend, Balancer, Client, PATIENCE, app, eventually, pointsman};
+use pointsman_tests::{Backend, Balancer, Client, NOBODY, PATIENCE, app, eventually, pointsman};
 use serde_json::Value;
 
 async fn a_balancer() -> Result<(Backend, Balancer)> {
@@ -119,7 +119,7 @@ async fn metrics_tell_of_plugins() -> Result<()> {
 
 #[tokio::test]
 async fn refused_upgrades_are_counted_by_why() -> Result<()> {
-    let dead = Backend::start().await?.address();
+    let dead = NOBODY;
     let balancer = Balancer::start(&app("round_robin", &[dead])).await?;
     ensure!(Client::connect(&balancer.url("/websocket")).await.is_err());
     shows(
@@ -296,7 +296,7 @@ fn is_the_status(status: &Value, backend: &Backend) -> Result<()> {
 
 #[tokio::test]
 async fn status_of_nobody_exits_1() -> Result<()> {
-    let nobody = Backend::start().await?.address().to_string();
+    let nobody = NOBODY.to_string();
     let ended = pointsman(&["status", "--admin", &nobody]).await?;
     assert_eq!(ended.code, Some(1), "{ended:?}");
     ensure!(ended.stderr.contains(&nobody), "{ended:?}");

@@ -4,7 +4,9 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use pointsman_tests::{Backend, Balancer, Reply, ScriptedBackend, Wire, app, in_time, payload};
+use pointsman_tests::{
+    Backend, Balancer, NOBODY, Reply, ScriptedBackend, Wire, app, in_time, payload,
+};
 
 async fn one_backend() -> Result<(Backend, Balancer)> {
     let backend = Backend::start().await?;
@@ -148,7 +150,7 @@ async fn a_post_is_never_sent_twice() -> Result<()> {
 async fn a_post_to_a_backend_that_takes_no_connection_goes_elsewhere() -> Result<()> {
     let alive = Backend::start().await?;
     // A port that was free a moment ago, where nobody listens.
-    let dead = Backend::start().await?.address();
+    let dead = NOBODY;
     let balancer = Balancer::start(&app("round_robin", &[dead, alive.address()])).await?;
     for n in 1..=4 {
         let mut wire = Wire::connect(balancer.address()).await?;
