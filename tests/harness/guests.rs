@@ -24,6 +24,15 @@ pub fn policy(how: &str) -> Result<Vec<u8>> {
     component(&core_policy(how)?)
 }
 
+/// The same policy with the state that `fixtures/{state}.wat` keeps.
+///
+/// # Errors
+///
+/// See [`policy`].
+pub fn stateful_policy(state: &str) -> Result<Vec<u8>> {
+    component(&core(&spliced("policy", state)?, "stateful-policy-plugin")?)
+}
+
 /// The same as a core module that carries its contract in a custom section, which is what
 /// `cargo build --target wasm32-unknown-unknown` leaves.
 ///

@@ -258,3 +258,40 @@ async fn a_handlers_open_sessions_keep_the_generation_they_began_with() -> Resul
     chatter.stop().await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn a_plugin_that_refuses_the_state_of_the_one_before_stops_the_swap() -> Result<()> {
+    let (_backends, addresses, balancer) = three_backends().await?;
+    drop_good(&balancer, &guests::stateful_policy("keeps_state")?).await?;
+    assert_eq!(
+        placed(&balancer, 3).await?,
+        [addresses[2]; 3],
+        "instances that know something"
+    );
+    let generation = balancer.generation(NAME).await?;
+
+    balancer.drop_plugin(NAME, &guests::stateful_policy("refuses_state")?)?;
+    eventually("the refusal in the status", SOON, async || {
+        let plugin = balancer.plugin(NAME).await;
+        plugin.is_ok_and(|plugin| {
+            plugin["last_error"]
+                .to_string()
+                .contains("not my kind of state")
+        })
+    })
+    .await?;
+    assert_eq!(balancer.generation(NAME).await?, generation);
+
+    // Other content, the same state: one that takes it over.
+    let mut same = guests::stateful_policy("keeps_state")?;
+    same.extend_from_slice(b"\x00\x05\x04more");
+    drop_good(&balancer, &same).await?;
+    assert_eq!(placed(&balancer, 3).await?, [addresses[2]; 3]);
+    assert!(
+        !balancer
+            .log()
+            .iter()
+            .any(|line| line.contains("begins without the state"))
+    );
+    Ok(())
+}

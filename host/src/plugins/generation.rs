@@ -35,6 +35,15 @@ pub struct Generation {
     pub(super) code: Arc<Code>,
 }
 
+/// What an instance knew, for the one that takes its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Saved {
+    /// The layout of `bytes`, as the plugin numbers them.
+    pub version: u32,
+    /// The plugin's own affair.
+    pub bytes: Vec<u8>,
+}
+
 /// Where the bytes of a generation came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
@@ -98,7 +107,8 @@ impl Generation {
         GuestHttp::new(self, host)
     }
 
-    /// Configures it as a policy, hands it `candidates` and asks for one choice.
+    /// Configures it as a policy, hands it `candidates` and asks for one choice; then hands each of
+    /// `saved` to an instance of its own.
     ///
     /// # Errors
     /// [`LoadError::NotKind`], or [`LoadError::Trial`] with what went wrong.
@@ -106,12 +116,18 @@ impl Generation {
         self: &Arc<Self>,
         config: &serde_json::Value,
         candidates: &[Candidate],
+        saved: &[Saved],
         limits: Limits,
     ) -> Result<(), LoadError> {
         self.is_kind(self.kinds().policy, "policy")?;
-        let mut policy = self
-            .policy(config, &PluginHost::for_trial(limits))
-            .map_err(LoadError::Trial)?;
+        let make = || {
+            self.policy(config, &PluginHost::for_trial(limits))
+                .map_err(LoadError::Trial)
+        };
+        for saved in saved {
+            make()?.restore(saved).map_err(LoadError::Trial)?;
+        }
+        let mut policy = make()?;
         if candidates.is_empty() {
             return Ok(());
         }
@@ -137,19 +153,26 @@ impl Generation {
         Ok(())
     }
 
-    /// Instantiates and configures it as a handler.
+    /// Instantiates and configures it as a handler, and hands each of `saved` to an instance of its
+    /// own.
     ///
     /// # Errors
     /// As [`Generation::trial_policy`].
     pub fn trial_handler(
         self: &Arc<Self>,
         settings: &PluginSettings,
+        saved: &[Saved],
         limits: Limits,
     ) -> Result<(), LoadError> {
         self.is_kind(self.kinds().handler, "handler")?;
-        self.handler(settings, &PluginHost::for_trial(limits))
-            .map_err(LoadError::Trial)?;
-        Ok(())
+        let make = || {
+            self.handler(settings, &PluginHost::for_trial(limits))
+                .map_err(LoadError::Trial)
+        };
+        for saved in saved {
+            make()?.restore(saved).map_err(LoadError::Trial)?;
+        }
+        make().map(drop)
     }
 
     /// Says whether it is an HTTP handler; its instances come into being with requests.

@@ -11,7 +11,7 @@ use wasmtime::component::Instance;
 
 use super::bindings::exports::pointsman::plugin::state;
 use super::failure::{CallError, Failure, cut};
-use super::generation::Generation;
+use super::generation::{Generation, Saved};
 use super::host::PluginHost;
 use super::host_api::HostState;
 use super::limits::{Limits, monotonic_ns};
@@ -144,28 +144,23 @@ impl Guest {
     }
 
     /// What the instance knows, with the version of its layout.
-    pub(super) fn save(&mut self, state: &state::Guest) -> Result<(u32, Vec<u8>), CallError> {
+    pub(super) fn save(&mut self, state: &state::Guest) -> Result<Saved, CallError> {
         let memory_max_bytes = self.about.limits.memory_max_bytes;
         let output_max_bytes = self.about.limits.output_max_bytes();
         self.call(Call::Save, |store| {
             let version = state.call_version(&mut *store)?;
             // All that it holds may be worth keeping.
             store.set_hostcall_fuel(memory_max_bytes);
-            let saved = state.call_save(&mut *store)?;
+            let bytes = state.call_save(&mut *store)?;
             store.set_hostcall_fuel(output_max_bytes);
-            Ok((version, saved))
+            Ok(Saved { version, bytes })
         })
     }
 
     /// Hands over what another instance knew.
-    pub(super) fn restore(
-        &mut self,
-        state: &state::Guest,
-        version: u32,
-        saved: &[u8],
-    ) -> Result<(), CallError> {
+    pub(super) fn restore(&mut self, state: &state::Guest, saved: &Saved) -> Result<(), CallError> {
         let restored = self.call(Call::Restore, |store| {
-            state.call_restore(store, saved, version)
+            state.call_restore(store, &saved.bytes, saved.version)
         })?;
         restored.map_err(|reason| CallError::Refused {
             call: Call::Restore,

@@ -18,7 +18,7 @@ use super::bindings;
 use super::bindings::exports::pointsman::plugin::{handler as wire, state};
 use super::bindings::pointsman::plugin::types;
 use super::failure::{CallError, cut};
-use super::generation::Generation;
+use super::generation::{Generation, Saved};
 use super::guest::{About, Guest};
 use super::host::PluginHost;
 use super::host_api::HostState;
@@ -86,29 +86,38 @@ impl GuestHandler {
         })
     }
 
-    /// Hands over what the generation before knew on this worker, if both can; of several instances
-    /// the first one's. Call it before the first session. An `old` whose instances are all dead has
-    /// nothing to hand over.
+    /// What it knows, for the one that takes its place: of several instances, what the first one that
+    /// is alive knows. None: it has nothing to hand over.
     ///
     /// # Errors
-    /// The swap must not take place: `old` could not save, or this refuses what it saved.
-    pub fn take_over(&self, old: &Self) -> Result<(), CallError> {
-        let instances = old.instances.borrow();
-        let mut alive = instances
-            .iter()
-            .filter(|instance| !instance.borrow().guest.is_dead());
-        let Some(from) = alive.next() else {
-            return Ok(());
+    /// It could not say.
+    pub fn save(&self) -> Result<Option<Saved>, CallError> {
+        let instances = self.instances.borrow();
+        let mut instances = instances.iter();
+        let Some(first) = instances.find(|instance| !instance.borrow().guest.is_dead()) else {
+            return Ok(None);
         };
-        let to = self.first()?;
-        let (mut from, mut to) = (from.borrow_mut(), to.borrow_mut());
-        let (Some(from_state), Some(to_state)) = (from.state.clone(), to.state.clone()) else {
-            return Ok(());
+        let mut first = first.borrow_mut();
+        let Some(state) = first.state.clone() else {
+            return Ok(None);
         };
-        let saved = from.guest.save(&from_state);
-        from.notice_death(None);
-        let (version, saved) = saved?;
-        to.guest.restore(&to_state, version, &saved)
+        let saved = first.guest.save(&state);
+        first.notice_death(None);
+        saved.map(Some)
+    }
+
+    /// Takes over what the one before knew; nothing happens if it keeps no state. Call it before the
+    /// first session.
+    ///
+    /// # Errors
+    /// It refuses, and begins afresh.
+    pub fn restore(&self, saved: &Saved) -> Result<(), CallError> {
+        let first = self.first()?;
+        let mut first = first.borrow_mut();
+        match first.state.clone() {
+            Some(state) => first.guest.restore(&state, saved),
+            None => Ok(()),
+        }
     }
 
     /// An instance that is alive, whether it is full or not.
@@ -654,11 +663,16 @@ mod tests {
         let (old, _) = handler(MOODY, Isolation::Shared);
         let _sessions = [open(&old, 1), open(&old, 2)];
         let (new, _) = handler(MOODY, Isolation::Shared);
-        new.take_over(&old).unwrap();
+        let saved = old.save().unwrap().unwrap();
+        new.restore(&saved).unwrap();
         let restored = new.first().unwrap();
         let mut restored = restored.borrow_mut();
         let state = restored.state.clone().unwrap();
-        assert_eq!(restored.guest.save(&state), Ok((1, vec![2, 0, 0, 0])));
+        let expected = Saved {
+            version: 1,
+            bytes: vec![2, 0, 0, 0],
+        };
+        assert_eq!(restored.guest.save(&state), Ok(expected));
     }
 
     #[test]
@@ -667,7 +681,7 @@ mod tests {
             return;
         };
         generation
-            .trial_handler(&PluginSettings::default(), guests::limits())
+            .trial_handler(&PluginSettings::default(), &[], guests::limits())
             .unwrap();
         let handler = generation
             .handler(&PluginSettings::default(), &guests::host())

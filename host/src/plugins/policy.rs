@@ -11,7 +11,7 @@ use super::bindings;
 use super::bindings::exports::pointsman::plugin::{policy as wire, state};
 use super::bindings::pointsman::plugin::types::HeaderParam;
 use super::failure::{CallError, cut};
-use super::generation::Generation;
+use super::generation::{Generation, Saved};
 use super::guest::{About, Guest};
 use super::host::PluginHost;
 use super::stats::Call;
@@ -83,20 +83,27 @@ impl GuestPolicy {
         })
     }
 
-    /// Hands over what the generation before knew, if both can. Call it before the first choice. A
-    /// dead `old` has nothing to hand over.
+    /// What it knows, for the one that takes its place; none: it is dead, or has nothing to hand over.
     ///
     /// # Errors
-    /// The swap must not take place: `old` could not save, or this refuses what it saved.
-    pub fn take_over(&mut self, old: &mut Self) -> Result<(), CallError> {
-        let (Some(from), Some(to)) = (&old.state, &self.state) else {
-            return Ok(());
-        };
-        if old.is_dead() {
-            return Ok(());
+    /// It could not say.
+    pub fn save(&mut self) -> Result<Option<Saved>, CallError> {
+        match &self.state {
+            Some(state) if !self.guest.is_dead() => self.guest.save(state).map(Some),
+            Some(_) | None => Ok(None),
         }
-        let (version, saved) = old.guest.save(from)?;
-        self.guest.restore(to, version, &saved)
+    }
+
+    /// Takes over what the one before knew; nothing happens if it keeps no state. Call it before the
+    /// first choice.
+    ///
+    /// # Errors
+    /// It refuses: make another one, which begins afresh.
+    pub fn restore(&mut self, saved: &Saved) -> Result<(), CallError> {
+        match &self.state {
+            Some(state) => self.guest.restore(state, saved),
+            None => Ok(()),
+        }
     }
 
     /// Whether it has to be made anew.
@@ -422,7 +429,12 @@ mod tests {
         assert!(policy.wants().figures);
         assert!(matches!(choose(&mut policy, 0), Ok(Decision::Prefer(_))));
         generation
-            .trial_policy(&serde_json::json!({}), &candidates(2), guests::limits())
+            .trial_policy(
+                &serde_json::json!({}),
+                &candidates(2),
+                &[],
+                guests::limits(),
+            )
             .unwrap();
     }
 }

@@ -78,6 +78,11 @@ impl<P: Policy> Chooser<P> {
         }
     }
 
+    /// The policy's instance, if there is one.
+    pub fn policy_mut(&mut self) -> Option<&mut P> {
+        self.policy.as_mut()
+    }
+
     /// Lets go of the policy, so that its state can be handed to its successor.
     pub fn into_policy(self) -> Option<P> {
         self.policy

@@ -31,6 +31,7 @@ use crate::plugins::limits::Limits;
 use crate::plugins::registry::{self, Registry};
 use crate::site::Site;
 use crate::watch::{Change, Watch};
+use crate::worker::Ask;
 
 /// What the control plane begins with.
 pub(super) struct Setup {
@@ -54,6 +55,8 @@ pub(super) struct Control {
     pub(super) site: watch::Sender<Arc<Site>>,
     pub(super) metrics: Metrics,
     pub(super) drainer: Drainer,
+    /// One for each worker.
+    pub(super) asks: Vec<mpsc::Sender<Ask>>,
     pub(super) started: Instant,
 }
 

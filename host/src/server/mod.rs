@@ -126,13 +126,14 @@ impl Server {
         )));
         let loads = Arc::new(Loads::new(config.workers));
         let (givers, givens) = worker::giving(config.workers);
+        let (asks, asked) = worker::asking(config.workers);
         let mut addresses = Vec::new();
         for (sockets, _) in &sockets {
             addresses.extend(sockets.first().and_then(|socket| socket.local_addr().ok()));
         }
         let (alive, workers_alive) = mpsc::channel(1);
         let mut workers = Vec::new();
-        for (index, given) in givens.into_iter().enumerate() {
+        for (index, (given, asked)) in givens.into_iter().zip(asked).enumerate() {
             let counters = metrics.worker(index);
             let mut listeners = Vec::new();
             for (sockets, limits) in &mut sockets {
@@ -149,6 +150,7 @@ impl Server {
                 loads: Arc::clone(&loads),
                 givers: givers.clone(),
                 given,
+                asked,
                 alive: alive.clone(),
             };
             workers.push(worker::start(setup).map_err(StartError::Thread)?);
@@ -169,6 +171,7 @@ impl Server {
             site,
             metrics,
             drainer,
+            asks,
             started: Instant::now(),
         };
         let setup = control::Setup {

@@ -7,18 +7,23 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::control::Control;
 use super::trial;
 use crate::admin::metrics::{ReloadKind, ReloadResult};
 use crate::config::PluginName;
-use crate::plugins::generation::Source;
+use crate::plugins::generation::{Generation, Source};
 use crate::plugins::load::LoadError;
 use crate::plugins::registry::{Job, Removal};
 use crate::watch::Change;
+use crate::worker::Ask;
+use crate::worker::guests::States;
 
 /// Works until the watch ends.
 pub(super) async fn run(control: Rc<RefCell<Control>>, mut changes: mpsc::Receiver<Change>) {
@@ -113,7 +118,8 @@ fn remove(
 
 /// Compiles, tries and publishes.
 async fn build(control: &RefCell<Control>, job: Job) -> Result<(), LoadError> {
-    let trial = control.borrow().trial();
+    let states = states(control, job.name()).await;
+    let trial = control.borrow().trial().with_states(states);
     let building = spawn_blocking(move || {
         let generation = job.compile()?;
         trial.run(&generation)?;
@@ -134,4 +140,38 @@ async fn build(control: &RefCell<Control>, job: Job) -> Result<(), LoadError> {
         tracing::info!(plugin = %name, generation = generation.number, source = %generation.source, "plugin in force");
     }
     Ok(())
+}
+
+/// How long a worker may take to say what its instances know: one that is busy for longer has
+/// nothing to say.
+const STATE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// What all instances of a plugin know, so that its successor can be tried with it.
+async fn states(control: &RefCell<Control>, name: &PluginName) -> Vec<States> {
+    let keeps_state = |generation: &Arc<Generation>| generation.kinds().state;
+    if !control
+        .borrow()
+        .site()
+        .plugins
+        .get(name)
+        .is_some_and(keeps_state)
+    {
+        return Vec::new();
+    }
+    let asks = control.borrow().asks.clone();
+    let mut states = Vec::new();
+    for ask in asks {
+        let (reply, answer) = oneshot::channel();
+        let question = Ask {
+            plugin: name.clone(),
+            reply,
+        };
+        let asked = async { ask.send(question).await.ok() };
+        let answered = async {
+            asked.await?;
+            answer.await.ok()
+        };
+        states.extend(timeout(STATE_DEADLINE, answered).await.ok().flatten());
+    }
+    states
 }

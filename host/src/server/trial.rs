@@ -19,6 +19,7 @@ use crate::plugins::limits::{FILE_MAX_BYTES, Limits};
 use crate::plugins::load::LoadError;
 use crate::plugins::registry::{Loaded, Registry};
 use crate::routing::policy::Candidate;
+use crate::worker::guests::States;
 
 /// What a configuration's plugins came to.
 pub(super) struct Outcome {
@@ -172,11 +173,13 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Everything in a configuration that refers to plugins. Cheap to clone.
-#[derive(Debug, Clone)]
+/// Everything in a configuration that refers to plugins.
+#[derive(Debug)]
 pub(super) struct Trial {
     config: Arc<Config>,
     limits: Limits,
+    /// What the instances know that the generation is to take over from; one of each worker.
+    states: Vec<States>,
 }
 
 impl Trial {
@@ -184,7 +187,13 @@ impl Trial {
         Self {
             config: Arc::clone(config),
             limits,
+            states: Vec::new(),
         }
+    }
+
+    /// Has the generation take over this, too.
+    pub(super) fn with_states(self, states: Vec<States>) -> Self {
+        Self { states, ..self }
     }
 
     /// Tries a generation as all that refers to its name will use it. Blocks for a call or two each.
@@ -200,11 +209,19 @@ impl Trial {
             .filter(|upstream| upstream.policy == *name)
         {
             let candidates: Vec<_> = upstream.backends.iter().map(Candidate::from).collect();
-            generation.trial_policy(&upstream.policy_config, &candidates, self.limits)?;
+            let all = self.states.iter().flat_map(|states| &states.policies);
+            let of_upstream = all.filter(|(name, _)| *name == upstream.name);
+            let saved: Vec<_> = of_upstream.map(|(_, saved)| saved.clone()).collect();
+            generation.trial_policy(&upstream.policy_config, &candidates, &saved, self.limits)?;
         }
         let targets = || self.config.routes.iter().map(|route| &route.target);
         if targets().any(|target| matches!(target, Target::Handler(handler) if handler == name)) {
-            generation.trial_handler(&self.config.plugin_settings(name), self.limits)?;
+            let saved: Vec<_> = self
+                .states
+                .iter()
+                .flat_map(|states| states.handlers.clone())
+                .collect();
+            generation.trial_handler(&self.config.plugin_settings(name), &saved, self.limits)?;
         }
         if targets().any(|target| matches!(target, Target::Http(http) if http == name)) {
             generation.trial_http()?;

@@ -14,7 +14,7 @@ use http_body_util::BodyExt as _;
 use crate::body::Body;
 use crate::config::{PluginName, PluginSettings, UpstreamName};
 use crate::plugins::failure::CallError;
-use crate::plugins::generation::Generation;
+use crate::plugins::generation::{Generation, Saved};
 use crate::plugins::handler::GuestHandler;
 use crate::plugins::host::PluginHost;
 use crate::plugins::limits::Limits;
@@ -41,6 +41,15 @@ pub struct PolicyLabel {
     pub name: PluginName,
     /// 0 where the plugin could not be had and the host's own round robin chose.
     pub generation: u64,
+}
+
+/// What the instances of one plugin on one worker know.
+#[derive(Debug, Default)]
+pub struct States {
+    /// Of policies, by upstream.
+    pub policies: Vec<(UpstreamName, Saved)>,
+    /// Of handlers.
+    pub handlers: Vec<Saved>,
 }
 
 /// One upstream's policy. It is another one as soon as any of this differs.
@@ -142,10 +151,9 @@ impl Guests {
         }
         let made = generation.handler(&site.config.plugin_settings(name), &self.host);
         let handler = Rc::new(made.map_err(|error| HandlerError(error.to_string()))?);
-        if let Some(before) = before
-            && let Err(error) = handler.take_over(&before.handler)
-        {
-            begins_afresh(generation, &error);
+        if let Some(before) = before {
+            let saved = before.handler.save();
+            hand_over(generation, saved, |saved| handler.restore(saved));
         }
         let at_work = HandlerAtWork {
             generation: generation.number,
@@ -187,12 +195,33 @@ impl Guests {
         };
         let mut policy = make()?;
         if let Some(mut before) = before
-            && let Err(error) = policy.take_over(&mut before)
+            && !hand_over(generation, before.save(), |saved| policy.restore(saved))
         {
-            begins_afresh(generation, &error);
             policy = make()?;
         }
         Ok(policy)
+    }
+
+    /// What the instances of a plugin know at this moment. One that cannot say is as one that knows
+    /// nothing.
+    pub fn save(&self, name: &PluginName) -> States {
+        let mut states = States::default();
+        for (upstream, policy) in self.policies.borrow_mut().iter_mut() {
+            if policy.label.name == *name
+                && let Some(Ok(Some(saved))) = policy.chooser.policy_mut().map(GuestPolicy::save)
+            {
+                states.policies.push((upstream.clone(), saved));
+            }
+        }
+        if let Some(Ok(Some(saved))) = self
+            .handlers
+            .borrow()
+            .get(name)
+            .map(|at_work| at_work.handler.save())
+        {
+            states.handlers.push(saved);
+        }
+        states
     }
 }
 
@@ -243,9 +272,19 @@ impl HandlerAtWork {
     }
 }
 
-fn begins_afresh(generation: &Generation, error: &CallError) {
-    tracing::warn!(
-        plugin = %generation.name, generation = generation.number, %error,
-        "plugin begins without the state of the generation before"
-    );
+/// Hands the state of one instance to the next. False: the next must begin afresh. The trial before
+/// the swap has been through this, so a refusal here is about what has changed since.
+fn hand_over(
+    generation: &Generation,
+    saved: Result<Option<Saved>, CallError>,
+    restore: impl FnOnce(&Saved) -> Result<(), CallError>,
+) -> bool {
+    let handed = saved.and_then(|saved| saved.map_or(Ok(()), |saved| restore(&saved)));
+    if let Err(error) = &handed {
+        tracing::warn!(
+            plugin = %generation.name, generation = generation.number, %error,
+            "plugin begins without the state of the generation before"
+        );
+    }
+    handed.is_ok()
 }

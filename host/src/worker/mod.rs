@@ -20,15 +20,15 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
-use self::guests::Guests;
+use self::guests::{Guests, States};
 use self::loads::{Loads, Slot};
 use crate::admin::access_log::AccessLog;
 use crate::admin::metrics::{TargetCounters, TargetKind, WorkerCounters};
-use crate::config::{Listener, Target};
+use crate::config::{Listener, PluginName, Target};
 use crate::drain::{Drain, Plan as DrainPlan};
 use crate::plugins::host::PluginHost;
 use crate::proxy::Connections;
@@ -73,8 +73,24 @@ pub struct Setup {
     pub givers: Vec<mpsc::Sender<Given>>,
     /// What others give.
     pub given: mpsc::Receiver<Given>,
+    /// What the control plane asks.
+    pub asked: mpsc::Receiver<Ask>,
     /// Dropped when this worker has ended.
     pub alive: mpsc::Sender<()>,
+}
+
+/// A question of the control plane: what do the instances of this plugin know?
+#[derive(Debug)]
+pub struct Ask {
+    /// Which.
+    pub plugin: PluginName,
+    /// Where the answer goes; nobody may be waiting any more.
+    pub reply: oneshot::Sender<States>,
+}
+
+/// The ways to ask workers.
+pub fn asking(n_workers: usize) -> (Vec<mpsc::Sender<Ask>>, Vec<mpsc::Receiver<Ask>>) {
+    (0..n_workers).map(|_| mpsc::channel(1)).unzip()
 }
 
 /// A connection on its way from one worker to another.
@@ -137,6 +153,7 @@ async fn run(setup: Setup) {
         mut site,
         mut drain,
         mut given,
+        mut asked,
         alive: _alive,
         ..
     } = setup;
@@ -172,6 +189,7 @@ async fn run(setup: Setup) {
             plan = drain.started() => break plan,
             Ok(()) = site.changed() => worker.adopt(Arc::clone(&site.borrow_and_update())),
             Some(given) = given.recv() => worker.take(given),
+            Some(ask) = asked.recv() => worker.reply(ask),
             _ = sweeps.tick() => worker.sweep(),
         }
     };
@@ -243,6 +261,12 @@ impl Worker {
             ) => self.take(given),
         }
         Ok(())
+    }
+
+    fn reply(&self, ask: Ask) {
+        let states = self.guests.save(&ask.plugin);
+        // Who asked may have waited long enough.
+        let _ = ask.reply.send(states);
     }
 
     fn take(self: &Rc<Self>, given: Given) {
