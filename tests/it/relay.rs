@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use pointsman_tests::{
     Backend, Balancer, Client, PATIENCE, Wire, app, eventually, frame, payload, upgrade_request,
 };
+use tokio_tungstenite::tungstenite::Message;
 
 async fn one_backend() -> Result<(Backend, Balancer)> {
     let backend = Backend::start().await?;
@@ -142,5 +143,42 @@ async fn a_session_with_no_traffic_ends_after_its_idle_timeout() -> Result<()> {
     );
     busy?;
     assert_eq!(idle?, Some(1001));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_that_answers_no_ping_is_closed_though_its_backend_does() -> Result<()> {
+    let backend = Backend::start().await?;
+    let toml = app("round_robin", &[backend.address()])
+        .replace("path = \"/*\"", "path = \"/*\"\nping_interval_secs = 1");
+    let balancer = Balancer::start(&toml).await?;
+    let mut alive = Client::connect(&balancer.url("/websocket")).await?;
+    let mut mute = Wire::connect(balancer.address()).await?;
+    mute.send(upgrade_request("/websocket", &[])).await?;
+    assert_eq!(mute.answer().await?.status, 101);
+
+    let told = async {
+        loop {
+            let frame = mute.frame().await?;
+            if let Some(code) = frame.close_code() {
+                return Ok::<_, anyhow::Error>(code);
+            }
+        }
+    };
+    // Reading is what answers pings in the other client; the backend's answers pass through to it.
+    let mut alive_receives = async || {
+        loop {
+            match alive.receive().await {
+                Ok(Message::Pong(_)) => {}
+                other => return other,
+            }
+        }
+    };
+    tokio::select! {
+        told = told => assert_eq!(told?, 1001),
+        received = alive_receives() => bail!("the client that answers got {received:?}"),
+    }
+    alive.send(Message::text("still here")).await?;
+    while alive.receive().await? != Message::text("still here") {}
     Ok(())
 }

@@ -307,12 +307,7 @@ impl Failures {
             StatusCode::GATEWAY_TIMEOUT => UpgradeResult::Timeout,
             _ => UpgradeResult::BackendFailed,
         };
-        let mut refused = Refused::new(
-            error.status(),
-            result,
-            format!("{} backends tried; the last: {error}", self.n_tried),
-        );
-        refused.body = format!("{}\n", error.status());
-        refused
+        let reason = format!("{} backends tried; the last: {error}", self.n_tried);
+        Refused::new(error.status(), result, reason)
     }
 }

@@ -118,8 +118,9 @@ struct Exchange {
 struct Refused {
     status: StatusCode,
     headers: HeaderMap,
+    /// Empty: an explanation.
     body: String,
-    /// For the log, and for the body if it is empty.
+    /// For the log, and for the client where it is the client's fault.
     reason: String,
     result: UpgradeResult,
 }
@@ -311,13 +312,7 @@ impl Refused {
     fn into_answer(self) -> Answered {
         let status = self.status;
         let mut response = match self.body.as_str() {
-            "" => {
-                let phrase = status.canonical_reason().unwrap_or("Error");
-                body::text(
-                    status,
-                    &format!("{} {phrase}: {}", status.as_u16(), self.reason),
-                )
-            }
+            "" => body::text(status, &self.explanation()),
             said => body::text(status, said),
         };
         response.headers_mut().extend(self.headers);
@@ -327,6 +322,14 @@ impl Refused {
             result: self.result,
             backend: None,
             reason: Some(self.reason),
+        }
+    }
+
+    /// For the client: what it did wrong, but not what is wrong behind us.
+    fn explanation(&self) -> String {
+        match self.status.is_client_error() {
+            true => format!("{}: {}", self.status, self.reason),
+            false => self.status.to_string(),
         }
     }
 }

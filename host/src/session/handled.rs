@@ -200,7 +200,8 @@ impl Handled {
     }
 
     async fn receive(&mut self, message: Option<Result<WsMessage, WsError>>) -> Result<(), End> {
-        self.registration.control.moved();
+        self.registration.control.client_heard();
+        self.registration.control.backend_heard();
         let message = match message {
             Some(Ok(message)) => message,
             Some(Err(error)) => return Err(end_for(&error)),
@@ -267,6 +268,7 @@ impl Handled {
             }
         }
         if is_data {
+            control.backend_heard();
             self.messages_down += 1;
             self.counters.messages_down.add(1);
         }

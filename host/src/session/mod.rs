@@ -96,8 +96,11 @@ pub struct Sessions {
 pub struct Control {
     timeouts: Timeouts,
     now: Rc<Cell<u32>>,
-    /// In sweeps, as `now`.
-    moved_at: Cell<u32>,
+    /// When the client was last heard of, in sweeps, as `now`.
+    client_heard_at: Cell<u32>,
+    /// Likewise the backend; a handler is always heard.
+    backend_heard_at: Cell<u32>,
+    /// When both were asked for a sign of life that one of them still owes.
     pinged_at: Cell<Option<u32>>,
     /// Since when the session is ending.
     ending_at: Cell<Option<u32>>,
@@ -129,7 +132,8 @@ impl Sessions {
         let control = Rc::new(Control {
             timeouts,
             now: Rc::clone(&self.now),
-            moved_at: Cell::new(self.now.get()),
+            client_heard_at: Cell::new(self.now.get()),
+            backend_heard_at: Cell::new(self.now.get()),
             pinged_at: Cell::new(None),
             ending_at: Cell::new(None),
             order: Cell::new(None),
@@ -197,10 +201,14 @@ impl Control {
         Poll::Pending
     }
 
-    /// Bytes have moved.
-    pub fn moved(&self) {
-        self.moved_at.set(self.now.get());
-        self.pinged_at.set(None);
+    /// Bytes have come from the client.
+    pub fn client_heard(&self) {
+        self.client_heard_at.set(self.now.get());
+    }
+
+    /// Bytes have come from the backend.
+    pub fn backend_heard(&self) {
+        self.backend_heard_at.set(self.now.get());
     }
 
     /// A side has closed or gone: the rest should not take long.
@@ -222,19 +230,22 @@ impl Control {
         if let Some(then) = self.ending_at.get() {
             return (since(then) >= LINGER).then_some(Order::Cut(Ender::Host));
         }
-        let silent = since(self.moved_at.get());
-        if silent >= self.timeouts.idle {
+        let (client, backend) = (self.client_heard_at.get(), self.backend_heard_at.get());
+        if since(client.max(backend)) >= self.timeouts.idle {
             return Some(Order::Close(Ender::Host, IDLE));
         }
         let ping = self.timeouts.ping?;
+        let quietest = client.min(backend);
         match self.pinged_at.get() {
-            Some(then) => (since(then) >= ping).then_some(Order::Close(Ender::Host, IDLE)),
-            None if silent >= ping => {
+            Some(then) if quietest >= then => self.pinged_at.set(None),
+            Some(then) if since(then) >= ping => return Some(Order::Close(Ender::Host, IDLE)),
+            None if since(quietest) >= ping => {
                 self.pinged_at.set(Some(self.now.get()));
-                Some(Order::Ping)
+                return Some(Order::Ping);
             }
-            None => None,
+            Some(_) | None => {}
         }
+        None
     }
 }
 
@@ -285,32 +296,35 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_session_is_closed_and_a_moving_one_is_not() {
+    fn a_silent_session_is_closed_and_one_that_either_side_is_heard_of_is_not() {
         let (sessions, session) = registered(None);
         sweeps(&sessions, Duration::from_secs(59));
-        session.control.moved();
+        session.control.client_heard();
+        sweeps(&sessions, Duration::from_secs(59));
+        session.control.backend_heard();
         sweeps(&sessions, Duration::from_secs(60));
         assert_eq!(session.control.order.take(), None);
         sweeps(&sessions, Duration::from_secs(1));
-        assert_eq!(
-            session.control.order.take(),
-            Some(Order::Close(Ender::Host, 1001))
-        );
+        let close = Order::Close(Ender::Host, 1001);
+        assert_eq!(session.control.order.take(), Some(close));
     }
 
     #[test]
-    fn a_session_that_leaves_a_ping_unanswered_is_closed() {
+    fn a_session_that_leaves_a_ping_unanswered_is_closed_whichever_side_it_was() {
         let (sessions, session) = registered(Some(5));
-        sweeps(&sessions, Duration::from_secs(6));
+        let interval = Duration::from_secs(6);
+        for _ in 0..3 {
+            sweeps(&sessions, interval);
+            assert_eq!(session.control.order.take(), Some(Order::Ping));
+            session.control.client_heard();
+            session.control.backend_heard();
+        }
+        sweeps(&sessions, interval);
         assert_eq!(session.control.order.take(), Some(Order::Ping));
-        session.control.moved();
-        sweeps(&sessions, Duration::from_secs(6));
-        assert_eq!(session.control.order.take(), Some(Order::Ping));
-        sweeps(&sessions, Duration::from_secs(6));
-        assert_eq!(
-            session.control.order.take(),
-            Some(Order::Close(Ender::Host, 1001))
-        );
+        session.control.client_heard();
+        sweeps(&sessions, interval);
+        let close = Order::Close(Ender::Host, 1001);
+        assert_eq!(session.control.order.take(), Some(close));
     }
 
     #[test]

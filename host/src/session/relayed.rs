@@ -99,7 +99,12 @@ impl Relayed {
         self.counters
             .messages_down
             .add(down.messages - down_before.messages);
+        if up.bytes != up_before.bytes {
+            self.registration.control.client_heard();
+        }
+        if down.bytes != down_before.bytes {
+            self.registration.control.backend_heard();
+        }
         self.counted = (up, down);
-        self.registration.control.moved();
     }
 }
