@@ -2,7 +2,10 @@
 //! access log, status.
 
 use anyhow::{Context, Result, ensure};
-use pointsman_tests::{Backend, Balancer, Client, NOBODY, PATIENCE, app, eventually, pointsman};
+use pointsman_tests::{
+    Backend, Balancer, Client, NOBODY, PATIENCE, Reply, ScriptedBackend, Wire, app, eventually,
+    pointsman, upgrade_request,
+};
 use serde_json::Value;
 
 async fn a_balancer() -> Result<(Backend, Balancer)> {
@@ -309,5 +312,25 @@ async fn the_admin_page_answers_for_life_and_readiness() -> Result<()> {
     for (path, status) in [("/healthz", 200), ("/readyz", 200), ("/no-such-page", 404)] {
         assert_eq!(balancer.admin_get(path).await?.status, status, "{path}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_the_answer_is_counted() -> Result<()> {
+    let silent = ScriptedBackend::start(|_| Reply::Nothing).await?;
+    let balancer = Balancer::start(&app("round_robin", &[silent.address()])).await?;
+    let mut client = Wire::connect(balancer.address()).await?;
+    client.send(upgrade_request("/websocket", &[])).await?;
+    eventually("the backend is asked", PATIENCE, async || {
+        !silent.heads().is_empty()
+    })
+    .await?;
+    drop(client);
+    eventually("the client counted as gone", PATIENCE, async || {
+        let metrics = balancer.metrics().await;
+        let labels = [("result", "client_gone")];
+        metrics.is_ok_and(|m| m.sum("pointsman_upgrades_total", &labels) == 1.0)
+    })
+    .await?;
     Ok(())
 }

@@ -96,10 +96,6 @@ pub enum UpgradeResult {
     HandlerRefused,
     /// A handler or filter failed before the 101: 500.
     PluginFailed,
-    /// A bound of ours is reached: 503.
-    Overloaded,
-    /// The process is draining: 503.
-    Draining,
     /// The client left before the answer.
     ClientGone,
 }
@@ -383,7 +379,7 @@ impl TargetCounters {
 
 impl UpgradeResult {
     /// In the order of declaration.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 12] = [
         Self::Accepted,
         Self::BadRequest,
         Self::NotFound,
@@ -395,8 +391,6 @@ impl UpgradeResult {
         Self::PolicyRefused,
         Self::HandlerRefused,
         Self::PluginFailed,
-        Self::Overloaded,
-        Self::Draining,
         Self::ClientGone,
     ];
 
@@ -414,8 +408,6 @@ impl UpgradeResult {
             Self::PolicyRefused => "policy_refused",
             Self::HandlerRefused => "handler_refused",
             Self::PluginFailed => "plugin_failed",
-            Self::Overloaded => "overloaded",
-            Self::Draining => "draining",
             Self::ClientGone => "client_gone",
         }
     }

@@ -135,6 +135,24 @@ struct Answered {
     reason: Option<String>,
 }
 
+/// Counts an upgrade whose client left before the answer: then the HTTP library drops the future
+/// that would have answered, and this with it.
+struct Unanswered(Option<Rc<Worker>>);
+
+impl Unanswered {
+    fn answered(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if let Some(worker) = &self.0 {
+            worker.counters.upgrade(UpgradeResult::ClientGone);
+        }
+    }
+}
+
 /// Answers one request; where that is a 101, leaves behind what follows.
 async fn answer(
     worker: Rc<Worker>,
@@ -156,10 +174,12 @@ async fn answer(
         far_end,
     };
     let mut route: Option<Arc<Route>> = None;
+    let unanswered = Unanswered(is_upgrade.then(|| Rc::clone(&exchange.worker)));
     let answered = match exchange.lead(head, body, &mut route).await {
         Ok(answered) => answered,
         Err(refused) => refused.into_answer(),
     };
+    unanswered.answered();
     let status = answered.response.status().as_u16();
     let ends_at_http = |route: &Arc<Route>| matches!(route.target, Target::Http(_));
     if is_upgrade && !route.as_ref().is_some_and(ends_at_http) {
