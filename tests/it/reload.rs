@@ -110,3 +110,27 @@ async fn the_same_configuration_is_unchanged() -> Result<()> {
     assert_eq!(reloads(&balancer, "ok").await?, 0.0);
     Ok(())
 }
+
+#[tokio::test]
+async fn the_access_log_is_turned_on_under_open_sockets() -> Result<()> {
+    let backend = Backend::start().await?;
+    let on = app("round_robin", &[backend.address()]);
+    let balancer = Balancer::start(&format!("access_log = \"off\"\n{on}")).await?;
+    let mut unseen = Client::connect(&balancer.url("/websocket")).await?;
+    unseen.echo_text("with the log off").await?;
+
+    balancer.reload(&on)?;
+    counted(&balancer, "ok").await?;
+    let mut seen = Client::connect(&balancer.url("/websocket")).await?;
+    seen.echo_text("with the log on").await?;
+    eventually("a line", PATIENCE, async || {
+        balancer.access_log().is_ok_and(|log| !log.is_empty())
+    })
+    .await?;
+    assert_eq!(
+        balancer.access_log()?.len(),
+        1,
+        "the session of before had none"
+    );
+    Ok(())
+}

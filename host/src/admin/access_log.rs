@@ -7,9 +7,7 @@
 use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::mpsc::{
-    Receiver, RecvTimeoutError, SyncSender, TryRecvError, channel, sync_channel,
-};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -113,6 +111,11 @@ const QUEUE_MAX_LINES: usize = 8192;
 
 /// What goes out in one write while there is more to come.
 const BUFFER_BYTES: usize = 64 * 1024;
+
+/// After lines were written, how long the writer lets others gather. A writer that waits for the
+/// next line has to be woken by the worker that has it: two system calls on the way of a handshake,
+/// and a fight over the queue's lock.
+const GATHERING: Duration = Duration::from_millis(20);
 
 impl AccessLogWriter {
     /// Starts the thread.
@@ -354,27 +357,28 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (year, month, day)
 }
 
-/// Writes until all senders are gone; flushes whenever there is nothing to write.
+/// Writes until all senders are gone: a line at once where none came just before, others together.
 fn write_lines(queue: &Receiver<String>, sink: impl Write) {
     let mut sink = Sink {
         out: BufWriter::with_capacity(BUFFER_BYTES, sink),
         is_failing: false,
     };
-    loop {
-        let line = match queue.try_recv() {
-            Ok(line) => line,
-            Err(TryRecvError::Disconnected) => break,
-            Err(TryRecvError::Empty) => {
-                sink.attempt(|out| out.flush());
-                match queue.recv() {
-                    Ok(line) => line,
-                    Err(_) => break,
-                }
-            }
-        };
+    while let Ok(line) = queue.recv() {
         sink.attempt(|out| out.write_all(line.as_bytes()));
+        while let Ok(line) = queue.try_recv() {
+            sink.attempt(|out| out.write_all(line.as_bytes()));
+        }
+        sink.attempt(|out| out.flush());
+        gather();
     }
-    sink.attempt(|out| out.flush());
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this thread serves the log alone, and sleeps so that workers need not wake it"
+)]
+fn gather() {
+    thread::sleep(GATHERING);
 }
 
 struct Sink<W: Write> {

@@ -18,6 +18,7 @@ use super::{
 };
 
 const TOKEN: &str = "a token of at least 16 visible ASCII characters";
+const ACCESS_LOG: &str = "\"stdout\" or \"off\"";
 const ISOLATION: &str = "\"shared\" or \"session\"";
 
 const MAX_WORKERS: usize = 256;
@@ -70,6 +71,7 @@ fn root(s: &mut Section<'_, '_>, base_dir: &Path) -> Option<Config> {
     Some(Config {
         workers: workers(s),
         drain_timeout: drain_timeout(s),
+        access_log: access_log(s),
         trusted_proxies: s.texts("trusted_proxies", NETWORK, names::network),
         admin: s.section("admin", |s| admin(s, &mut binds)),
         listeners: s.sections("listener", |s| listener(s, &mut binds)),
@@ -90,6 +92,15 @@ pub(super) fn workers(s: &mut Section<'_, '_>) -> usize {
 
 pub(super) fn drain_timeout(s: &mut Section<'_, '_>) -> Duration {
     s.secs("drain_timeout_secs", 0..=MAX_DRAIN_SECS, 30)
+}
+
+pub(super) fn access_log(s: &mut Section<'_, '_>) -> bool {
+    let is_written = |text: &str| match text {
+        "stdout" => Some(true),
+        "off" => Some(false),
+        _ => None,
+    };
+    s.text("access_log", ACCESS_LOG, is_written).unwrap_or(true)
 }
 
 pub(super) fn admin(s: &mut Section<'_, '_>, binds: &mut Taken<SocketAddr>) -> Admin {
@@ -410,6 +421,7 @@ mod tests {
     const SAMPLE: &str = r#"
 workers = 3
 drain_timeout_secs = 30
+access_log = "off"
 trusted_proxies = ["127.0.0.0/8", "10.0.0.1"]
 
 [admin]
@@ -519,6 +531,7 @@ handler = 'echo'
         let expected = Config {
             workers: 3,
             drain_timeout: Duration::from_secs(30),
+            access_log: false,
             trusted_proxies: vec![
                 "127.0.0.0/8".parse().unwrap(),
                 "10.0.0.1/32".parse().unwrap(),
@@ -744,6 +757,10 @@ filters = ["limit"]
             ],
         );
         check_root("admin = 5", &["line 1: admin: 5 is not allowed: a table"]);
+        check_root(
+            "access_log = false",
+            &["line 1: access_log: false is not allowed: \"stdout\" or \"off\""],
+        );
     }
 
     #[test]

@@ -40,6 +40,7 @@ fn config(s: &mut Section<'_, '_>, flags: Flags) -> Option<Config> {
     Some(Config {
         workers: file::workers(s),
         drain_timeout: file::drain_timeout(s),
+        access_log: file::access_log(s),
         trusted_proxies: Vec::new(),
         admin,
         listeners: vec![listener?],

@@ -27,6 +27,8 @@ pub struct Config {
     pub workers: usize,
     /// How long sessions may live on after SIGTERM. `drain_timeout_secs`, default 30.
     pub drain_timeout: Duration,
+    /// Whether the access log is written. `access_log`, default `"stdout"`.
+    pub access_log: bool,
     /// Networks whose forwarding headers are believed. `trusted_proxies`, default none.
     pub trusted_proxies: Vec<IpNet>,
     /// The operator's door.

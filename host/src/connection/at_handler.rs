@@ -99,7 +99,7 @@ impl Upgraded {
         let counters = worker.target_counters(&route.target);
         let (sender, outbox) = mpsc::channel(OUTBOX_MESSAGES);
         let max_message_bytes = facts.max_message_bytes;
-        record.opened(&worker.access_log);
+        record.opened(&worker);
         let opened = handler.open(&facts, sender);
         drop((handler, facts));
         let session = Handled::new(
@@ -112,7 +112,7 @@ impl Upgraded {
             counters,
         );
         let report = Box::pin(async { session.await.run().await }).await;
-        record.closed(&worker.access_log, &report);
+        record.closed(&worker, &report);
         drop(count);
     }
 }

@@ -191,9 +191,9 @@ impl Upgraded {
         let registration = worker.sessions.register(SessionId::next(), timeouts);
         let counters = worker.target_counters(&route.target);
         let session = Relayed::new(relay, registration, counters, Rc::clone(&worker.scratch));
-        record.opened(&worker.access_log);
+        record.opened(&worker);
         let report = session.run().await;
-        record.closed(&worker.access_log, &report);
+        record.closed(&worker, &report);
         worker
             .guests
             .session_ended(&pool, active.backend(), &report);

@@ -190,9 +190,10 @@ async fn answer(
             .target_counters(&route.target)
             .request(status);
     }
-    if answered.next.is_none() {
+    let log = exchange.worker.access_log();
+    if let Some(log) = log.filter(|_| answered.next.is_none()) {
         let pattern = route.as_ref().map(ToString::to_string);
-        exchange.worker.access_log.request(&Requested {
+        log.request(&Requested {
             request_id: exchange.id(),
             client: exchange.far_end,
             method: method.as_str(),

@@ -7,10 +7,11 @@ use http::header::HeaderValue;
 use http::{Method, request};
 
 use super::{Exchange, log_target};
-use crate::admin::access_log::{AccessLog, Closed, Opened, Session};
+use crate::admin::access_log::{Closed, Opened, Session};
 use crate::config::Route;
 use crate::session::EndReport;
 use crate::upstream::pool::Backend;
+use crate::worker::Worker;
 use crate::worker::guests::PolicyLabel;
 
 /// The handshake of one session.
@@ -49,7 +50,10 @@ impl Record {
     }
 
     /// Logs that the session begins.
-    pub(super) fn opened(&self, log: &AccessLog) {
+    pub(super) fn opened(&self, worker: &Worker) {
+        let Some(log) = worker.access_log() else {
+            return;
+        };
         let route = self.route.to_string();
         log.open(&Opened {
             session: self.session(&route),
@@ -59,7 +63,10 @@ impl Record {
     }
 
     /// Logs that it has ended.
-    pub(super) fn closed(&self, log: &AccessLog, report: &EndReport) {
+    pub(super) fn closed(&self, worker: &Worker, report: &EndReport) {
+        let Some(log) = worker.access_log() else {
+            return;
+        };
         let route = self.route.to_string();
         log.close(&Closed {
             session: self.session(&route),

@@ -114,8 +114,7 @@ pub struct Worker {
     drain: Drain,
     /// This worker's cells.
     pub counters: Arc<WorkerCounters>,
-    /// This worker's end of the log.
-    pub access_log: AccessLog,
+    access_log: AccessLog,
     /// Open sessions.
     pub sessions: Rc<Sessions>,
     /// Kept connections to backends, for plain HTTP.
@@ -222,6 +221,15 @@ impl Worker {
     /// The snapshot in force.
     pub fn site(&self) -> Arc<Site> {
         Arc::clone(&self.site.borrow())
+    }
+
+    /// This worker's end of the log, where the operator wants one.
+    pub fn access_log(&self) -> Option<&AccessLog> {
+        self.site
+            .borrow()
+            .config
+            .access_log
+            .then_some(&self.access_log)
     }
 
     /// The drain signal.
