@@ -6,7 +6,7 @@
 //! settle. It also writes the few frames that the host sends of its own.
 
 /// Longest header: two bytes, eight of length, four of mask.
-const MAX_HEADER_BYTES: usize = 14;
+pub const MAX_HEADER_BYTES: usize = 14;
 
 /// Follows one direction. No heap.
 #[derive(Debug, Clone)]
@@ -86,6 +86,29 @@ impl FrameTracker {
             self.end_frame();
         }
         Ok(consumed + n)
+    }
+
+    /// Consumes `n` bytes of payload that nobody has looked at: at most [`Self::payload_left`], and
+    /// not of a Close frame, whose code would be missed.
+    pub fn skip(&mut self, n: u64) {
+        debug_assert!(n <= self.payload_left() && self.opcode() != CLOSE);
+        self.payload_left -= n;
+        if self.payload_left == 0 {
+            self.end_frame();
+        }
+    }
+
+    /// Payload of the frame under way that is still to come; 0 between frames and within a header.
+    pub fn payload_left(&self) -> u64 {
+        match self.phase {
+            Phase::Header => 0,
+            Phase::Payload => self.payload_left,
+        }
+    }
+
+    /// Payload of the frame under way, between frames of the last one; 0 before the first.
+    pub fn frame_bytes(&self) -> u64 {
+        payload_bytes(&self.header)
     }
 
     /// Messages may have any length from now on.

@@ -190,7 +190,8 @@ impl Upgraded {
         };
         let registration = worker.sessions.register(SessionId::next(), timeouts);
         let counters = worker.target_counters(&route.target);
-        let session = Relayed::new(relay, registration, counters, Rc::clone(&worker.scratch));
+        let (scratch, pipe) = (Rc::clone(&worker.scratch), worker.pipe.clone());
+        let session = Relayed::new(relay, registration, counters, scratch, pipe);
         record.opened(&worker);
         let report = session.run().await;
         record.closed(&worker, &report);

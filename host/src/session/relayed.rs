@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::{EndReport, OpenCount, Order, Registration};
 use crate::admin::metrics::TargetCounters;
+use crate::relay::pipe::Pipe;
 use crate::relay::{Moved, Relay, RelayEnd};
 
 /// Where a worker's relays read to, one at a time, during a poll only.
@@ -27,6 +28,7 @@ pub struct Relayed {
     counters: Arc<TargetCounters>,
     _open: OpenCount,
     scratch: Scratch,
+    pipe: Option<Rc<Pipe>>,
     begun: Instant,
     /// What `counters` know of.
     counted: (Moved, Moved),
@@ -39,6 +41,7 @@ impl Relayed {
         registration: Registration,
         counters: Arc<TargetCounters>,
         scratch: Scratch,
+        pipe: Option<Rc<Pipe>>,
     ) -> Self {
         let _open = OpenCount::new(&counters);
         Self {
@@ -47,6 +50,7 @@ impl Relayed {
             counters,
             _open,
             scratch,
+            pipe,
             begun: Instant::now(),
             counted: Default::default(),
         }
@@ -77,7 +81,8 @@ impl Relayed {
                 }
             }
         }
-        let polled = self.relay.poll(cx, &mut self.scratch.borrow_mut());
+        let pipe = self.pipe.as_deref();
+        let polled = self.relay.poll(cx, &mut self.scratch.borrow_mut(), pipe);
         self.count();
         if self.relay.end().is_some() {
             self.registration.control.ending();

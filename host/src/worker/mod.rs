@@ -32,6 +32,7 @@ use crate::config::{Listener, PluginName, Target};
 use crate::drain::{Drain, Plan as DrainPlan};
 use crate::plugins::host::PluginHost;
 use crate::proxy::Connections;
+use crate::relay::pipe::Pipe;
 use crate::session::relayed::Scratch;
 use crate::session::{Ender, Order, SWEEP_INTERVAL, Sessions};
 use crate::site::Site;
@@ -39,7 +40,7 @@ use crate::{connection, listener};
 
 /// Where relays read to. As large as the largest read that pays: at 64 KiB a system call's fixed
 /// cost is a few percent of the copy.
-const SCRATCH_BYTES: usize = 64 * 1024;
+const SCRATCH_BYTES: usize = 256 * 1024;
 
 /// RFC 6455 section 7.4.1.
 const GOING_AWAY: u16 = 1001;
@@ -121,6 +122,8 @@ pub struct Worker {
     pub connections: Connections,
     /// Where relays read to.
     pub scratch: Scratch,
+    /// What large payload of relays goes through; none where there was no descriptor for it.
+    pub pipe: Option<Rc<Pipe>>,
     /// Plugins at work.
     pub guests: Guests,
     loads: Arc<Loads>,
@@ -164,6 +167,7 @@ async fn run(setup: Setup) {
         sessions: Rc::default(),
         connections: Connections::default(),
         scratch: Rc::new(RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice())),
+        pipe: Pipe::new().ok().map(Rc::new),
         guests: Guests::new(setup.plugin_host),
         loads: setup.loads,
         index: setup.index,

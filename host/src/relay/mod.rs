@@ -2,8 +2,9 @@
 //!
 //! In go two connected streams; out come the bytes, unmodified, and at last a [`RelayEnd`]. A relay
 //! that waits holds no buffer: reads go into the caller's scratch buffer, and only what the other
-//! side would not take is kept, while reading stops (backpressure end to end). Between two frames
-//! it can put in a Close or a Ping of our own. It knows no plugin, no registry and no clock.
+//! side would not take is kept, while reading stops (backpressure end to end). Large payload moves
+//! through a [`Pipe`] instead, inside the kernel. Between two frames it can put in a Close or a Ping
+//! of our own. It knows no plugin, no registry and no clock.
 //!
 //! Each direction goes through these phases:
 //!
@@ -15,18 +16,24 @@
 //!                            dropped)
 //! ```
 
+pub mod pipe;
+
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
-use crate::frames::{FrameTracker, Masking, close_frame, ping_frame};
+use self::pipe::{Carried, Pipe, Stream};
+use crate::frames::{FrameTracker, MAX_HEADER_BYTES, Masking, close_frame, ping_frame};
 use crate::session::Ender;
 
 /// A message was longer than allowed: for the side that sent it (RFC 6455 section 7.4.1).
 const TOO_BIG: u16 = 1009;
 /// For the other side.
 const GOING_AWAY: u16 = 1001;
+/// From here on payload goes through the pipe: two more system calls cost less than two copies.
+const LARGE_BYTES: u64 = 128 * 1024;
 /// For the client of a backend that went without a Close.
 const SERVICE_RESTART: u16 = 1012;
 
@@ -63,8 +70,8 @@ pub struct RelayEnd {
 
 impl<C, B> Relay<C, B>
 where
-    C: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
+    C: Stream,
+    B: Stream,
 {
     /// `max_message_bytes`: payload of one message, either way; `u64::MAX`: any.
     pub fn new(client: C, backend: B, max_message_bytes: u64) -> Self {
@@ -85,15 +92,17 @@ where
     }
 
     /// Moves what can be moved. Ready when both directions are done; only dropping is left then.
-    /// `scratch` is used during the call only.
-    pub fn poll(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<RelayEnd> {
+    /// `scratch` and `pipe` are used during the call only.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut [u8],
+        pipe: Option<&Pipe>,
+    ) -> Poll<RelayEnd> {
         loop {
-            let up = self
-                .up
-                .poll(cx, &mut self.client, &mut self.backend, scratch);
-            let down = self
-                .down
-                .poll(cx, &mut self.backend, &mut self.client, scratch);
+            let (client, backend) = (&mut self.client, &mut self.backend);
+            let up = self.up.poll(cx, client, backend, scratch, pipe);
+            let down = self.down.poll(cx, backend, client, scratch, pipe);
             if self.answer_too_big() {
                 continue;
             }
@@ -229,13 +238,22 @@ impl Flow {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut (impl AsyncRead + Unpin),
-        destination: &mut (impl AsyncWrite + Unpin),
+        source: &mut impl Stream,
+        destination: &mut impl Stream,
         scratch: &mut [u8],
+        pipe: Option<&Pipe>,
     ) -> Poll<()> {
         loop {
             self.put_in();
             ready!(self.flush(cx, destination));
+            let pipe = pipe.filter(|_| self.is_streaming());
+            if let (Some(pipe), Some(from), Some(to)) =
+                (pipe, source.socket(), destination.socket())
+                && self.tracker.payload_left() > 0
+            {
+                ready!(self.carry(cx, from, to, pipe, &[]));
+                continue;
+            }
             match self.phase {
                 Phase::Done => return Poll::Ready(()),
                 Phase::Finishing => {
@@ -244,12 +262,17 @@ impl Flow {
                     self.phase = Phase::Done;
                 }
                 Phase::Closing | Phase::Open => {
-                    let mut buffer = ReadBuf::new(scratch);
+                    // A header read by itself lets its payload pass unseen.
+                    let room = pipe.map_or(scratch.len(), |_| MAX_HEADER_BYTES);
+                    let mut buffer = ReadBuf::new(&mut scratch[..room]);
                     // A reset ends the stream as an orderly end does: what came before it counts.
                     let _ = ready!(Pin::new(&mut *source).poll_read(cx, &mut buffer));
                     match buffer.filled() {
                         [] => self.source_ended(),
-                        chunk => self.forward(cx, destination, chunk),
+                        chunk => match pipe {
+                            Some(pipe) => self.begin(cx, source, destination, pipe, chunk),
+                            None => self.forward(cx, destination, chunk),
+                        },
                     }
                     if self.is_too_big {
                         // The other direction has to tell the source first.
@@ -279,6 +302,69 @@ impl Flow {
             Poll::Pending => self.held.extend_from_slice(passes),
         }
         self.refuse(refused);
+    }
+
+    /// Whether payload should go through the pipe: the frame under way is large, or the last one was,
+    /// for a large message is seldom alone.
+    fn is_streaming(&self) -> bool {
+        self.phase == Phase::Open
+            && self.injection.is_none()
+            && self.tracker.frame_bytes() >= LARGE_BYTES
+            && (self.tracker.payload_left() > 0 || self.tracker.is_between_frames())
+    }
+
+    /// Passes on what may be a header by itself, with its payload behind it if that is large.
+    fn begin(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut impl Stream,
+        destination: &mut impl Stream,
+        pipe: &Pipe,
+        chunk: &[u8],
+    ) {
+        let mut ahead = self.tracker.clone();
+        let is_large = ahead.frame(chunk) == Ok(chunk.len())
+            && ahead.payload_left() > 0
+            && ahead.frame_bytes() >= LARGE_BYTES;
+        match (source.socket(), destination.socket()) {
+            (Some(from), Some(to)) if is_large => {
+                self.tracker = ahead;
+                self.bytes += chunk.len() as u64;
+                // Never pending: there is a header to pass on.
+                let _ = self.carry(cx, from, to, pipe, chunk);
+            }
+            _ => self.forward(cx, destination, chunk),
+        }
+    }
+
+    /// Moves payload through the pipe, behind `before`. Pending: the source has none.
+    fn carry(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &TcpStream,
+        destination: &TcpStream,
+        pipe: &Pipe,
+        before: &[u8],
+    ) -> Poll<()> {
+        let limit = usize::try_from(self.tracker.payload_left()).unwrap_or(usize::MAX);
+        let carried = ready!(pipe.carry(cx, source, destination, before, limit));
+        match carried {
+            Carried::Moved(n, left) => {
+                self.moved_unseen(n);
+                self.held = left;
+            }
+            Carried::DestinationLost(n) => {
+                self.moved_unseen(n);
+                self.destination_lost();
+            }
+            Carried::SourceEnded => self.source_ended(),
+        }
+        Poll::Ready(())
+    }
+
+    fn moved_unseen(&mut self, n: usize) {
+        self.bytes += n as u64;
+        self.tracker.skip(n as u64);
     }
 
     /// Takes in a piece without writing it, and puts in what waits for the end of a frame.
@@ -435,6 +521,12 @@ mod tests {
 
     use super::*;
 
+    impl Stream for DuplexStream {
+        fn socket(&self) -> Option<&TcpStream> {
+            None
+        }
+    }
+
     const TEXT: &[u8] = b"\x81\x05hello";
     const MASKED_TEXT: &[u8] = b"\x81\x85\x01\x02\x03\x04iohhl";
     const CLOSE_1000: &[u8] = b"\x88\x02\x03\xe8";
@@ -461,7 +553,7 @@ mod tests {
                         Injection::Close(code) => relay.close(Ender::Operator, code),
                     }
                 }
-                relay.poll(cx, &mut scratch)
+                relay.poll(cx, &mut scratch, None)
             });
             (end.await, relay.moved_up(), relay.moved_down())
         };
@@ -729,12 +821,82 @@ mod tests {
             let (mut backend, relay_backend) = duplex(64);
             let mut relay = Relay::new(relay_client, relay_backend, u64::MAX);
             relay.preload(MASKED_TEXT, TEXT);
-            tokio::task::spawn_local(
-                async move { poll_fn(|cx| relay.poll(cx, &mut [0; 64])).await },
-            );
+            tokio::task::spawn_local(async move {
+                poll_fn(|cx| relay.poll(cx, &mut [0; 64], None)).await
+            });
             assert_eq!(exactly(&mut client, TEXT.len()).await, TEXT);
             assert_eq!(exactly(&mut backend, MASKED_TEXT.len()).await, MASKED_TEXT);
         })
         .await;
+    }
+
+    async fn sockets() -> (TcpStream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let (far, near) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (far.expect("connects"), near.expect("accepts").0)
+    }
+
+    fn frame(payload: usize) -> Vec<u8> {
+        let mut frame = vec![0x82, 127];
+        frame.extend((payload as u64).to_be_bytes());
+        frame.extend((0..payload).map(|i| (i / 3) as u8));
+        frame
+    }
+
+    /// Messages that go through the pipe, with small ones between them, in the end a Close; the
+    /// source ends within the last message where `cut` says so.
+    async fn stream_through_the_pipe(cut: usize, read_size: usize) {
+        let (mut client, relay_client) = sockets().await;
+        let (mut backend, relay_backend) = sockets().await;
+        let mut relay = Relay::new(relay_client, relay_backend, u64::MAX);
+        let pipe = Pipe::new().expect("a pipe");
+        let run = async move {
+            let mut scratch = vec![0; 64 * 1024];
+            let end = poll_fn(|cx| relay.poll(cx, &mut scratch, Some(&pipe))).await;
+            (end, relay.moved_down())
+        };
+        let mut sent = Vec::new();
+        for payload in [300_000, 1 << 20, 5, 200_000, 131_072, 131_071, 3 << 20] {
+            sent.extend(frame(payload));
+        }
+        sent.extend(CLOSE_1000);
+        sent.truncate(sent.len() - cut);
+        let writing = async {
+            backend.write_all(&sent).await.expect("open");
+            backend.shutdown().await.expect("open");
+        };
+        let reading = async {
+            let (mut received, mut piece) = (Vec::new(), vec![0; read_size]);
+            loop {
+                match client.read(&mut piece).await.expect("open") {
+                    0 => break,
+                    n => received.extend_from_slice(&piece[..n]),
+                }
+                tokio::task::yield_now().await;
+            }
+            client.shutdown().await.expect("open");
+            received
+        };
+        let (received, (), (end, down)) = tokio::join!(reading, writing, run);
+        assert!(
+            received == sent,
+            "{} of {} bytes",
+            received.len(),
+            sent.len()
+        );
+        assert_eq!(down.bytes, sent.len() as u64);
+        assert_eq!(down.messages, if cut > CLOSE_1000.len() { 6 } else { 7 });
+        let code = (cut == 0).then_some(1000);
+        assert_eq!((end.by, end.code), (Ender::Backend, code));
+    }
+
+    #[tokio::test]
+    async fn large_messages_pass_unmodified_through_the_pipe() {
+        for (cut, read_size) in [(0, 1 << 20), (0, 1000), (500_000, 65_536)] {
+            stream_through_the_pipe(cut, read_size).await;
+        }
     }
 }
