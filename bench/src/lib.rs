@@ -1,0 +1,13 @@
+//! Pointsman beside its peers: what a message, a session and a megabyte cost.
+//!
+//! [`subjects`] starts each peer, [`backend`] is what relays lead to, [`load`] drives them, [`usage`]
+//! reads what they used, [`report`] says what came of it. [`native`] are echo servers to compare
+//! handlers with.
+
+pub mod backend;
+pub mod framing;
+pub mod load;
+pub mod native;
+pub mod report;
+pub mod subjects;
+pub mod usage;

@@ -1,0 +1,3 @@
+//! `pointsman-bench`: flags in, figures out.
+
+fn main() {}

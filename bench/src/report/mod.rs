@@ -1,0 +1,1 @@
+//! What came of it: medians, tables, a picture.

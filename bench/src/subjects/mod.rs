@@ -1,0 +1,1 @@
+//! The peers: how each is configured, started and ended.
