@@ -1,8 +1,8 @@
 //! Pointsman beside its peers: what a message, a session and a megabyte cost.
 //!
 //! [`subjects`] starts each peer, [`backend`] is what relays lead to, [`load`] drives them, [`usage`]
-//! reads what they used, [`report`] says what came of it. [`native`] are echo servers to compare
-//! handlers with.
+//! reads what they used, [`workloads`] are the questions, [`report`] says what came of them.
+//! [`native`] are echo servers to compare handlers with.
 
 pub mod backend;
 pub mod framing;
@@ -11,3 +11,4 @@ pub mod native;
 pub mod report;
 pub mod subjects;
 pub mod usage;
+pub mod workloads;

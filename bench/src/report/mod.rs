@@ -1,1 +1,226 @@
-//! What came of it: medians, tables, a picture.
+//! What came of it: every round of every subject, on which machine, of which versions.
+//!
+//! [`Results`] goes in and out of a file of JSON; [`tables`] makes text of it, [`picture`] bars,
+//! [`pages`] puts both into the documentation.
+
+pub mod machine;
+pub mod pages;
+pub mod picture;
+pub mod tables;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::subjects::Subject;
+use crate::workloads::Workload;
+use crate::workloads::figure::{Figure, Figures, medians};
+use machine::Machine;
+
+/// All that a reader needs to believe the figures, and to repeat them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Results {
+    /// Where they were taken.
+    pub machine: Machine,
+    /// Length of a measured span, in seconds.
+    pub seconds: f64,
+    /// Versions of the subjects, in their own words.
+    pub versions: BTreeMap<Subject, String>,
+    /// Command lines of the subjects, without the folders of this machine.
+    pub commands: BTreeMap<Subject, String>,
+    /// What was measured, in the order in which it was.
+    pub measured: Vec<Measured>,
+    /// What a call of a plugin costs, if `plugin_call_cost` has left its figures.
+    pub plugin_calls: Vec<PluginCall>,
+}
+
+/// One case of a workload and one subject.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// The workload.
+    pub workload: Workload,
+    /// Place of the case in [`Workload::cases`].
+    pub case: usize,
+    /// The subject.
+    pub subject: Subject,
+    /// What each round came to.
+    pub rounds: Vec<Figures>,
+    /// The median of each figure.
+    pub medians: Figures,
+}
+
+/// A line of the bench `plugin_call_cost`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PluginCall {
+    /// What was called.
+    pub what: String,
+    /// The fastest of many batches, in nanoseconds a call.
+    pub best_ns: f64,
+    /// The median of them, in nanoseconds a call.
+    pub median_ns: f64,
+}
+
+impl Results {
+    /// Adds a round. Rounds of different subjects may alternate.
+    pub fn add(&mut self, workload: Workload, case: usize, subject: Subject, figures: Figures) {
+        let is_it = |measured: &&mut Measured| {
+            (measured.workload, measured.case, measured.subject) == (workload, case, subject)
+        };
+        if let Some(measured) = self.measured.iter_mut().find(is_it) {
+            measured.rounds.push(figures);
+            measured.medians = medians(&measured.rounds);
+            return;
+        }
+        self.measured.push(Measured {
+            workload,
+            case,
+            subject,
+            medians: figures.clone(),
+            rounds: vec![figures],
+        });
+    }
+
+    /// The median of a figure, if it was measured.
+    pub fn median(
+        &self,
+        workload: Workload,
+        case: usize,
+        subject: Subject,
+        figure: Figure,
+    ) -> Option<f64> {
+        let measured = self.measured.iter().find(|measured| {
+            (measured.workload, measured.case, measured.subject) == (workload, case, subject)
+        });
+        measured?.medians.get(&figure).copied()
+    }
+
+    /// The subjects that a workload was measured with.
+    pub fn subjects_of(&self, workload: Workload) -> Vec<Subject> {
+        let of_it = self
+            .measured
+            .iter()
+            .filter(|measured| measured.workload == workload);
+        let mut subjects: Vec<Subject> = of_it.map(|measured| measured.subject).collect();
+        subjects.sort();
+        subjects.dedup();
+        subjects
+    }
+
+    /// Most and fewest rounds of anything.
+    pub fn rounds(&self) -> (usize, usize) {
+        let rounds = self.measured.iter().map(|measured| measured.rounds.len());
+        (rounds.clone().min().unwrap_or(0), rounds.max().unwrap_or(0))
+    }
+
+    /// Reads what [`Results::save`] wrote.
+    ///
+    /// # Errors
+    /// The file is missing, or of another shape.
+    pub fn load(file: &Path) -> Result<Self> {
+        let text =
+            fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("no figures in {}", file.display()))
+    }
+
+    /// Takes over from another set of figures what this one does not have.
+    pub fn complete(&mut self, others: Self) {
+        let is_new = |measured: &Measured| {
+            let Measured {
+                workload,
+                case,
+                subject,
+                ..
+            } = *measured;
+            !self.measured.iter().any(|known| {
+                (known.workload, known.case, known.subject) == (workload, case, subject)
+            })
+        };
+        let new: Vec<Measured> = others.measured.into_iter().filter(is_new).collect();
+        self.measured.extend(new);
+        for (subject, version) in others.versions {
+            self.versions.entry(subject).or_insert(version);
+        }
+        for (subject, command) in others.commands {
+            self.commands.entry(subject).or_insert(command);
+        }
+        if self.plugin_calls.is_empty() {
+            self.plugin_calls = others.plugin_calls;
+        }
+    }
+
+    /// Writes everything to `file`, as JSON.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self, file: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self)? + "\n";
+        fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Echoes of two relays, Pointsman's at half the cost, in two rounds.
+    pub(crate) fn sample() -> Results {
+        let mut results = Results {
+            machine: Machine {
+                processor: "A processor".to_owned(),
+                cpus: 2,
+                memory_bytes: 8 << 30,
+                kernel: "6.1.0".to_owned(),
+            },
+            seconds: 2.0,
+            versions: BTreeMap::from([(Subject::Nginx, "1.22.1".to_owned())]),
+            commands: BTreeMap::from([(Subject::Nginx, "taskset -c 0 nginx".to_owned())]),
+            measured: vec![],
+            plugin_calls: vec![PluginCall {
+                what: "choose".to_owned(),
+                best_ns: 250.0,
+                median_ns: 260.5,
+            }],
+        };
+        for cpu in [4.0, 6.0] {
+            let round =
+                |cpu| Figures::from([(Figure::CpuUsPerEcho, cpu), (Figure::PerSecond, 1e5)]);
+            results.add(Workload::Echo64, 0, Subject::Nginx, round(2.0 * cpu));
+            results.add(Workload::Echo64, 0, Subject::Pointsman, round(cpu));
+        }
+        results
+    }
+
+    #[test]
+    fn rounds_of_a_subject_are_gathered_and_their_median_is_taken() {
+        let results = sample();
+        assert_eq!(results.measured.len(), 2);
+        assert_eq!(results.rounds(), (2, 2));
+        let median = |subject| results.median(Workload::Echo64, 0, subject, Figure::CpuUsPerEcho);
+        assert_eq!(median(Subject::Pointsman), Some(5.0));
+        assert_eq!(median(Subject::Nginx), Some(10.0));
+        assert_eq!(median(Subject::Envoy), None);
+    }
+
+    #[test]
+    fn figures_survive_a_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        sample().save(file.path()).unwrap();
+        assert_eq!(Results::load(file.path()).unwrap(), sample());
+    }
+
+    #[test]
+    fn figures_are_completed_but_not_replaced() {
+        let mut results = sample();
+        let mut others = sample();
+        let round = Figures::from([(Figure::CpuUsPerEcho, 99.0)]);
+        others.add(Workload::Echo64, 0, Subject::Nginx, round.clone());
+        others.add(Workload::Echo64, 0, Subject::Envoy, round);
+        results.complete(others);
+        let median = |subject| results.median(Workload::Echo64, 0, subject, Figure::CpuUsPerEcho);
+        assert_eq!(median(Subject::Nginx), Some(10.0));
+        assert_eq!(median(Subject::Envoy), Some(99.0));
+    }
+}
