@@ -1,6 +1,7 @@
 //! What people run: `cargo xtask COMMAND`. Each command is a few steps, every step is a command line
 //! that is shown before it runs, and nothing here knows what the product does.
 
+mod bench;
 mod bindings;
 mod plugins;
 mod setup;
@@ -24,8 +25,8 @@ usage: cargo xtask COMMAND
   build              plugins, then target/release/pointsman with them embedded
   demo [ARGS]        build, then `pointsman demo ARGS` (`--once`: end by itself)
   test [ARGS]        setup, build, then all tests; ARGS go to `cargo test`
-  bench [NAME] [-- ARGS]
-                     build, then the benches of `pointsman`, or the one named
+  bench [ARGS]       build, set up nginx, HAProxy, Envoy and Node.js, then measure Pointsman beside
+                     them; ARGS go to `pointsman-bench` (`--list`, `--workload NAME...`)
   ci                 formatting, lints, documentation, then test
   bindings           make the SDK's bindings anew from sdk/wit/plugin.wit
 
@@ -73,7 +74,7 @@ fn wrong_usage(problem: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// The tests' crate comes along because cargo unites the features of what is built together: alone,
+/// The other crates come along because cargo unites the features of what is built together: alone,
 /// the host would build wasmtime once here and, with other features of small crates below it, once
 /// more for the tests.
 fn build(root: &Path) -> Result<()> {
@@ -81,6 +82,7 @@ fn build(root: &Path) -> Result<()> {
     Step::cargo(root)
         .args(["build", "--release"])
         .args(["--package", "pointsman", "--package", "pointsman-tests"])
+        .args(["--package", "pointsman-bench"])
         .run()
 }
 
@@ -104,14 +106,7 @@ fn test(root: &Path, args: &[String]) -> Result<()> {
 
 fn bench(root: &Path, args: &[String]) -> Result<()> {
     build(root)?;
-    let (name, rest) = match args.split_first() {
-        Some((name, rest)) if name != "--" => (name.as_str(), rest),
-        _ => ("*", args),
-    };
-    Step::cargo(root)
-        .args(["bench", "--package", "pointsman", "--bench", name])
-        .args(rest)
-        .run()
+    bench::run(root, args)
 }
 
 /// The plugins come before the lints: the host's build script reads them.

@@ -125,7 +125,7 @@ fn wasm_from_debian(root: &Path) -> Result<()> {
 }
 
 /// `program`, with sudo unless we are root already.
-fn as_root(root: &Path, program: &str) -> Result<Step> {
+pub(crate) fn as_root(root: &Path, program: &str) -> Result<Step> {
     let is_root = Step::new(root, "id").args(["-u"]).output().as_deref() == Some("0");
     if is_root {
         return Ok(Step::new(root, program));
@@ -143,7 +143,7 @@ fn has(root: &Path, program: &str) -> bool {
         .is_some()
 }
 
-fn node(root: &Path) -> Result<()> {
+pub(crate) fn node(root: &Path) -> Result<()> {
     let major = Step::new(root, "node")
         .args(["--version"])
         .output()
@@ -191,7 +191,7 @@ fn npm_folders(root: &Path) -> Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-fn npm_packages(root: &Path, folder: &Path) -> Result<()> {
+pub(crate) fn npm_packages(root: &Path, folder: &Path) -> Result<()> {
     // npm writes this file last, so it is missing or old after an installation that broke off.
     let installed = modified(&folder.join("node_modules/.package-lock.json"));
     if installed.is_some() && installed >= modified(&folder.join("package-lock.json")) {
