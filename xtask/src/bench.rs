@@ -12,7 +12,7 @@ use crate::{setup, step::Step};
 /// Where everything that only the comparison needs is put.
 const FOLDER: &str = "target/bench";
 
-/// Programs of Debian's packages of the same names. `-v` or `-V` asks each for its version.
+/// Programs of Debian's packages of the same names, each with the flag that asks for its version.
 const DEBIAN: [(&str, &str); 3] = [("nginx", "-v"), ("haproxy", "-v"), ("strace", "-V")];
 
 /// Sets up the peers and measures; `args` go to `pointsman-bench`. The release build is there already.
@@ -47,11 +47,17 @@ fn peers(root: &Path) {
 }
 
 fn debian(root: &Path) -> Result<()> {
-    let is_missing =
-        |(program, flag): &(&str, &str)| Step::new(root, program).args([flag]).output().is_none();
+    // Not every user's `PATH` leads to Debian's folder of servers.
+    let is_missing = |(program, flag): &&(&str, &str)| {
+        let places = [(*program).to_owned(), format!("/usr/sbin/{program}")];
+        let mut answers = places
+            .map(|place| Step::new(root, place).args([flag]).output())
+            .into_iter();
+        answers.all(|answer| answer.is_none())
+    };
     let missing: Vec<&str> = DEBIAN
         .iter()
-        .filter(|known| is_missing(known))
+        .filter(is_missing)
         .map(|(name, _)| *name)
         .collect();
     if missing.is_empty() {

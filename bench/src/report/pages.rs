@@ -30,13 +30,13 @@ pub fn write(results: &Results, root: &Path) -> Result<()> {
 /// All tables with their heads and explanations.
 pub fn full(results: &Results) -> String {
     let (fewest, most) = results.rounds();
-    let rounds = if fewest == most {
-        most.to_string()
-    } else {
-        format!("{fewest} to {most}")
+    let rounds = match (fewest, most) {
+        (1, 1) => "1 round".to_owned(),
+        (_, _) if fewest == most => format!("{most} rounds"),
+        _ => format!("{fewest} to {most} rounds"),
     };
     let mut page = format!(
-        "Machine: {}.\nEach figure is the median of {rounds} rounds of {} s each, with the subjects in turn.\n\n",
+        "Machine: {}.\nEach figure is the median of {rounds} of {} s each, with the subjects in turn.\n\n",
         results.machine, results.seconds
     );
     page += &tables::of_subjects(results);

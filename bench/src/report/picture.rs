@@ -1,6 +1,6 @@
 //! The figures that are told first: a picture of bars, and the same as a small table.
 //!
-//! Each [`Panel`] is one figure of the relays. The picture brings its own white ground, so that it is
+//! Each panel is one figure of the relays. The picture brings its own white ground, so that it is
 //! read the same on a light page and on a dark one.
 
 use std::fmt::Write as _;
@@ -48,7 +48,7 @@ const PANELS: [Panel; 4] = [
         divisor: 1024.0,
     },
     Panel {
-        title: "CPU per MB streamed down, messages of 64 KiB",
+        title: "CPU per MB streamed to the client",
         unit: "µs",
         workload: Workload::Download64k,
         case: 0,

@@ -14,15 +14,17 @@ const NOTHING: &str = "–";
 pub fn of_workload(results: &Results, workload: Workload) -> Option<String> {
     let subjects = results.subjects_of(workload);
     let columns = workload.columns();
-    let (first_case, first) = *columns.first()?;
-    let main = |subject| results.median(workload, first_case, subject, first);
-    let best = best_peer(first, &subjects, main);
+    let (case, figure) = *columns.get(workload.compared())?;
+    let compared = |subject| results.median(workload, case, subject, figure);
+    let best = best_peer(figure, &subjects, compared);
     if subjects.is_empty() {
         return None;
     }
 
     let cases = workload.cases();
-    let is_one_figure = columns.iter().all(|(_, figure)| *figure == first) && columns.len() > 1;
+    let is_one_figure = columns.iter().all(|column| column.1 == figure) && columns.len() > 1;
+    // Behind the column of names and the column compared.
+    let ratios = workload.compared() + 2;
     let mut head = vec![String::new()];
     head.extend(columns.iter().map(|(case, figure)| {
         if is_one_figure {
@@ -32,7 +34,7 @@ pub fn of_workload(results: &Results, workload: Workload) -> Option<String> {
         }
     }));
     if best.is_some() {
-        head.insert(2, "× best peer".to_owned());
+        head.insert(ratios, "× best peer".to_owned());
     }
     let rows = subjects.iter().map(|&subject| {
         let mut row = vec![subject.title().to_owned()];
@@ -41,8 +43,8 @@ pub fn of_workload(results: &Results, workload: Workload) -> Option<String> {
             value.map_or_else(|| NOTHING.to_owned(), |value| figure.show(value))
         }));
         if let Some(best) = best {
-            let ratio = main(subject).map(|value| format!("{:.2}", value / best));
-            row.insert(2, ratio.unwrap_or_else(|| NOTHING.to_owned()));
+            let ratio = compared(subject).map(|value| format!("{:.2}", value / best));
+            row.insert(ratios, ratio.unwrap_or_else(|| NOTHING.to_owned()));
         }
         row
     });

@@ -166,7 +166,9 @@ backend backends
     )
 }
 
-/// `envoy.json`. The circuit breakers are widened: 1024 requests is their default.
+/// `envoy.json`. The circuit breakers are widened: 1024 requests is their default. A connection is
+/// closed as soon as its session has ended: by default Envoy waits a second for the client to close
+/// first, which would make of the churn a measure of that second.
 pub fn envoy(setup: &Setup) -> String {
     let socket = |address: &SocketAddr| {
         json!({"socket_address": {
@@ -183,6 +185,7 @@ pub fn envoy(setup: &Setup) -> String {
         "stat_prefix": "clients",
         "upgrade_configs": [{"upgrade_type": "websocket"}],
         "stream_idle_timeout": "3600s",
+        "delayed_close_timeout": "0s",
         "route_config": {"virtual_hosts": [{
             "name": "all",
             "domains": ["*"],

@@ -103,8 +103,8 @@ impl Subject {
             Self::Pointsman | Self::PointsmanLeast | Self::PointsmanEcho => {
                 root.join("target/release/pointsman")
             }
-            Self::Nginx | Self::Nginx64k => PathBuf::from("nginx"),
-            Self::Haproxy => PathBuf::from("haproxy"),
+            Self::Nginx | Self::Nginx64k => in_path_or_sbin("nginx"),
+            Self::Haproxy => in_path_or_sbin("haproxy"),
             Self::Envoy => root.join("target/bench/venv/bin/envoy"),
             Self::Fastify | Self::Ws => PathBuf::from("node"),
             Self::TokioTungstenite | Self::Fastwebsockets | Self::Epoll => {
@@ -198,6 +198,17 @@ fn node(root: &Path, script: &str, listen: SocketAddr) -> Call {
     )
 }
 
+/// Debian puts servers where the `PATH` of other users than root does not lead.
+fn in_path_or_sbin(name: &str) -> PathBuf {
+    let sbin = Path::new("/usr/sbin").join(name);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_in_path = std::env::split_paths(&path).any(|folder| folder.join(name).is_file());
+    if !is_in_path && sbin.is_file() {
+        return sbin;
+    }
+    PathBuf::from(name)
+}
+
 fn words(line: &str) -> Vec<String> {
     line.split_whitespace().map(str::to_owned).collect()
 }
@@ -223,11 +234,14 @@ mod tests {
 
     #[test]
     fn a_pinned_subject_is_started_by_taskset() {
-        assert_eq!(
-            line(Subject::Nginx, Some(0)),
-            "taskset -c 0 nginx -e stderr -p . -c nginx.conf"
+        let free = line(Subject::Envoy, None);
+        assert!(
+            free.starts_with("/root/target/bench/venv/bin/envoy -c envoy.json --concurrency 2")
         );
-        assert_eq!(line(Subject::Haproxy, None), "haproxy -db -f haproxy.cfg");
+        assert_eq!(
+            line(Subject::Envoy, Some(0)),
+            format!("taskset -c 0 {free}")
+        );
     }
 
     #[test]

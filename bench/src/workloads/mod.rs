@@ -4,6 +4,7 @@
 //! their setup only; a table for each is made elsewhere.
 
 pub mod calls;
+pub mod case;
 pub mod figure;
 pub mod metrics;
 pub mod reload;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::load::Shape;
 use crate::subjects::Subject;
+use case::{Case, ECHO_64, Kind, PACED, echo, stream};
 use figure::Figure;
 
 /// A question; its answer is one table.
@@ -66,55 +68,6 @@ pub enum Workload {
     Reload,
 }
 
-/// One thing that is done to a fresh subject.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Case {
-    /// What sets it apart from other cases of its workload; empty if there is one case only.
-    pub label: String,
-    /// What is done.
-    pub kind: Kind,
-}
-
-/// What is done in a [`Case`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Load, with time and processor time taken.
-    Load {
-        /// Open WebSockets at a time.
-        connections: usize,
-        /// What they do.
-        shape: Shape,
-    },
-    /// Sessions that wait; what they take of memory.
-    Memory {
-        /// How many.
-        sessions: usize,
-    },
-    /// Echoes under `strace`.
-    Calls,
-    /// Sessions that wait; how they are spread over the workers.
-    Placement {
-        /// How many.
-        sessions: usize,
-    },
-    /// Paced messages, first in peace and then while a plugin is replaced every 500 ms.
-    Reload,
-}
-
-/// Paced messages of [`Workload::Paced`] and [`Workload::Reload`]: below what any peer can do with
-/// one processor, so that latency is not that of a queue.
-pub const PACED: Kind = Kind::Load {
-    connections: 64,
-    shape: Shape::Paced {
-        bytes: 64,
-        messages_per_second: 8000,
-    },
-};
-/// The echo that most other figures are compared with.
-pub const ECHO_64: Kind = echo(64, 64);
-
-/// Enough connections that the peer, and not a round trip, is the limit.
-const STREAMS: usize = 8;
 const RELAYS: &[Subject] = &[
     Subject::Pointsman,
     Subject::Nginx,
@@ -262,8 +215,7 @@ impl Workload {
         }
     }
 
-    /// The columns of its table: a case by its place in [`Workload::cases`], and a figure of it. The
-    /// first is the one that peers are compared by.
+    /// The columns of its table: a case by its place in [`Workload::cases`], and a figure of it.
     pub fn columns(self) -> Vec<(usize, Figure)> {
         use Figure as F;
         let of_one = |figures: &[Figure]| figures.iter().map(|figure| (0, *figure)).collect();
@@ -324,6 +276,14 @@ impl Workload {
         }
     }
 
+    /// Place of the column that peers are compared by: the first, or the one with most sessions.
+    pub fn compared(self) -> usize {
+        match self {
+            Self::Growth | Self::Idle => self.columns().len() - 1,
+            _ => 0,
+        }
+    }
+
     /// Who is measured unless the command line says otherwise.
     pub fn subjects(self) -> &'static [Subject] {
         match self {
@@ -361,20 +321,6 @@ impl TryFrom<String> for Workload {
 
     fn try_from(name: String) -> Result<Self, String> {
         <Self as ValueEnum>::from_str(&name, false)
-    }
-}
-
-const fn echo(connections: usize, bytes: usize) -> Kind {
-    Kind::Load {
-        connections,
-        shape: Shape::Echo { bytes },
-    }
-}
-
-fn stream(shape: Shape) -> Kind {
-    Kind::Load {
-        connections: STREAMS,
-        shape,
     }
 }
 

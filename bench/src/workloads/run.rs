@@ -14,9 +14,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::calls::{self, Tracer};
+use super::case::{ECHO_64, Kind, PACED};
 use super::figure::{Figure, Figures, median};
+use super::metrics;
 use super::reload::Reloads;
-use super::{ECHO_64, Kind, PACED, metrics};
 use crate::backend::Backend;
 use crate::load::{self, Outcome, Plan, Shape};
 use crate::subjects::Subject;
