@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pointsman_bench::native::{self, Library};
 use pointsman_bench::report::machine::Machine;
-use pointsman_bench::report::{Results, pages, tables};
+use pointsman_bench::report::{Failure, PluginCall, Results, pages, tables};
 use pointsman_bench::subjects::Subject;
 use pointsman_bench::subjects::configs::Setup;
 use pointsman_bench::subjects::process::raise_descriptor_limit;
@@ -102,6 +102,12 @@ fn main() -> Result<()> {
     if choice.write {
         pages::write(&results, &root)?;
     }
+    if !results.failures.is_empty() {
+        bail!(
+            "{} of the runs failed; see \"Failed\" above",
+            results.failures.len()
+        );
+    }
     Ok(())
 }
 
@@ -161,6 +167,7 @@ fn measure(choice: &Choice, root: &Path) -> Result<Results> {
         versions: BTreeMap::new(),
         commands: BTreeMap::new(),
         measured: vec![],
+        failures: vec![],
         plugin_calls: plugin_calls(root)?,
     };
     let workloads = match choice.workload.as_slice() {
@@ -184,7 +191,7 @@ fn measure(choice: &Choice, root: &Path) -> Result<Results> {
             workers: choice.workers.or(workload.workers()).unwrap_or(1),
             ..settings.clone()
         };
-        one_workload(workload, &there, rounds, &settings, &mut results)?;
+        one_workload(workload, &there, rounds, &settings, &mut results);
     }
     Ok(results)
 }
@@ -234,7 +241,7 @@ fn command(subject: Subject, settings: &Settings) -> String {
     words.iter().map(name).collect::<Vec<_>>().join(" ")
 }
 
-fn plugin_calls(root: &Path) -> Result<Vec<pointsman_bench::report::PluginCall>> {
+fn plugin_calls(root: &Path) -> Result<Vec<PluginCall>> {
     match fs::read_to_string(root.join(PLUGIN_CALLS)) {
         Ok(text) => {
             serde_json::from_str(&text).with_context(|| format!("no figures in {PLUGIN_CALLS}"))
@@ -243,30 +250,43 @@ fn plugin_calls(root: &Path) -> Result<Vec<pointsman_bench::report::PluginCall>>
     }
 }
 
+/// A run that fails costs its own figure, and not those of the hour before.
 fn one_workload(
     workload: Workload,
     subjects: &[Subject],
     rounds: usize,
     settings: &Settings,
     results: &mut Results,
-) -> Result<()> {
+) {
     for round in 1..=rounds {
         for &subject in subjects {
             for (n, case) in workload.cases().iter().enumerate() {
+                if results.has_failed(workload, n, subject) {
+                    continue;
+                }
                 let what = format!("{} {}", workload.name(), case.label);
                 eprintln!(
                     "{}, round {round} of {rounds}: {}",
                     what.trim_end(),
                     subject.name()
                 );
-                let figures = run(subject, case.kind, settings)
-                    .with_context(|| format!("{} with {}", what.trim_end(), subject.name()))?;
-                results.add(workload, n, subject, figures);
+                match run(subject, case.kind, settings) {
+                    Ok(figures) => results.add(workload, n, subject, figures),
+                    Err(error) => {
+                        eprintln!("failed: {error:#}");
+                        let error = format!("{error:#}").replace('\n', " ");
+                        results.failures.push(Failure {
+                            workload,
+                            case: n,
+                            subject,
+                            error,
+                        });
+                    }
+                }
             }
         }
     }
     if let Some(table) = tables::of_workload(results, workload) {
         eprintln!("\n{}\n\n{table}", workload.title());
     }
-    Ok(())
 }

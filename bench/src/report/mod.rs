@@ -33,6 +33,8 @@ pub struct Results {
     pub commands: BTreeMap<Subject, String>,
     /// What was measured, in the order in which it was.
     pub measured: Vec<Measured>,
+    /// What has no figure, because a run of it failed.
+    pub failures: Vec<Failure>,
     /// What a call of a plugin costs, if `plugin_call_cost` has left its figures.
     pub plugin_calls: Vec<PluginCall>,
 }
@@ -50,6 +52,19 @@ pub struct Measured {
     pub rounds: Vec<Figures>,
     /// The median of each figure.
     pub medians: Figures,
+}
+
+/// A run that failed. What came of other rounds is no figure either: they are those that went well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The workload.
+    pub workload: Workload,
+    /// Place of the case in [`Workload::cases`].
+    pub case: usize,
+    /// The subject.
+    pub subject: Subject,
+    /// What went wrong, in one line.
+    pub error: String,
 }
 
 /// A line of the bench `plugin_call_cost`.
@@ -83,7 +98,15 @@ impl Results {
         });
     }
 
-    /// The median of a figure, if it was measured.
+    /// Whether a run of it failed.
+    pub fn has_failed(&self, workload: Workload, case: usize, subject: Subject) -> bool {
+        let is_it = |failure: &Failure| {
+            (failure.workload, failure.case, failure.subject) == (workload, case, subject)
+        };
+        self.failures.iter().any(is_it)
+    }
+
+    /// The median of a figure, if it was measured and no round failed.
     pub fn median(
         &self,
         workload: Workload,
@@ -91,19 +114,21 @@ impl Results {
         subject: Subject,
         figure: Figure,
     ) -> Option<f64> {
+        if self.has_failed(workload, case, subject) {
+            return None;
+        }
         let measured = self.measured.iter().find(|measured| {
             (measured.workload, measured.case, measured.subject) == (workload, case, subject)
         });
         measured?.medians.get(&figure).copied()
     }
 
-    /// The subjects that a workload was measured with.
+    /// The subjects that a workload was tried with.
     pub fn subjects_of(&self, workload: Workload) -> Vec<Subject> {
-        let of_it = self
-            .measured
-            .iter()
-            .filter(|measured| measured.workload == workload);
-        let mut subjects: Vec<Subject> = of_it.map(|measured| measured.subject).collect();
+        let measured = self.measured.iter().map(|of| (of.workload, of.subject));
+        let failed = self.failures.iter().map(|of| (of.workload, of.subject));
+        let all = measured.chain(failed).filter(|(of, _)| *of == workload);
+        let mut subjects: Vec<Subject> = all.map(|(_, subject)| subject).collect();
         subjects.sort();
         subjects.dedup();
         subjects
@@ -139,6 +164,12 @@ impl Results {
             })
         };
         let new: Vec<Measured> = others.measured.into_iter().filter(is_new).collect();
+        let new_failures = others.failures.into_iter().filter(|of| {
+            !self.measured.iter().any(|known| {
+                (known.workload, known.case, known.subject) == (of.workload, of.case, of.subject)
+            })
+        });
+        self.failures.extend(new_failures.collect::<Vec<_>>());
         self.measured.extend(new);
         for (subject, version) in others.versions {
             self.versions.entry(subject).or_insert(version);
@@ -178,6 +209,7 @@ pub(crate) mod tests {
             versions: BTreeMap::from([(Subject::Nginx, "1.22.1".to_owned())]),
             commands: BTreeMap::from([(Subject::Nginx, "taskset -c 0 nginx".to_owned())]),
             measured: vec![],
+            failures: vec![],
             plugin_calls: vec![PluginCall {
                 what: "choose".to_owned(),
                 best_ns: 250.0,
@@ -202,6 +234,24 @@ pub(crate) mod tests {
         assert_eq!(median(Subject::Pointsman), Some(5.0));
         assert_eq!(median(Subject::Nginx), Some(10.0));
         assert_eq!(median(Subject::Envoy), None);
+    }
+
+    #[test]
+    fn what_failed_once_has_no_figure() {
+        let mut results = sample();
+        results.failures.push(Failure {
+            workload: Workload::Echo64,
+            case: 0,
+            subject: Subject::Nginx,
+            error: "closed".to_owned(),
+        });
+        let median = |subject| results.median(Workload::Echo64, 0, subject, Figure::CpuUsPerEcho);
+        assert_eq!(median(Subject::Nginx), None);
+        assert_eq!(median(Subject::Pointsman), Some(5.0));
+        let subjects = results.subjects_of(Workload::Echo64);
+        assert_eq!(subjects, [Subject::Pointsman, Subject::Nginx]);
+        let table = tables::of_workload(&results, Workload::Echo64).unwrap();
+        assert!(table.contains("| nginx     |          failed |"), "{table}");
     }
 
     #[test]

@@ -55,6 +55,14 @@ pub fn full(results: &Results) -> String {
         // Writing to a string cannot fail.
         let _ok = write!(page, "\n### {title}\n\n{explanation}\n\n{table}");
     }
+    for failure in &results.failures {
+        let (workload, subject) = (failure.workload.title(), failure.subject.title());
+        let _ok = write!(
+            page,
+            "\nFailed: {subject} in \"{workload}\": {}\n",
+            failure.error
+        );
+    }
     page
 }
 

@@ -40,7 +40,9 @@ pub fn of_workload(results: &Results, workload: Workload) -> Option<String> {
         let mut row = vec![subject.title().to_owned()];
         row.extend(columns.iter().map(|&(case, figure)| {
             let value = results.median(workload, case, subject, figure);
-            value.map_or_else(|| NOTHING.to_owned(), |value| figure.show(value))
+            let has_failed = results.has_failed(workload, case, subject);
+            let nothing = if has_failed { "failed" } else { NOTHING };
+            value.map_or_else(|| nothing.to_owned(), |value| figure.show(value))
         }));
         if let Some(best) = best {
             let ratio = compared(subject).map(|value| format!("{:.2}", value / best));

@@ -37,6 +37,10 @@ pub enum Job {
 /// A logger would make a comparison of loggers of what compares relays.
 const POINTSMAN_ACCESS_LOG: &str = "access_log = \"off\"";
 
+/// Longest wait for a client's or a backend's handshake, in milliseconds, where a peer has a setting for it:
+/// nginx's default. Thousands that connect at once on one processor wait for each other.
+const WAIT_MS: u32 = 60_000;
+
 /// More than any run opens, twice over where a relay counts both of its sides.
 const MAX_CONNECTIONS: usize = 20_000;
 
@@ -51,6 +55,8 @@ pub fn pointsman(setup: &Setup, job: Job) -> String {
             r#"[[upstream]]
 name = "backends"
 policy = "{policy}"
+connect_timeout_ms = 5000
+response_timeout_ms = {WAIT_MS}
 backends = [{}]
 
 [[route]]
@@ -73,6 +79,7 @@ listen = "{}"
 {plugins}
 [[listener]]
 bind = "{}"
+handshake_timeout_ms = {WAIT_MS}
 
 {route}
 "#,
@@ -150,6 +157,7 @@ pub fn haproxy(setup: &Setup, max_connections: usize) -> String {
 defaults
     mode http
     timeout connect 5s
+    timeout http-request 60s
     timeout client 1h
     timeout server 1h
     timeout tunnel 1h
@@ -315,6 +323,7 @@ mod tests {
             &[
                 "workers = 2",
                 "policy = \"least_connections\"",
+                "connect_timeout_ms = 5000",
                 "dir = \"/tmp/watched\"",
             ],
         );
