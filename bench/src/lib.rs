@@ -9,6 +9,7 @@ pub mod framing;
 pub mod load;
 pub mod native;
 pub mod report;
+pub mod socket;
 pub mod subjects;
 pub mod usage;
 pub mod workloads;

@@ -1,13 +1,28 @@
 //! The load generator: many WebSocket clients on one thread, every payload verified.
 //!
 //! In goes a [`Plan`]; out comes an [`Outcome`]. Raw framing on epoll, so that what is measured is the
-//! peer and not this.
+//! peer and not this. [`client`] is one connection; here is what all of them do together.
+
+pub mod client;
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use hdrhistogram::Histogram;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use crate::socket::Poll;
+use client::{Client, Event, Scratch};
+
+/// Connections that are opened at a time: a peer's queue of new connections may be as short as 128.
+const OPENING: usize = 64;
+/// A peer that does nothing for so long does nothing any more.
+const STALL: Duration = Duration::from_secs(10);
+/// Latencies are kept to two digits: under a percent off.
+const DIGITS: u8 = 2;
 
 /// What to do to a peer.
 #[derive(Debug, Clone)]
@@ -69,7 +84,8 @@ pub struct Outcome {
     pub duration: Duration,
     /// Messages that were answered (sessions, for [`Shape::Churn`]).
     pub messages: u64,
-    /// Payload that was verified, in bytes; without the short messages of up- and downloads.
+    /// Payload that went through and was verified, in bytes; without the short messages of up- and
+    /// downloads.
     pub payload_bytes: u64,
     /// Nanoseconds from a message to its answer.
     pub latency: Histogram<u64>,
@@ -79,9 +95,304 @@ pub struct Outcome {
 /// `at_end` when it ends, both while all connections are open.
 ///
 /// # Errors
-/// A connection was refused, closed, or answered with anything but what was sent. One failure fails
-/// the plan: a peer that loses messages has no cost per message.
-pub fn run<T>(plan: &Plan, at_start: impl FnOnce() -> T, at_end: impl FnOnce(T)) -> Result<Outcome> {
-    let _ = (plan, at_start, at_end);
-    anyhow::bail!("not written")
+/// A connection was refused, closed, or answered with anything but what was sent; or nothing came
+/// for 10 s. One failure fails the plan: a peer that loses messages has no cost per message.
+pub fn run<T>(
+    plan: &Plan,
+    at_start: impl FnOnce() -> T,
+    at_end: impl FnOnce(T),
+) -> Result<Outcome> {
+    let mut load = Load::new(plan)?;
+    load.open_all()?;
+    load.is_loaded = true;
+    load.ask_all()?;
+    load.go_on_until(Instant::now() + plan.warm_up)?;
+    load.clear();
+    let started = at_start();
+    let begin = Instant::now();
+    load.go_on_until(begin + plan.duration)?;
+    let outcome = load.outcome(begin.elapsed());
+    at_end(started);
+    load.is_loaded = false;
+    load.settle()?;
+    Ok(outcome)
+}
+
+struct Load<'a> {
+    plan: &'a Plan,
+    poll: Poll,
+    scratch: Scratch,
+    clients: Vec<Client>,
+    ready: Vec<usize>,
+    /// Clients that have no 101 yet.
+    opening: usize,
+    /// Messages that have no answer yet.
+    unanswered: usize,
+    /// Whether an answer leads to the next message.
+    is_loaded: bool,
+    /// When [`Shape::Paced`] sends the next message, and on which connection.
+    due: Instant,
+    turn: usize,
+    messages: u64,
+    latency: Histogram<u64>,
+}
+
+impl<'a> Load<'a> {
+    fn new(plan: &'a Plan) -> Result<Self> {
+        let key = BASE64_STANDARD.encode(std::array::from_fn::<u8, 16, _>(|_| fastrand::u8(..)));
+        let request = format!(
+            "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n",
+            plan.path, plan.target
+        );
+        Ok(Self {
+            plan,
+            poll: Poll::new()?,
+            scratch: Scratch::new(plan.shape, request, derive_accept_key(key.as_bytes())),
+            clients: vec![],
+            ready: vec![],
+            opening: 0,
+            unanswered: 0,
+            is_loaded: false,
+            due: Instant::now(),
+            turn: 0,
+            messages: 0,
+            latency: Histogram::new(DIGITS)?,
+        })
+    }
+
+    fn open_all(&mut self) -> Result<()> {
+        // Those of the churn are never all open at once.
+        if matches!(self.plan.shape, Shape::Churn { .. }) {
+            return Ok(());
+        }
+        while self.clients.len() < self.plan.connections || self.opening > 0 {
+            while self.clients.len() < self.plan.connections && self.opening < OPENING {
+                self.open()?;
+            }
+            self.turn(STALL)?;
+        }
+        if self.plan.shape == Shape::Idle {
+            self.ask_all()?;
+            self.settle()?;
+        }
+        Ok(())
+    }
+
+    fn open(&mut self) -> Result<()> {
+        let index = self.clients.len();
+        self.clients
+            .push(Client::connect(self.plan.target, &self.poll, index)?);
+        self.opening += 1;
+        Ok(())
+    }
+
+    /// The first message of each.
+    fn ask_all(&mut self) -> Result<()> {
+        match self.plan.shape {
+            Shape::Churn { .. } => (0..self.plan.connections).try_for_each(|_| self.open()),
+            Shape::Idle if self.is_loaded => Ok(()),
+            Shape::Paced { .. } => {
+                self.due = Instant::now();
+                Ok(())
+            }
+            _ => (0..self.clients.len()).try_for_each(|index| self.ask(index, Instant::now())),
+        }
+    }
+
+    fn ask(&mut self, index: usize, due: Instant) -> Result<()> {
+        self.unanswered += 1;
+        self.clients[index]
+            .ask(&self.poll, &mut self.scratch, due)
+            .with_context(|| format!("connection {index}"))
+    }
+
+    fn go_on_until(&mut self, end: Instant) -> Result<()> {
+        loop {
+            let now = Instant::now();
+            let Some(left) = end.checked_duration_since(now) else {
+                return Ok(());
+            };
+            let due = self.ask_what_is_due(now)?;
+            self.turn(left.min(due))?;
+        }
+    }
+
+    /// Sends what is due in [`Shape::Paced`], and says how long nothing else is.
+    fn ask_what_is_due(&mut self, now: Instant) -> Result<Duration> {
+        let Shape::Paced {
+            messages_per_second,
+            ..
+        } = self.plan.shape
+        else {
+            return Ok(STALL);
+        };
+        while self.due <= now {
+            self.ask(self.turn, self.due)?;
+            self.turn = (self.turn + 1) % self.clients.len();
+            self.due += Duration::from_secs(1) / messages_per_second;
+        }
+        Ok(self.due - now)
+    }
+
+    /// Waits for the answers that are under way.
+    fn settle(&mut self) -> Result<()> {
+        while self.unanswered > 0 {
+            self.turn(STALL)?;
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self, timeout: Duration) -> Result<()> {
+        let mut ready = std::mem::take(&mut self.ready);
+        self.poll.wait(&mut ready, timeout)?;
+        if ready.is_empty() && timeout >= STALL && self.opening + self.unanswered > 0 {
+            bail!(
+                "nothing came for {STALL:?}; {} handshakes and {} messages are unanswered",
+                self.opening,
+                self.unanswered
+            );
+        }
+        for &index in &ready {
+            self.go_on_with(index).with_context(|| {
+                format!(
+                    "connection {index} of {}, {} messages in",
+                    self.clients.len(),
+                    self.messages
+                )
+            })?;
+        }
+        self.ready = ready;
+        Ok(())
+    }
+
+    fn go_on_with(&mut self, index: usize) -> Result<()> {
+        match self.clients[index].go_on(&self.poll, &mut self.scratch)? {
+            Event::None => {}
+            Event::Opened { asked } => {
+                self.opening -= 1;
+                if let Shape::Churn { .. } = self.plan.shape {
+                    self.record(asked)?;
+                    self.ask(index, Instant::now())?;
+                }
+            }
+            Event::Answered { asked } => {
+                self.unanswered -= 1;
+                match self.plan.shape {
+                    Shape::Churn { .. } => {
+                        self.clients[index].close(&self.poll, &mut self.scratch)?
+                    }
+                    Shape::Paced { .. } | Shape::Idle => self.count(asked)?,
+                    Shape::Echo { .. } | Shape::Upload { .. } | Shape::Download { .. } => {
+                        self.count(asked)?;
+                        if self.is_loaded {
+                            self.ask(index, Instant::now())?;
+                        }
+                    }
+                }
+            }
+            Event::Closed => {
+                self.messages += 1;
+                if self.is_loaded {
+                    self.clients[index] = Client::connect(self.plan.target, &self.poll, index)?;
+                    self.opening += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, asked: Instant) -> Result<()> {
+        self.messages += 1;
+        self.record(asked)
+    }
+
+    fn record(&mut self, asked: Instant) -> Result<()> {
+        Ok(self
+            .latency
+            .record(u64::try_from(asked.elapsed().as_nanos())?)?)
+    }
+
+    fn clear(&mut self) {
+        self.messages = 0;
+        self.latency.clear();
+    }
+
+    fn outcome(&self, duration: Duration) -> Outcome {
+        let bytes = match self.plan.shape {
+            Shape::Echo { bytes }
+            | Shape::Paced { bytes, .. }
+            | Shape::Churn { bytes }
+            | Shape::Upload { bytes }
+            | Shape::Download { bytes } => bytes,
+            Shape::Idle => 0,
+        };
+        Outcome {
+            duration,
+            messages: self.messages,
+            payload_bytes: self.messages * bytes as u64,
+            latency: self.latency.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Backend;
+
+    const SPAN: Duration = Duration::from_millis(100);
+
+    fn outcome(path: &str, connections: usize, shape: Shape) -> Result<Outcome> {
+        let backend = Backend::start(1, None).unwrap();
+        let plan = Plan {
+            target: backend.addresses()[0],
+            path: path.to_owned(),
+            connections,
+            shape,
+            warm_up: SPAN,
+            duration: SPAN,
+        };
+        run(&plan, || (), |()| ())
+    }
+
+    #[track_caller]
+    fn check(path: &str, connections: usize, shape: Shape) {
+        let outcome = outcome(path, connections, shape).unwrap();
+        assert!(outcome.messages > 0, "{outcome:?}");
+        assert!(outcome.latency.max() > 0, "{outcome:?}");
+    }
+
+    #[test]
+    fn every_shape_is_answered_by_the_backend() {
+        check("/", 3, Shape::Echo { bytes: 64 });
+        check("/", 2, Shape::Echo { bytes: 100_000 });
+        check("/", 3, Shape::Churn { bytes: 64 });
+        check("/sink", 2, Shape::Upload { bytes: 1 << 20 });
+        check("/source/1048576", 2, Shape::Download { bytes: 1 << 20 });
+    }
+
+    #[test]
+    fn paced_messages_are_as_many_as_were_asked_for() {
+        let shape = Shape::Paced {
+            bytes: 64,
+            messages_per_second: 1000,
+        };
+        let outcome = outcome("/", 5, shape).unwrap();
+        assert!((90..=130).contains(&outcome.messages), "{outcome:?}");
+    }
+
+    #[test]
+    fn idle_connections_have_been_answered_before_the_span() {
+        let outcome = outcome("/", 100, Shape::Idle).unwrap();
+        assert_eq!(outcome.messages, 0);
+    }
+
+    #[test]
+    fn a_wrong_answer_fails_the_plan() {
+        let error = outcome("/sink", 1, Shape::Echo { bytes: 64 }).unwrap_err();
+        assert!(format!("{error:#}").contains("64 bytes"), "{error:#}");
+        let error = outcome("/", 1, Shape::Upload { bytes: 64 }).unwrap_err();
+        assert!(format!("{error:#}").contains("2 bytes"), "{error:#}");
+    }
 }

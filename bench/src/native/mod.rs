@@ -1,9 +1,27 @@
 //! Echo servers without a proxy or a plugin, to compare handlers with. Each is a process of its own:
 //! this program, started again.
 
-use std::net::SocketAddr;
+#![allow(
+    clippy::disallowed_methods,
+    reason = "one thread, and the process ends with its tasks"
+)]
 
-use anyhow::Result;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use fastwebsockets::{FragmentCollector, OpCode, upgrade};
+use futures_util::{SinkExt, StreamExt};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use crate::backend;
 
 /// Which library echoes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +39,64 @@ pub enum Library {
 /// # Errors
 /// The address is taken.
 pub fn serve(library: Library, listen: SocketAddr) -> Result<()> {
-    let _ = (library, listen);
-    anyhow::bail!("not written")
+    let listener =
+        TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
+    if library == Library::Epoll {
+        return backend::run(&[listener], &AtomicBool::new(false));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
+    runtime.block_on(accept(library, listener))
+}
+
+async fn accept(library: Library, listener: TcpListener) -> Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        // How a client ends its connection is the client's to report.
+        tokio::spawn(async move {
+            let _ended = match library {
+                Library::Fastwebsockets => fastwebsockets_on(stream).await,
+                Library::TokioTungstenite | Library::Epoll => tokio_tungstenite_on(stream).await,
+            };
+        });
+    }
+}
+
+async fn tokio_tungstenite_on(stream: TcpStream) -> Result<()> {
+    let mut socket = tokio_tungstenite::accept_async(stream).await?;
+    while let Some(message) = socket.next().await {
+        let message = message?;
+        if message.is_text() || message.is_binary() {
+            socket.send(message).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn fastwebsockets_on(stream: TcpStream) -> Result<()> {
+    http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service_fn(upgraded))
+        .with_upgrades()
+        .await?;
+    Ok(())
+}
+
+async fn upgraded(mut request: Request<Incoming>) -> Result<Response<Empty<Bytes>>> {
+    let (response, upgrade) = upgrade::upgrade(&mut request)?;
+    tokio::spawn(async move {
+        let mut socket = FragmentCollector::new(upgrade.await?);
+        loop {
+            let frame = socket.read_frame().await?;
+            match frame.opcode {
+                OpCode::Text | OpCode::Binary => socket.write_frame(frame).await?,
+                OpCode::Close => return anyhow::Ok(()),
+                _ => {}
+            }
+        }
+    });
+    Ok(response)
 }

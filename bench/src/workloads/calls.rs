@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::NamedTempFile;
 
 use super::figure::{Figure, Figures};
+use crate::usage::process_tree;
 
 /// `strace` at work.
 #[derive(Debug)]
@@ -27,7 +28,7 @@ impl Tracer {
     /// `strace` is not installed or may not trace.
     pub fn attach(root: u32) -> Result<Self> {
         let summary = NamedTempFile::new()?;
-        let pids = with_descendants(root);
+        let pids = process_tree(root);
         let mut strace = Command::new("strace")
             .args(["-f", "-c", "-o"])
             .arg(summary.path())
@@ -100,17 +101,6 @@ fn parse(summary: &str) -> Vec<(String, u64)> {
         Some((name.to_owned(), words.get(3)?.parse().ok()?))
     });
     rows.filter(|(name, _)| name != "total").collect()
-}
-
-fn with_descendants(root: u32) -> Vec<u32> {
-    let children =
-        fs::read_to_string(format!("/proc/{root}/task/{root}/children")).unwrap_or_default();
-    let children = children
-        .split_whitespace()
-        .filter_map(|pid| pid.parse().ok());
-    std::iter::once(root)
-        .chain(children.flat_map(with_descendants))
-        .collect()
 }
 
 #[cfg(test)]
