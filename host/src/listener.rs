@@ -45,6 +45,8 @@ fn bind_one(address: SocketAddr) -> io::Result<StdListener> {
     )?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
+    // Small writes are sent at once; what is accepted inherits it.
+    socket.set_tcp_nodelay(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

@@ -15,16 +15,19 @@
 //!                           (input     or end of stream      bytes leads to Done at once
 //!                            dropped)
 //! ```
+//!
+//! Where a Close has gone each way, the first end of stream ends both.
 
 pub mod pipe;
+pub mod stream;
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use self::pipe::{Carried, Pipe, Stream};
+use self::pipe::{Carried, Pipe};
+use self::stream::Stream;
 use crate::frames::{FrameTracker, MAX_HEADER_BYTES, Masking, close_frame, ping_frame};
 use crate::session::Ender;
 
@@ -101,17 +104,29 @@ where
     ) -> Poll<RelayEnd> {
         loop {
             let (client, backend) = (&mut self.client, &mut self.backend);
+            self.up.is_answered = self.down.tracker.close().is_some();
             let up = self.up.poll(cx, client, backend, scratch, pipe);
+            self.down.is_answered = self.up.tracker.close().is_some();
             let down = self.down.poll(cx, backend, client, scratch, pipe);
             if self.answer_too_big() {
                 continue;
             }
             self.note_end();
-            return match (up, down, self.end) {
-                (Poll::Ready(()), Poll::Ready(()), Some(end)) => Poll::Ready(end),
+            let are_done = up.is_ready() && down.is_ready();
+            return match self.end {
+                Some(end) if are_done || self.has_parted() => Poll::Ready(end),
                 _ => Poll::Pending,
             };
         }
+    }
+
+    /// Whether the closing handshake is complete and one side has ended its connection on it: then
+    /// nothing more can come from the other (RFC 6455 section 7.1.1).
+    fn has_parted(&self) -> bool {
+        let has_said_all = |flow: &Flow| flow.tracker.close().is_some() && flow.held.is_empty();
+        let has_ended = |flow: &Flow| matches!(flow.phase, Phase::Finishing | Phase::Done);
+        let (up, down) = (&self.up, &self.down);
+        has_said_all(up) && has_said_all(down) && (has_ended(up) || has_ended(down))
     }
 
     /// Puts a Close into both directions, each at its next frame boundary. The relay goes on until
@@ -187,6 +202,8 @@ struct Flow {
     loss: Option<Loss>,
     /// The source has sent a message over the limit, and nobody was told yet.
     is_too_big: bool,
+    /// A Close has come from the destination.
+    is_answered: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -229,6 +246,7 @@ impl Flow {
             phase: Phase::Open,
             loss: None,
             is_too_big: false,
+            is_answered: false,
         }
     }
 
@@ -256,6 +274,10 @@ impl Flow {
             }
             match self.phase {
                 Phase::Done => return Poll::Ready(()),
+                // Both sockets are about to be closed, which says it as well.
+                Phase::Finishing if self.is_answered && self.tracker.close().is_some() => {
+                    self.phase = Phase::Done;
+                }
                 Phase::Finishing => {
                     // A failure says that the destination is gone already, which is as good.
                     let _ = ready!(Pin::new(&mut *destination).poll_shutdown(cx));
@@ -264,15 +286,12 @@ impl Flow {
                 Phase::Closing | Phase::Open => {
                     // A header read by itself lets its payload pass unseen.
                     let room = pipe.map_or(scratch.len(), |_| MAX_HEADER_BYTES);
-                    let mut buffer = ReadBuf::new(&mut scratch[..room]);
                     // A reset ends the stream as an orderly end does: what came before it counts.
-                    let _ = ready!(Pin::new(&mut *source).poll_read(cx, &mut buffer));
-                    match buffer.filled() {
-                        [] => self.source_ended(),
-                        chunk => match pipe {
-                            Some(pipe) => self.begin(cx, source, destination, pipe, chunk),
-                            None => self.forward(cx, destination, chunk),
-                        },
+                    let n = ready!(source.poll_receive(cx, &mut scratch[..room])).unwrap_or(0);
+                    match (&scratch[..n], pipe) {
+                        ([], _) => self.source_ended(),
+                        (chunk, Some(pipe)) => self.begin(cx, source, destination, pipe, chunk),
+                        (chunk, None) => self.forward(cx, destination, chunk),
                     }
                     if self.is_too_big {
                         // The other direction has to tell the source first.
@@ -284,19 +303,17 @@ impl Flow {
     }
 
     /// Passes on a piece that was just read, straight from the scratch buffer if it can be.
-    fn forward(
-        &mut self,
-        cx: &mut Context<'_>,
-        destination: &mut (impl AsyncWrite + Unpin),
-        chunk: &[u8],
-    ) {
+    fn forward(&mut self, cx: &mut Context<'_>, destination: &mut impl Stream, chunk: &[u8]) {
         if self.injection.is_some() || self.phase == Phase::Closing {
             return self.hold(chunk);
         }
         self.bytes += chunk.len() as u64;
         let n = self.track(chunk);
         let (passes, refused) = chunk.split_at(n);
-        match Pin::new(destination).poll_write(cx, passes) {
+        if passes.is_empty() {
+            return self.refuse(refused);
+        }
+        match destination.poll_send(cx, passes) {
             Poll::Ready(Ok(n)) => self.held.extend_from_slice(&passes[n..]),
             Poll::Ready(Err(_)) => return self.destination_lost(),
             Poll::Pending => self.held.extend_from_slice(passes),
@@ -441,13 +458,9 @@ impl Flow {
         }
     }
 
-    fn flush(
-        &mut self,
-        cx: &mut Context<'_>,
-        destination: &mut (impl AsyncWrite + Unpin),
-    ) -> Poll<()> {
+    fn flush(&mut self, cx: &mut Context<'_>, destination: &mut impl Stream) -> Poll<()> {
         while self.taken < self.held.len() {
-            match ready!(Pin::new(&mut *destination).poll_write(cx, &self.held[self.taken..])) {
+            match ready!(destination.poll_send(cx, &self.held[self.taken..])) {
                 Ok(n) if n > 0 => self.taken += n,
                 Ok(_) | Err(_) => self.destination_lost(),
             }
@@ -695,6 +708,30 @@ mod tests {
                     code: Some(1001)
                 }
             );
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn the_first_end_of_stream_behind_a_closing_handshake_ends_both() {
+        local(async {
+            let Relayed {
+                mut client,
+                mut backend,
+                end,
+                ..
+            } = relayed(1024, 1024, u64::MAX);
+            let masked_close = b"\x88\x82\x00\x00\x00\x00\x03\xe8";
+            client.write_all(masked_close).await.expect("room");
+            assert_eq!(exactly(&mut backend, 8).await, masked_close);
+            backend.write_all(CLOSE_1000).await.expect("room");
+            assert_eq!(exactly(&mut client, 4).await, CLOSE_1000);
+            assert!(!end.is_finished(), "the backend has not ended yet");
+            drop(backend);
+            // The client has not ended, and need not.
+            let (end, ..) = end.await.expect("ends");
+            assert_eq!(end.by, Ender::Client);
+            assert_eq!(rest(&mut client).await, b"");
         })
         .await;
     }

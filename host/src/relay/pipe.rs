@@ -9,24 +9,12 @@ use std::os::fd::OwnedFd;
 use std::task::{Context, Poll, ready};
 
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
-use tokio::io::{AsyncRead, AsyncWrite, Interest};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 /// What the pipe holds at most. A worker's relays share it, so that its size costs nothing, and one
 /// turn of a fast sender is to be about as long as with a scratch buffer.
 const PIPE_BYTES: usize = 256 * 1024;
-
-/// A stream that a relay runs over.
-pub trait Stream: AsyncRead + AsyncWrite + Unpin {
-    /// The socket below, if bytes can move from it and to it inside the kernel.
-    fn socket(&self) -> Option<&TcpStream>;
-}
-
-impl Stream for TcpStream {
-    fn socket(&self) -> Option<&TcpStream> {
-        Some(self)
-    }
-}
 
 /// A pipe between two sockets, empty between two calls of [`Pipe::carry`].
 #[derive(Debug)]

@@ -253,7 +253,6 @@ impl Worker {
             tracing::debug!(%client, "connection refused: max_connections is reached");
             return Ok(());
         }
-        stream.set_nodelay(true)?;
         let best = self.loads.best(self.index);
         let slot = self.loads.slot(best);
         if best == self.index {
