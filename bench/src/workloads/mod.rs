@@ -137,8 +137,8 @@ impl Workload {
             Self::Growth => "CPU µs per echo, by the number of connections, all of them busy.",
             Self::Churn => "32 at a time; latency is that from connect to the 101.",
             Self::Idle => {
-                "Memory (PSS) that each session adds once it has echoed one message, in bytes, by \
-                 the number of open sessions."
+                "Memory (PSS) that each session adds once it has echoed one message, in bytes, from \
+                 100 open sessions to so many."
             }
             Self::Upload64k | Self::Upload1m => {
                 "8 connections send, each message is acknowledged by a short one."

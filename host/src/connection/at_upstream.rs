@@ -1,8 +1,10 @@
 //! Requests whose route leads to an upstream: the policy chooses, backends are tried in its order,
 //! and the first that answers is it.
 
+use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
@@ -166,13 +168,13 @@ fn may_send_again(head: &request::Parts, body: &Incoming) -> bool {
 
 impl Upgraded {
     /// Relays until the end, and then says so wherever it matters.
-    pub(super) async fn run(
+    pub(super) fn run(
         self: Box<Self>,
         worker: Rc<Worker>,
         client: TcpStream,
         early: Bytes,
         count: ConnectionCount,
-    ) {
+    ) -> impl Future<Output = ()> {
         let Self {
             stream,
             early: from_backend,
@@ -191,14 +193,18 @@ impl Upgraded {
         let registration = worker.sessions.register(SessionId::next(), timeouts);
         let counters = worker.target_counters(&route.target);
         let (scratch, pipe) = (Rc::clone(&worker.scratch), worker.pipe.clone());
-        let session = Relayed::new(relay, registration, counters, scratch, pipe);
+        let mut session = Relayed::new(relay, registration, counters, scratch, pipe);
         record.opened(&worker);
-        let report = session.run().await;
-        record.closed(&worker, &report);
-        worker
-            .guests
-            .session_ended(&pool, active.backend(), &report);
-        drop((active, count));
+        poll_fn(move |cx| {
+            let report = ready!(session.poll_report(cx));
+            record.closed(&worker, &report);
+            worker
+                .guests
+                .session_ended(&pool, active.backend(), &report);
+            // Counted until here, and open until the task is dropped.
+            let _ = &count;
+            Poll::Ready(())
+        })
     }
 }
 

@@ -4,10 +4,9 @@
 //! nothing, takes no lock and reads no clock.
 
 use std::cell::RefCell;
-use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -56,11 +55,13 @@ impl Relayed {
         }
     }
 
-    /// Runs until both sides are done or the session is cut. Dropping it cuts both sides.
-    pub async fn run(mut self) -> EndReport {
-        let end = poll_fn(|cx| self.poll(cx)).await;
+    /// Ready once both sides are done or the session is cut; only dropping is left then, which cuts
+    /// both sides. A method and no future: a future that is awaited within another takes its room
+    /// twice, and there are many sessions.
+    pub fn poll_report(&mut self, cx: &mut Context<'_>) -> Poll<EndReport> {
+        let end = ready!(self.poll(cx));
         let (up, down) = self.counted;
-        EndReport {
+        Poll::Ready(EndReport {
             ended_by: end.by,
             code: end.code,
             duration: self.begun.elapsed(),
@@ -68,7 +69,7 @@ impl Relayed {
             bytes_down: down.bytes,
             messages_up: up.messages,
             messages_down: down.messages,
-        }
+        })
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<RelayEnd> {
