@@ -1,6 +1,7 @@
 //! What does one call of a plugin cost? Prints the best and the median of many batches, in ns.
 //!
-//! `cargo bench --bench plugin_call_cost`, after `cargo xtask build` has made the shipped plugins.
+//! `cargo bench --bench plugin_call_cost`, after `cargo xtask build` has made the shipped plugins. With
+//! `-- --json FILE` the figures are in a file as well: `[{"what", "best_ns", "median_ns"}]`.
 
 #![allow(
     clippy::print_stdout,
@@ -8,6 +9,7 @@
     reason = "a program for people, who see its panics"
 )]
 
+use std::env;
 use std::error::Error;
 use std::fs;
 use std::hint::black_box;
@@ -26,7 +28,7 @@ use pointsman::plugins::registry::{Loaded, Registry};
 use pointsman::routing::policy::{Candidate, ChoiceRequest, Figures, Policy};
 use pointsman::session::SessionId;
 use pointsman::session::handler::{Facts, Handler, Message, MessageKind};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use wit_component::StringEncoding;
 use wit_parser::Resolve;
@@ -45,19 +47,33 @@ fn main() -> Result<()> {
     };
     let (mut registry, _failures) = Registry::new(&settings, &[])?;
     let host = registry.host(0);
+    let mut bench = Bench::default();
     for name in ["round_robin", "least_connections", "random", "ip_hash"] {
         let generation = load(&mut registry, name, shipped(name)?)?;
-        choose(name, &generation, &host)?;
+        choose(&mut bench, name, &generation, &host)?;
     }
     let generation = load(&mut registry, "wants_headers", policy_that_wants_headers()?)?;
-    choose("wants 8 headers, does nothing", &generation, &host)?;
+    choose(
+        &mut bench,
+        "wants 8 headers, does nothing",
+        &generation,
+        &host,
+    )?;
 
     let echo = load(&mut registry, "echo", shipped("echo")?)?;
-    handle(&echo, &host)?;
+    handle(&mut bench, &echo, &host)?;
+    if let Some(file) = env::args().skip_while(|word| word != "--json").nth(1) {
+        fs::write(file, Value::Array(bench.figures).to_string())?;
+    }
     Ok(())
 }
 
-fn choose(what: &str, generation: &Arc<Generation>, host: &PluginHost) -> Result<()> {
+fn choose(
+    bench: &mut Bench,
+    what: &str,
+    generation: &Arc<Generation>,
+    host: &PluginHost,
+) -> Result<()> {
     let mut policy = generation.policy(&json!({}), host)?;
     let candidate = |n| Candidate {
         address: format!("127.0.0.1:{n}"),
@@ -73,8 +89,8 @@ fn choose(what: &str, generation: &Arc<Generation>, host: &PluginHost) -> Result
             HeaderValue::from_static("a value of 24 characters"),
         );
     }
-    measure_choose(&format!("choose, {what}"), &mut policy, &headers);
-    measure(
+    measure_choose(bench, &format!("choose, {what}"), &mut policy, &headers);
+    bench.measure(
         &format!("instance of {what}: made, configured, dropped"),
         20,
         || {
@@ -84,14 +100,14 @@ fn choose(what: &str, generation: &Arc<Generation>, host: &PluginHost) -> Result
     Ok(())
 }
 
-fn measure_choose(what: &str, policy: &mut GuestPolicy, headers: &HeaderMap) {
+fn measure_choose(bench: &mut Bench, what: &str, policy: &mut GuestPolicy, headers: &HeaderMap) {
     let figures = if policy.wants().figures {
         vec![Figures::default(); N_BACKENDS]
     } else {
         vec![]
     };
     let mut sequence = 0;
-    measure(what, 2000, || {
+    bench.measure(what, 2000, || {
         sequence += 1;
         let request = ChoiceRequest {
             sequence,
@@ -107,7 +123,7 @@ fn measure_choose(what: &str, policy: &mut GuestPolicy, headers: &HeaderMap) {
     });
 }
 
-fn handle(generation: &Arc<Generation>, host: &PluginHost) -> Result<()> {
+fn handle(bench: &mut Bench, generation: &Arc<Generation>, host: &PluginHost) -> Result<()> {
     let handler = generation.handler(&PluginSettings::default(), host)?;
     let facts = Facts {
         session: SessionId(1),
@@ -131,7 +147,7 @@ fn handle(generation: &Arc<Generation>, host: &PluginHost) -> Result<()> {
     ] {
         let payload = Bytes::from(vec![b'x'; n_bytes]);
         let message = Message { kind, payload };
-        measure(
+        bench.measure(
             &format!("message, echo, {kind:?} of {n_bytes} bytes"),
             2000,
             || {
@@ -140,25 +156,35 @@ fn handle(generation: &Arc<Generation>, host: &PluginHost) -> Result<()> {
         );
     }
     drop(session);
-    measure("session of echo: opened and dropped", 500, || {
+    bench.measure("session of echo: opened and dropped", 500, || {
         black_box(handler.open(&facts, outbox.clone()).unwrap());
     });
     Ok(())
 }
 
-fn measure(what: &str, n_calls: u32, mut call: impl FnMut()) {
-    let mut batches: Vec<Duration> = (0..BATCHES)
-        .map(|_| {
-            let started = Instant::now();
-            for _ in 0..n_calls {
-                call();
-            }
-            started.elapsed() / n_calls
-        })
-        .collect();
-    batches.sort();
-    let (best, median) = (batches[0].as_nanos(), batches[BATCHES / 2].as_nanos());
-    println!("{best:>8} {median:>8}  {what}");
+/// What was measured so far.
+#[derive(Default)]
+struct Bench {
+    figures: Vec<Value>,
+}
+
+impl Bench {
+    fn measure(&mut self, what: &str, n_calls: u32, mut call: impl FnMut()) {
+        let mut batches: Vec<f64> = (0..BATCHES)
+            .map(|_| {
+                let started = Instant::now();
+                for _ in 0..n_calls {
+                    call();
+                }
+                started.elapsed().as_secs_f64() * 1e9 / f64::from(n_calls)
+            })
+            .collect();
+        batches.sort_by(f64::total_cmp);
+        let (best, median) = (batches[0], batches[BATCHES / 2]);
+        println!("{best:>8.0} {median:>8.0}  {what}");
+        self.figures
+            .push(json!({"what": what, "best_ns": best, "median_ns": median}));
+    }
 }
 
 fn load(registry: &mut Registry, plugin: &str, bytes: Vec<u8>) -> Result<Arc<Generation>> {
