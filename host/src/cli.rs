@@ -67,6 +67,20 @@ pub struct Check {
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
+    /// Print what it would change in the running process, and how many sessions that ends
+    #[arg(long)]
+    pub against_running: bool,
+    /// Where the running process has its admin address
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9900")]
+    pub admin: SocketAddr,
+    /// Bearer token, where the admin address asks for one
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "POINTSMAN_ADMIN_TOKEN",
+        hide_env_values = true
+    )]
+    pub token: Option<String>,
 }
 
 /// `pointsman status`.

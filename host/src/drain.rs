@@ -38,12 +38,7 @@ pub fn channel() -> (Drainer, Drain) {
 impl Drainer {
     /// Gives the signal. All is over by `timeout` from now. A second call can only hasten it.
     pub fn start(&self, timeout: Duration) {
-        let begun = Instant::now();
-        let plan = Plan {
-            begun,
-            told_by: begun + timeout * SPREAD_PERCENT / 100,
-            cut_at: begun + timeout,
-        };
+        let plan = Plan::within(timeout);
         self.0.send_if_modified(|before| {
             let hastens = before.is_none_or(|before| plan.cut_at < before.cut_at);
             if hastens {
@@ -94,6 +89,16 @@ impl Drain {
 }
 
 impl Plan {
+    /// Begins now, and is over after `timeout`.
+    pub fn within(timeout: Duration) -> Self {
+        let begun = Instant::now();
+        Self {
+            begun,
+            told_by: begun + timeout * SPREAD_PERCENT / 100,
+            cut_at: begun + timeout,
+        }
+    }
+
     /// When to tell number `i` of `n`: the first at once, the last at `told_by`.
     pub fn turn(&self, i: usize, n: usize) -> Instant {
         let share = |whole: Duration| whole.mul_f64(i as f64 / n.saturating_sub(1).max(1) as f64);

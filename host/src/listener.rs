@@ -4,6 +4,7 @@
 //! connections without a lock of ours. Long-lived sockets make that luck permanent, so a worker
 //! well above the mean gives a connection on to the least loaded one.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
@@ -53,11 +54,12 @@ fn bind_one(address: SocketAddr) -> io::Result<StdListener> {
     Ok(socket.into())
 }
 
-/// Accepts until it is dropped.
-pub async fn accept(worker: Rc<Worker>, listener: TcpListener, limits: Arc<Listener>) {
+/// Accepts until it is dropped. `limits` may change meanwhile.
+pub async fn accept(worker: Rc<Worker>, listener: TcpListener, limits: Rc<RefCell<Arc<Listener>>>) {
     loop {
         match listener.accept().await {
             Ok((stream, client)) => {
+                let limits = Arc::clone(&limits.borrow());
                 if let Err(error) = worker.welcome(stream, client, &limits) {
                     tracing::debug!(%client, %error, "connection lost at once");
                 }

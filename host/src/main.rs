@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
+use pointsman::admin::steer::Proposal;
 use pointsman::cli::{Check, Cli, Command, Demo, Run, Status};
 use pointsman::config::{Config, Flags, Problem};
 use pointsman::server::{Server, StartError};
@@ -62,7 +63,7 @@ async fn serve(config: Config, source: Source) -> Result<()> {
     let mut hang_up = signal(SignalKind::hangup())?;
     let started = Server::start(config, source.file.clone(), Box::new(io::stdout()));
     let mut server = started.map_err(|error| match error {
-        StartError::Plugins(problems) => source.refused(problems),
+        StartError::Plugins(problems) | StartError::Config(problems) => source.refused(problems),
         error => error.into(),
     })?;
     let mut is_draining = false;
@@ -93,7 +94,7 @@ fn check(flags: &Check) -> Result<()> {
     let problems = match source.config() {
         Ok(config) => match server::check(&config) {
             Ok(()) => Vec::new(),
-            Err(StartError::Plugins(problems)) => problems,
+            Err(StartError::Plugins(problems) | StartError::Config(problems)) => problems,
             Err(error) => return Err(error.into()),
         },
         Err(problems) => problems,
@@ -113,6 +114,7 @@ fn check(flags: &Check) -> Result<()> {
         }
     }
     match problems.len() {
+        0 if flags.against_running => compare(flags, source),
         0 => {
             eprintln!("{name}: no problems");
             Ok(())
@@ -120,6 +122,23 @@ fn check(flags: &Check) -> Result<()> {
         1 => bail!("{name}: 1 problem"),
         n => bail!("{name}: {n} problems"),
     }
+}
+
+/// Prints what a configuration would change where one runs.
+fn compare(flags: &Check, source: Source) -> Result<()> {
+    let dir = flags.config.parent().unwrap_or(Path::new(""));
+    let proposal = Proposal {
+        text: source.text,
+        dir: std::path::absolute(dir.join("."))?,
+    };
+    let token = flags.token.as_deref();
+    let asked = admin::status::fetch_plan(flags.admin, token, &proposal);
+    let plan = runtime()?.block_on(asked)?;
+    match flags.json {
+        true => writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&plan)?)?,
+        false => write!(io::stdout(), "{plan}")?,
+    }
+    Ok(())
 }
 
 fn status(flags: &Status) -> Result<()> {

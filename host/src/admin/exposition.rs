@@ -19,7 +19,7 @@ use prometheus_client::registry::Registry;
 
 use super::metrics::{
     BackendSample, CallSample, ReloadKind, ReloadResult, STATUS_CLASSES, Scrape, TargetTotals,
-    Totals, UpgradeResult,
+    Totals, UpgradeResult, UpstreamSample,
 };
 use super::process::Process;
 
@@ -58,6 +58,7 @@ impl Collector for Page {
         self.connections(out)?;
         self.traffic(out)?;
         self.backends(out)?;
+        self.upstreams(out)?;
         self.plugins(out)?;
         self.calls(out)?;
         self.reloads(out)?;
@@ -190,6 +191,18 @@ impl Page {
             "1 where the backend is offered to the policy, else 0",
             up,
         )?;
+        let healthy = labelled(|sample| u64::from(sample.is_healthy));
+        let help = "0 where health checks fail, else 1";
+        gauges(out, "pointsman_backend_healthy", help, healthy)?;
+        let ejected = labelled(|sample| u64::from(sample.is_ejected));
+        let help = "1 where live traffic has put the backend out, else 0";
+        gauges(out, "pointsman_backend_ejected", help, ejected)?;
+        let draining = labelled(|sample| u64::from(sample.is_draining));
+        let help = "1 where the operator has taken the backend out, else 0";
+        gauges(out, "pointsman_backend_draining", help, draining)?;
+        let ejections = labelled(|sample| sample.ejections);
+        let help = "How often live traffic has put the backend out";
+        counters(out, "pointsman_backend_ejections", help, ejections)?;
         let active = labelled(|sample| sample.active);
         gauges(
             out,
@@ -204,6 +217,22 @@ impl Page {
             "Failed dials and handshakes",
             failures,
         )
+    }
+
+    fn upstreams(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let labelled = |value: fn(&UpstreamSample) -> u64| {
+            let row = move |sample: &'_ UpstreamSample| value(sample);
+            self.scrape
+                .upstreams
+                .iter()
+                .map(move |sample| ([("upstream", sample.upstream.as_str())], row(sample)))
+        };
+        let waiting = labelled(|sample| sample.waiting);
+        let help = "Requests that wait for room at a backend";
+        gauges(out, "pointsman_upstream_waiting", help, waiting)?;
+        let retries = labelled(|sample| sample.retries);
+        let help = "Requests that were tried at another backend";
+        counters(out, "pointsman_upstream_retries", help, retries)
     }
 
     fn plugins(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -427,6 +456,12 @@ mod tests {
             "pointsman_http_requests_total{upstream=\"hello\",code=\"5xx\"} 0",
             "# TYPE pointsman_backend_up gauge",
             "pointsman_backend_up{upstream=\"app\",backend=\"127.0.0.1:3001\"} 1",
+            "pointsman_backend_healthy{upstream=\"app\",backend=\"127.0.0.1:3001\"} 0",
+            "pointsman_backend_ejected{upstream=\"app\",backend=\"127.0.0.1:3001\"} 1",
+            "pointsman_backend_draining{upstream=\"app\",backend=\"127.0.0.1:3001\"} 1",
+            "pointsman_backend_ejections_total{upstream=\"app\",backend=\"127.0.0.1:3001\"} 8",
+            "pointsman_upstream_waiting{upstream=\"app\"} 6",
+            "pointsman_upstream_retries_total{upstream=\"app\"} 7",
             "pointsman_backend_active{upstream=\"app\",backend=\"127.0.0.1:3001\"} 4",
             "pointsman_backend_failures_total{upstream=\"app\",backend=\"127.0.0.1:3001\"} 5",
             "pointsman_plugin_generation{plugin=\"round_robin\"} 2",
@@ -555,7 +590,16 @@ mod tests {
             .reloads(ReloadKind::Plugin, ReloadResult::Failed)
             .add(1);
         metrics.encode(Scrape {
+            upstreams: vec![UpstreamSample {
+                upstream: "app".into(),
+                waiting: 6,
+                retries: 7,
+            }],
             backends: vec![BackendSample {
+                is_healthy: false,
+                is_ejected: true,
+                is_draining: true,
+                ejections: 8,
                 upstream: "app".into(),
                 backend: "127.0.0.1:3001".into(),
                 is_up: true,

@@ -1,23 +1,28 @@
-//! Looking: a small HTTP server on the control thread.
+//! Looking and steering: a small HTTP server on the control thread.
 //!
-//! What it shows comes from a [`View`]; it changes nothing. Each connection brings one request and
+//! What it shows comes from a [`View`], which also carries out orders. Each connection brings one request and
 //! has `CONNECTION_DEADLINE` for all of it, so a client that stalls holds its place no longer
 //! than that, and at most `MAX_CONNECTIONS` are served at a time: the rest waits in the kernel.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
 use http::header::{
-    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE,
+    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, ORIGIN,
+    WWW_AUTHENTICATE,
 };
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Body;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -25,6 +30,7 @@ use tokio::time::{sleep, timeout};
 
 use super::metrics::Metrics;
 use super::status::Status;
+use super::steer::{Drainable, Order, Outcome};
 
 /// What there is to be seen. Asked on the control thread, once per request.
 pub trait View {
@@ -36,6 +42,9 @@ pub trait View {
 
     /// The metrics page, as [`Metrics::CONTENT_TYPE`].
     fn metrics(&self) -> String;
+
+    /// Carries out an order.
+    fn steer(&self, order: Order) -> LocalBoxFuture<'static, Outcome>;
 }
 
 /// Whether this process takes new work.
@@ -61,13 +70,22 @@ const REQUEST_HEAD_MAX_BYTES: usize = 16 * 1024;
 /// After a failed accept, which means that descriptors are short: until some may be free again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// A configuration of 10,000 backends, and room.
+const BODY_MAX_BYTES: usize = 4 << 20;
+
+const BAD_ORDER: &str = "cannot be read: upstream=NAME&backend=ADDR or route=HOST/PATH is wanted, \
+    or a proposal as JSON\n";
+
 const TEXT: &str = "text/plain; charset=utf-8";
 
 const INDEX: &str = "pointsman\n\n\
     /healthz      200 while the process runs\n\
     /readyz       200 while it takes new connections, else 503\n\
     /metrics      OpenMetrics text\n\
-    /api/status   what runs, as JSON\n";
+    /api/status   what runs, as JSON\n\n\
+    POST /api/reload                              read the configuration again\n\
+    POST /api/drain?upstream=NAME&backend=ADDR    take a backend out; DELETE puts it back\n\
+    POST /api/drain?route=HOST/PATH               take a route out; DELETE puts it back\n";
 
 /// Serves until it is dropped, which ends every connection too. Runs on a `LocalSet`.
 ///
@@ -98,8 +116,8 @@ pub async fn serve(listener: TcpListener, view: Rc<dyn View>, token: Option<Stri
 
 async fn answer_one(stream: TcpStream, door: Rc<Door>) {
     let service = service_fn(move |request| {
-        let answer = door.answer(&request);
-        async move { Ok::<_, Infallible>(answer) }
+        let door = Rc::clone(&door);
+        async move { Ok::<_, Infallible>(door.answer(request).await) }
     });
     let connection = http1::Builder::new()
         .keep_alive(false)
@@ -137,6 +155,9 @@ enum Page {
     Ready,
     Metrics,
     Status,
+    Reload,
+    Drain,
+    Plan,
 }
 
 impl Page {
@@ -147,6 +168,9 @@ impl Page {
             "/readyz" => Some(Self::Ready),
             "/metrics" => Some(Self::Metrics),
             "/api/status" => Some(Self::Status),
+            "/api/reload" => Some(Self::Reload),
+            "/api/drain" => Some(Self::Drain),
+            "/api/plan" => Some(Self::Plan),
             _ => None,
         }
     }
@@ -155,10 +179,25 @@ impl Page {
     fn is_open(self) -> bool {
         matches!(self, Self::Health | Self::Ready)
     }
+
+    /// hyper sends no body in answer to HEAD.
+    fn methods(self) -> &'static [Method] {
+        match self {
+            Self::Reload | Self::Plan => &[Method::POST],
+            Self::Drain => &[Method::POST, Method::DELETE],
+            _ => &[Method::GET, Method::HEAD],
+        }
+    }
 }
 
+type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
 impl Door {
-    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+    async fn answer<B>(&self, request: Request<B>) -> Response<Full<Bytes>>
+    where
+        B: Body,
+        B::Error: Into<BodyError>,
+    {
         let page = Page::at(request.uri().path());
         // Before 404 and 405: who may not look learns nothing of what is here.
         if !page.is_some_and(Page::is_open) && !self.lets_in(request.headers()) {
@@ -171,20 +210,66 @@ impl Door {
         let Some(page) = page else {
             return text(StatusCode::NOT_FOUND, "not found\n");
         };
-        // hyper sends no body in answer to HEAD.
-        if request.method() != Method::GET && request.method() != Method::HEAD {
+        if !page.methods().contains(request.method()) {
             let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
-            answer
-                .headers_mut()
-                .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            let methods: Vec<_> = page.methods().iter().map(Method::as_str).collect();
+            if let Ok(allowed) = HeaderValue::try_from(methods.join(", ")) {
+                answer.headers_mut().insert(ALLOW, allowed);
+            }
             return answer;
         }
-        self.page(page)
+        match page {
+            Page::Reload | Page::Drain | Page::Plan => self.steer(page, request).await,
+            _ => self.page(page),
+        }
+    }
+
+    async fn steer<B>(&self, page: Page, request: Request<B>) -> Response<Full<Bytes>>
+    where
+        B: Body,
+        B::Error: Into<BodyError>,
+    {
+        // Browsers say so when a page sends a request; no page of anybody's steers this process.
+        if request.headers().contains_key(ORIGIN) {
+            return text(StatusCode::FORBIDDEN, "not from a browser\n");
+        }
+        let order = match page {
+            Page::Drain => {
+                let is_out = request.method() == Method::POST;
+                drainable(request.uri().query().unwrap_or_default())
+                    .map(|what| Order::Drain { what, is_out })
+            }
+            Page::Plan => match Limited::new(request.into_body(), BODY_MAX_BYTES)
+                .collect()
+                .await
+            {
+                Ok(body) => serde_json::from_slice(&body.to_bytes())
+                    .ok()
+                    .map(Order::Plan),
+                Err(_) => None,
+            },
+            _ => Some(Order::Reload),
+        };
+        let Some(order) = order else {
+            return text(StatusCode::BAD_REQUEST, BAD_ORDER);
+        };
+        let json = |status: StatusCode, value: serde_json::Value| {
+            body(status, "application/json", format!("{value}\n"))
+        };
+        match self.view.steer(order).await {
+            Outcome::Done(message) => json(StatusCode::OK, json!({ "done": message })),
+            Outcome::Planned(plan) => json(StatusCode::OK, json!(plan)),
+            Outcome::NotFound(what) => json(StatusCode::NOT_FOUND, json!({ "error": what })),
+            Outcome::Refused(problems) => json(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                json!({ "error": "refused, and nothing was changed", "problems": problems }),
+            ),
+        }
     }
 
     fn page(&self, page: Page) -> Response<Full<Bytes>> {
         match page {
-            Page::Index => text(StatusCode::OK, INDEX),
+            Page::Index | Page::Reload | Page::Drain | Page::Plan => text(StatusCode::OK, INDEX),
             Page::Health => text(StatusCode::OK, "ok\n"),
             Page::Ready => match self.view.readiness() {
                 Readiness::Ready => text(StatusCode::OK, "ready\n"),
@@ -208,6 +293,18 @@ impl Door {
         };
         // Digests are compared, so how long it takes tells nothing of the token or its length.
         bearer_token(headers).is_some_and(|given| digest(given) == *expected)
+    }
+}
+
+/// `upstream=app&backend=127.0.0.1:3001`, or `route=example.org/websocket`; `%`-escapes are decoded.
+fn drainable(query: &str) -> Option<Drainable> {
+    let values = form_urlencoded::parse(query.as_bytes());
+    let mut values: BTreeMap<_, _> = values.into_owned().collect();
+    let mut take = |key: &str| values.remove(key);
+    match (take("upstream"), take("backend"), take("route")) {
+        (Some(upstream), Some(address), None) => Some(Drainable::Backend { upstream, address }),
+        (None, None, Some(route)) => Some(Drainable::Route(route)),
+        _ => None,
     }
 }
 
@@ -246,6 +343,8 @@ mod tests {
     use std::cell::Cell;
     use std::net::SocketAddr;
 
+    use futures_util::FutureExt as _;
+    use http_body_util::Empty;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::task::LocalSet;
 
@@ -253,6 +352,10 @@ mod tests {
     use super::*;
 
     struct Fixed(Cell<Readiness>);
+
+    thread_local! {
+        static LAST_ORDER: Cell<Option<Order>> = const { Cell::new(None) };
+    }
 
     impl View for Fixed {
         fn readiness(&self) -> Readiness {
@@ -269,6 +372,11 @@ mod tests {
 
         fn metrics(&self) -> String {
             "# EOF\n".into()
+        }
+
+        fn steer(&self, order: Order) -> LocalBoxFuture<'static, Outcome> {
+            LAST_ORDER.set(Some(order));
+            Box::pin(async { Outcome::Done("done".to_owned()) })
         }
     }
 
@@ -289,7 +397,50 @@ mod tests {
         if let Some(value) = authorization {
             request = request.header(AUTHORIZATION, value);
         }
-        door.answer(&request.body(()).unwrap())
+        let request = request.body(Empty::<Bytes>::new()).unwrap();
+        door.answer(request).now_or_never().expect("nothing waits")
+    }
+
+    fn order(text: &str) -> Option<Order> {
+        let (method, path) = text.split_once(' ').unwrap();
+        let steered = door(Readiness::Ready, None);
+        let status = ask(&steered, method.parse().unwrap(), path, None).status();
+        let order = LAST_ORDER.take();
+        assert_eq!(status == 200, order.is_some(), "{text}: {status}");
+        order
+    }
+
+    #[test]
+    fn orders_are_read_off_the_wire() {
+        assert_eq!(order("POST /api/reload"), Some(Order::Reload));
+        assert_eq!(order("GET /api/reload"), None);
+        let what = Drainable::Backend {
+            upstream: "app".to_owned(),
+            address: "[::1]:3001".to_owned(),
+        };
+        let query = "/api/drain?upstream=app&backend=%5B::1%5D:3001";
+        for (method, is_out) in [("POST", true), ("DELETE", false)] {
+            let what = what.clone();
+            let expected = Some(Order::Drain { what, is_out });
+            assert_eq!(order(&format!("{method} {query}")), expected);
+        }
+        let what = Drainable::Route("*.example.org/chat/*".to_owned());
+        let expected = Some(Order::Drain { what, is_out: true });
+        assert_eq!(
+            order("POST /api/drain?route=*.example.org/chat/*"),
+            expected
+        );
+        assert_eq!(order("POST /api/drain?upstream=app"), None);
+        assert_eq!(order("POST /api/drain"), None);
+    }
+
+    #[test]
+    fn no_page_in_a_browser_gives_orders() {
+        let request = Request::post("/api/reload").header(ORIGIN, "http://evil.example");
+        let request = request.body(Empty::<Bytes>::new()).unwrap();
+        let door = door(Readiness::Ready, None);
+        let answer = door.answer(request).now_or_never().expect("nothing waits");
+        assert_eq!((answer.status().as_u16(), LAST_ORDER.take()), (403, None));
     }
 
     #[test]

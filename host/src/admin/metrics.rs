@@ -107,6 +107,8 @@ pub enum ReloadKind {
     Plugin,
     /// The configuration.
     Config,
+    /// The backends that were found for an upstream.
+    Backends,
 }
 
 /// How a reload ended.
@@ -125,6 +127,8 @@ pub enum ReloadResult {
 pub struct Scrape {
     /// One per backend of every upstream.
     pub backends: Vec<BackendSample>,
+    /// One per upstream.
+    pub upstreams: Vec<UpstreamSample>,
     /// One per plugin that is loaded.
     pub plugins: Vec<PluginSample>,
     /// One per plugin and kind of call.
@@ -144,12 +148,31 @@ pub struct BackendSample {
     pub upstream: String,
     /// The address as configured.
     pub backend: String,
-    /// Whether it is offered to the policy.
+    /// Whether it is offered to the policy, and the last dial did not fail.
     pub is_up: bool,
+    /// Whether probes, where there are any, find it well.
+    pub is_healthy: bool,
+    /// Whether live traffic has put it out.
+    pub is_ejected: bool,
+    /// Whether the operator has taken it out.
+    pub is_draining: bool,
+    /// How often live traffic has put it out since the start.
+    pub ejections: u64,
     /// Open sessions and plain requests under way.
     pub active: u64,
     /// Failed dials and handshakes since the start.
     pub failures: u64,
+}
+
+/// One upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamSample {
+    /// Its name.
+    pub upstream: String,
+    /// Requests that wait for room at a backend.
+    pub waiting: u64,
+    /// Requests that were tried at another backend, since the start.
+    pub retries: u64,
 }
 
 /// One plugin.
@@ -415,13 +438,14 @@ impl UpgradeResult {
 
 impl ReloadKind {
     /// In the order of declaration.
-    pub const ALL: [Self; 2] = [Self::Plugin, Self::Config];
+    pub const ALL: [Self; 3] = [Self::Plugin, Self::Config, Self::Backends];
 
     /// As in metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::Plugin => "plugin",
             Self::Config => "config",
+            Self::Backends => "backends",
         }
     }
 }

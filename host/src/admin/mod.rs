@@ -1,4 +1,4 @@
-//! The operator's door: look, count, record.
+//! The operator's door: look, steer, count, record.
 //!
 //! Counters and log lines come in from the workers, plain values from the other rooms at the time
 //! of a scrape; out go HTTP answers, a metrics page, a status and the access log. Nothing here
@@ -10,3 +10,4 @@ pub mod http;
 pub mod metrics;
 mod process;
 pub mod status;
+pub mod steer;

@@ -8,15 +8,18 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, HOST};
+use http::header::{AUTHORIZATION, HOST, HeaderValue};
 use http::{Request, Response};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use super::steer::{Plan, Proposal};
 
 /// Everything that runs, at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,8 +59,10 @@ pub struct UpstreamStatus {
     pub name: String,
     /// What places its sessions.
     pub policy: PolicyStatus,
-    /// As configured.
+    /// As configured and found.
     pub backends: Vec<BackendStatus>,
+    /// Requests that wait for room at a backend.
+    pub waiting: u64,
 }
 
 /// The plugin that decides.
@@ -76,9 +81,14 @@ pub struct BackendStatus {
     pub address: String,
     /// As configured.
     pub weight: u32,
-    /// Offered to the policy.
+    /// Offered to the policy, and the last dial did not fail.
     #[serde(rename = "up")]
     pub is_up: bool,
+    /// Why it is, or is not.
+    pub state: BackendState,
+    /// What probes or live traffic say against it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Open sessions and plain requests under way.
     pub active: u64,
     /// Dials and handshakes under way.
@@ -90,6 +100,20 @@ pub struct BackendStatus {
     pub is_backup: bool,
 }
 
+/// Whether a backend gets new work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendState {
+    /// It does.
+    Up,
+    /// Probes fail.
+    Down,
+    /// Live traffic has failed: out for a while.
+    Ejected,
+    /// The operator has taken it out.
+    Draining,
+}
+
 /// One route.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteStatus {
@@ -99,6 +123,9 @@ pub struct RouteStatus {
     pub path: String,
     /// `upstream app`, `handler echo`, `http hello`.
     pub target: String,
+    /// The operator has taken it out.
+    #[serde(rename = "draining")]
+    pub is_draining: bool,
 }
 
 /// One plugin.
@@ -169,25 +196,53 @@ const STATUS_MAX_BYTES: usize = 16 * 1024 * 1024;
 /// # Cancel safety
 /// Dropping it closes the connection.
 pub async fn fetch(address: SocketAddr, token: Option<&str>) -> Result<Status, FetchError> {
-    match timeout(FETCH_DEADLINE, ask(address, token)).await {
+    let request = Request::get("/api/status").body(Full::default());
+    exchange(address, token, request).await
+}
+
+/// Asks a running pointsman what a configuration would change.
+///
+/// # Errors
+/// As [`fetch`].
+pub async fn fetch_plan(
+    address: SocketAddr,
+    token: Option<&str>,
+    proposal: &Proposal,
+) -> Result<Plan, FetchError> {
+    let body = serde_json::to_vec(proposal).map_err(FetchError::Json)?;
+    let request = Request::post("/api/plan").body(Full::from(body));
+    exchange(address, token, request).await
+}
+
+async fn exchange<T: DeserializeOwned>(
+    address: SocketAddr,
+    token: Option<&str>,
+    request: http::Result<Request<Full<Bytes>>>,
+) -> Result<T, FetchError> {
+    match timeout(FETCH_DEADLINE, ask(address, token, request)).await {
         Ok(answer) => answer,
         Err(_) => Err(FetchError::TimedOut),
     }
 }
 
-async fn ask(address: SocketAddr, token: Option<&str>) -> Result<Status, FetchError> {
+async fn ask<T: DeserializeOwned>(
+    address: SocketAddr,
+    token: Option<&str>,
+    request: http::Result<Request<Full<Bytes>>>,
+) -> Result<T, FetchError> {
     let stream = TcpStream::connect(address).await;
     let stream = stream.map_err(|source| FetchError::Connect { address, source })?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-
-    let mut request = Request::get("/api/status").header(HOST, address.to_string());
+    // Only a token with control characters fails here, and no server has such a one.
+    let unauthorized = || FetchError::Refused { status: 401 };
+    let mut request = request.map_err(|_| unauthorized())?;
+    let headers = request.headers_mut();
+    let value = |text: String| HeaderValue::try_from(text).map_err(|_| unauthorized());
+    headers.insert(HOST, value(address.to_string())?);
     if let Some(token) = token {
-        request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        headers.insert(AUTHORIZATION, value(format!("Bearer {token}"))?);
     }
-    let request = request.body(Empty::<Bytes>::new());
     let exchange = async move {
-        // Only a token with control characters fails here, and no server has such a one.
-        let request = request.map_err(|_| FetchError::Refused { status: 401 })?;
         let body = read(sender.send_request(request).await?).await?;
         serde_json::from_slice(&body).map_err(FetchError::Json)
     };
@@ -297,8 +352,16 @@ impl Status {
                 let BackendStatus {
                     address, failures, ..
                 } = backend;
+                let state = match backend.state {
+                    BackendState::Ejected => "ejected",
+                    BackendState::Up | BackendState::Down | BackendState::Draining => "down",
+                };
+                let reason = match &backend.reason {
+                    Some(reason) => one_line(reason).to_string(),
+                    None => format!("{failures} failures"),
+                };
                 problems.push(format!(
-                    "upstream {}: backend {address} is down ({failures} failures)",
+                    "upstream {}: backend {address} is {state} ({reason})",
                     upstream.name
                 ));
             }
@@ -344,18 +407,19 @@ impl Status {
             let policy = format!("{name} ({generation})");
             for (place, backend) in upstream.backends.iter().enumerate() {
                 let is_first = place == 0;
-                let state = match (backend.is_up, backend.is_backup) {
-                    (true, false) => "up",
-                    (true, true) => "up, backup",
-                    (false, false) => "DOWN",
-                    (false, true) => "DOWN, backup",
+                let state = match (backend.state, backend.is_up) {
+                    (BackendState::Draining, _) => "draining",
+                    (BackendState::Ejected, _) => "EJECTED",
+                    (BackendState::Up, true) => "up",
+                    (BackendState::Up, false) | (BackendState::Down, _) => "DOWN",
                 };
+                let role = if backend.is_backup { ", backup" } else { "" };
                 table.row([
                     if is_first { &upstream.name } else { "" },
                     if is_first { &policy } else { "" },
                     &backend.address,
                     &backend.weight.to_string(),
-                    state,
+                    &format!("{state}{role}"),
                     &backend.active.to_string(),
                     &backend.pending.to_string(),
                     &backend.failures.to_string(),
@@ -509,7 +573,7 @@ mod tests {
 pointsman 0.1.0  ready  up 3 h 12 min  5 sessions
 
 PROBLEMS
-  upstream app: backend 127.0.0.1:3002 is down (12 failures)
+  upstream app: backend 127.0.0.1:3002 is down (no answer)
   plugin least: generation 3 serves: truncated  at byte 12
 
 UPSTREAM  POLICY     BACKEND         WEIGHT  STATE         ACTIVE  PENDING  FAILURES
@@ -572,10 +636,11 @@ WORKER  SESSIONS  CONNECTIONS
                 "name": "app", "policy": {"name": "least", "generation": 3},
                 "backends": [{
                     "address": "127.0.0.1:3001", "weight": 1, "up": true, "active": 5, "pending": 1,
-                    "failures": 0, "backup": false,
+                    "failures": 0, "backup": false, "state": "up",
                 }],
+                "waiting": 0,
             }],
-            "routes": [{"host": "*.example.org", "path": "/chat", "target": "upstream app"}],
+            "routes": [{"host": "*.example.org", "path": "/chat", "target": "upstream app", "draining": false}],
             "plugins": [{
                 "name": "least", "generation": 3, "source": "file", "kinds": ["policy"], "bytes": 40_123,
                 "sha256": "0123456789abcdef", "last_error": "truncated\n\u{1b}at byte 12\n",
@@ -641,6 +706,12 @@ WORKER  SESSIONS  CONNECTIONS
 
     fn sample() -> Status {
         let backend = |address: &str, is_up: bool| BackendStatus {
+            state: if is_up {
+                BackendState::Up
+            } else {
+                BackendState::Down
+            },
+            reason: (!is_up).then(|| "no answer".to_owned()),
             address: address.into(),
             weight: if is_up { 1 } else { 100 },
             is_up,
@@ -653,6 +724,7 @@ WORKER  SESSIONS  CONNECTIONS
             host: host.map(str::to_owned),
             path: path.into(),
             target: target.into(),
+            is_draining: false,
         };
         Status {
             version: "0.1.0".into(),
@@ -675,6 +747,7 @@ WORKER  SESSIONS  CONNECTIONS
                     backend("127.0.0.1:3001", true),
                     backend("127.0.0.1:3002", false),
                 ],
+                waiting: 0,
             }],
             routes: vec![
                 route(Some("*.example.org"), "/chat", "upstream app"),

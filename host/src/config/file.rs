@@ -9,12 +9,13 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use super::entry::{Entry, Spot};
-use super::names::{self, BACKEND_ADDRESS, NETWORK, ORIGIN, SOCKET_ADDRESS};
+use super::entry::Spot;
+use super::names::{self, NETWORK, ORIGIN, SOCKET_ADDRESS};
 use super::reader::{self, BYTES, Section, Taken};
+use super::upstream;
 use super::{
-    Admin, Backend, Config, HostPattern, Isolation, Listener, PathPattern, PluginName,
-    PluginSettings, Plugins, Problem, Route, Target, Upstream, UpstreamName,
+    Admin, Config, HostPattern, Isolation, Listener, PathPattern, PluginName, PluginSettings,
+    Plugins, Problem, Route, Target, UpstreamName,
 };
 
 const TOKEN: &str = "a token of at least 16 visible ASCII characters";
@@ -23,7 +24,7 @@ const ISOLATION: &str = "\"shared\" or \"session\"";
 
 const MAX_WORKERS: usize = 256;
 /// Longest wait before a client has its answer: ten minutes.
-const MAX_TIMEOUT_MS: u64 = 600_000;
+pub(super) const MAX_TIMEOUT_MS: u64 = 600_000;
 const MAX_DRAIN_SECS: u64 = 86_400;
 const MAX_IDLE_SECS: u64 = 31_536_000;
 const MAX_PING_SECS: u64 = 86_400;
@@ -38,12 +39,6 @@ const MAX_MESSAGE_BYTES: u64 = 1 << 40;
 const UNSERVED: &[(&str, &str, Option<&str>)] = &[
     ("listener", "proxy_protocol", Some("\"off\"")),
     ("listener", "tls", None),
-    ("upstream", "backends_file", None),
-    ("upstream", "dns", None),
-    ("upstream", "slow_start_secs", Some("0")),
-    ("upstream", "tls", Some("false")),
-    ("upstream", "health", None),
-    ("upstream", "ejection", None),
     ("route", "filters", Some("[]")),
 ];
 
@@ -77,7 +72,9 @@ fn root(s: &mut Section<'_, '_>, base_dir: &Path) -> Option<Config> {
         listeners: s.sections("listener", |s| listener(s, &mut binds)),
         plugins: s.section("plugins", |s| plugins(s, base_dir)),
         plugin: s.section("plugin", plugin_settings),
-        upstreams: s.sections("upstream", |s| upstream(s, &mut upstreams)),
+        upstreams: s.sections("upstream", |s| {
+            upstream::upstream(s, base_dir, &mut upstreams)
+        }),
         routes: s.sections("route", |s| route(s, &upstreams, &mut routes)),
     })
 }
@@ -225,107 +222,6 @@ fn isolation(text: &str) -> Option<Isolation> {
     }
 }
 
-fn upstream(s: &mut Section<'_, '_>, taken: &mut Taken<UpstreamName>) -> Option<Upstream> {
-    let name = s.required_text("name", UpstreamName::ALLOWED, UpstreamName::parse);
-    if let Some(name) = &name {
-        s.unique(s.spot("name"), &format!("\"{name}\""), name.clone(), taken);
-    }
-    let backends = backends(s);
-    refuse_unserved(s, "upstream");
-    upstream_of(s, name, backends)
-}
-
-/// All of an upstream but its name and its backends.
-pub(super) fn upstream_of(
-    s: &mut Section<'_, '_>,
-    name: Option<UpstreamName>,
-    backends: Vec<Backend>,
-) -> Option<Upstream> {
-    let policy = s.text("policy", PluginName::ALLOWED, PluginName::parse);
-    Some(Upstream {
-        policy: policy.unwrap_or_else(|| PluginName("round_robin".to_owned())),
-        policy_config: s.json("policy_config"),
-        backends,
-        connect_timeout: s.millis("connect_timeout_ms", 1..=MAX_TIMEOUT_MS, 1000),
-        response_timeout: s.millis("response_timeout_ms", 1..=MAX_TIMEOUT_MS, 5000),
-        retries: s.number("retries", "a number of backends", 0..=100, 2),
-        name: name?,
-    })
-}
-
-fn backends(s: &mut Section<'_, '_>) -> Vec<Backend> {
-    s.require_some("backends", "at least one backend");
-    let mut taken = Taken::new();
-    let entries = s.list("backends", "a list of addresses or tables");
-    entries
-        .iter()
-        .filter_map(|entry| backend(s, entry, &mut taken))
-        .collect()
-}
-
-fn backend<'t>(
-    s: &mut Section<'t, '_>,
-    entry: &Entry<'t>,
-    taken: &mut Taken<String>,
-) -> Option<Backend> {
-    match entry.as_str() {
-        Some(address) if backend_address(address).is_some() => {
-            unique_backend(s, entry.spot.clone(), address, taken);
-            s.section_without_keys(entry, |s| backend_at(s, Some(address.to_owned())))
-        }
-        None if entry.table().is_some() => s.section_at(entry, |s| {
-            let address = s.required_text("address", BACKEND_ADDRESS, backend_address);
-            if let Some(address) = &address {
-                unique_backend(s, s.spot("address"), address, taken);
-            }
-            backend_at(s, address)
-        }),
-        _ => {
-            s.refuse(
-                entry,
-                &format!("{BACKEND_ADDRESS}; or a table with that as its address"),
-            );
-            None
-        }
-    }
-}
-
-/// All of a backend but its address.
-pub(super) fn backend_at(s: &mut Section<'_, '_>, address: Option<String>) -> Option<Backend> {
-    Some(Backend {
-        weight: s.number("weight", "a whole number", 1..=1000, 1),
-        max_sessions: s.number_if_written("max_sessions", "a number of sessions", 1..=u32::MAX),
-        is_backup: s.flag("backup"),
-        labels: s.section("labels", labels),
-        address: address?,
-    })
-}
-
-fn labels(s: &mut Section<'_, '_>) -> BTreeMap<String, String> {
-    let keys = s.names();
-    let read = |key: String| {
-        let value = s.text(&key, "a string", |text| Some(text.to_owned()))?;
-        Some((key, value))
-    };
-    keys.into_iter().filter_map(read).collect()
-}
-
-fn backend_address(text: &str) -> Option<String> {
-    names::canonical_backend(text).map(|_| text.to_owned())
-}
-
-/// Reports an address that its upstream has already, also in another spelling.
-pub(super) fn unique_backend(
-    s: &mut Section<'_, '_>,
-    spot: Spot,
-    address: &str,
-    taken: &mut Taken<String>,
-) {
-    if let Some(canonical) = names::canonical_backend(address) {
-        s.unique(spot, &format!("\"{address}\""), canonical, taken);
-    }
-}
-
 fn route(
     s: &mut Section<'_, '_>,
     upstreams: &Taken<UpstreamName>,
@@ -415,6 +311,8 @@ fn refuse_unserved(s: &mut Section<'_, '_>, section: &str) {
 mod tests {
     use std::path::PathBuf;
 
+    use super::super::names::BACKEND_ADDRESS;
+    use super::super::{Backend, BackendTls, Dns, Ejection, Health, Probe, Queue, Upstream};
     use super::*;
 
     /// All that this version serves, with values other than the defaults where that shows more.
@@ -451,8 +349,19 @@ backends = ["127.0.0.1:3001", { address = "App:3002", weight = 2, max_sessions =
 connect_timeout_ms = 1000
 response_timeout_ms = 5000
 retries = 2
-slow_start_secs = 0
-tls = false
+slow_start_secs = 30
+retry_budget_percent = 20
+queue_max = 100
+queue_timeout_ms = 3000
+panic_threshold_percent = 50
+backends_file = "backends.toml"
+dns = { name = "_ws._tcp.app.internal", refresh_secs = 7, server = "127.0.0.1:5353" }
+tls = { ca = "ca.pem", server_name = "app", insecure_skip_verify = true }
+[upstream.health]
+kind = "websocket"
+path = "/websocket"
+[upstream.ejection]
+failures = 3
 
 [[route]]
 host = "*.Example.org"
@@ -564,24 +473,53 @@ handler = 'echo'
                 policy: plugin_name("least_connections"),
                 policy_config: serde_json::json!({ "of": ["a", 2.5, true] }),
                 backends: vec![
-                    Backend {
-                        address: "127.0.0.1:3001".to_owned(),
-                        weight: 1,
-                        max_sessions: None,
-                        is_backup: false,
-                        labels: BTreeMap::new(),
-                    },
+                    Backend::at("127.0.0.1:3001".to_owned()),
                     Backend {
                         address: "App:3002".to_owned(),
                         weight: 2,
                         max_sessions: Some(5000),
                         is_backup: true,
+                        is_draining: false,
                         labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
                     },
                 ],
                 connect_timeout: Duration::from_secs(1),
                 response_timeout: Duration::from_secs(5),
                 retries: 2,
+                backends_file: Some(PathBuf::from("/etc/pointsman/backends.toml")),
+                dns: Some(Dns {
+                    name: "_ws._tcp.app.internal".to_owned(),
+                    port: None,
+                    refresh: Duration::from_secs(7),
+                    server: Some("127.0.0.1:5353".parse().unwrap()),
+                }),
+                tls: Some(BackendTls {
+                    ca: Some(PathBuf::from("/etc/pointsman/ca.pem")),
+                    server_name: Some("app".to_owned()),
+                    insecure_skip_verify: true,
+                }),
+                retry_budget_percent: 20,
+                queue: Queue {
+                    max: 100,
+                    timeout: Duration::from_secs(3),
+                },
+                slow_start: Duration::from_secs(30),
+                panic_threshold_percent: 50,
+                health: Some(Health {
+                    probe: Probe::WebSocket {
+                        path: "/websocket".to_owned(),
+                    },
+                    interval: Duration::from_secs(2),
+                    timeout: Duration::from_secs(1),
+                    rise: 2,
+                    fall: 3,
+                }),
+                ejection: Some(Ejection {
+                    failures: 3,
+                    window: Duration::from_secs(10),
+                    eject: Duration::from_secs(10),
+                    max_ejected_percent: 50,
+                }),
             }],
             routes: vec![
                 Route {
@@ -660,7 +598,10 @@ upstream = 'app'"
         assert_eq!(upstream.policy_config, serde_json::json!({}));
         assert_eq!(upstream.connect_timeout, Duration::from_secs(1));
         assert_eq!(upstream.response_timeout, Duration::from_secs(5));
-        assert_eq!(upstream.retries, 2);
+        assert_eq!((upstream.retries, upstream.retry_budget_percent), (2, 100));
+        assert_eq!(upstream.queue.max, 0);
+        assert_eq!((&upstream.health, &upstream.ejection), (&None, &None));
+        assert_eq!((&upstream.dns, &upstream.tls), (&None, &None));
         let route = &config.routes[1];
         assert_eq!(route.idle_timeout, Duration::from_secs(3600));
         assert_eq!((route.ping_interval, route.max_message_bytes), (None, None));
@@ -690,14 +631,6 @@ tls = { cert = "cert.pem", key = "key.pem", client_ca = "ca.pem" }
 [[upstream]]
 name = "app"
 backends = ["127.0.0.1:3001"]
-backends_file = "backends.toml"
-dns = { name = "app.internal", port = 3000, refresh_secs = 5 }
-slow_start_secs = 1
-tls = true
-[upstream.health]
-kind = "websocket"
-[upstream.ejection]
-failures = 5
 [[route]]
 path = "/websocket"
 upstream = "app"
@@ -706,13 +639,7 @@ filters = ["limit"]
             &[
                 "line 4: listener[0].proxy_protocol: \"v1\" is not supported by this version: only \"off\"",
                 "line 5: listener[0].tls: this key is not supported by this version",
-                "line 9: upstream[0].backends_file: this key is not supported by this version",
-                "line 10: upstream[0].dns: this key is not supported by this version",
-                "line 11: upstream[0].slow_start_secs: 1 is not supported by this version: only 0",
-                "line 12: upstream[0].tls: true is not supported by this version: only false",
-                "line 13: upstream[0].health: this key is not supported by this version",
-                "line 15: upstream[0].ejection: this key is not supported by this version",
-                "line 20: route[0].filters: [\"limit\"] is not supported by this version: only []",
+                "line 12: route[0].filters: [\"limit\"] is not supported by this version: only []",
             ],
         );
     }

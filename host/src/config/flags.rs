@@ -10,6 +10,7 @@ use std::path::Path;
 use super::file;
 use super::names::{self, BACKEND_ADDRESS};
 use super::reader::{self, Section, Taken};
+use super::upstream::{self, Found};
 use super::{
     Admin, Backend, Config, Flags, Listener, PathPattern, PluginName, Plugins, Problem, Target,
     Upstream, UpstreamName,
@@ -94,7 +95,11 @@ fn upstream(
     if addresses.is_empty() {
         s.problem(&s.spot("--backend"), "missing: at least one backend");
     }
-    let upstream = file::upstream_of(s, Some(UpstreamName("app".to_owned())), backends)?;
+    let found = Found {
+        backends,
+        ..Found::default()
+    };
+    let upstream = upstream::upstream_of(s, Some(UpstreamName("app".to_owned())), found)?;
     let Some(policy) = policy else {
         return Some(upstream);
     };
@@ -118,8 +123,8 @@ fn backend(s: &mut Section<'_, '_>, address: &str, taken: &mut Taken<String>) ->
         );
         return None;
     }
-    file::unique_backend(s, spot, address, taken);
-    file::backend_at(s, Some(address.to_owned()))
+    upstream::unique_backend(s, spot, address, taken);
+    upstream::backend_at(s, Some(address.to_owned()))
 }
 
 #[cfg(test)]

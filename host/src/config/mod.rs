@@ -11,6 +11,7 @@ mod lines;
 mod names;
 mod nearest;
 mod reader;
+mod upstream;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,6 +20,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+
+pub use self::upstream::{Backend, BackendTls, Dns, Ejection, Health, Probe, Queue, Upstream};
 
 /// All that an operator may decide.
 #[derive(Debug, Clone, PartialEq)]
@@ -99,41 +102,6 @@ pub enum Isolation {
     Session,
 }
 
-/// `[[upstream]]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Upstream {
-    /// Unique.
-    pub name: UpstreamName,
-    /// Default `round_robin`.
-    pub policy: PluginName,
-    /// Handed to the policy as JSON. Default `{}`.
-    pub policy_config: serde_json::Value,
-    /// At least one; addresses are unique within the upstream.
-    pub backends: Vec<Backend>,
-    /// Default 1 s.
-    pub connect_timeout: Duration,
-    /// From the request to the head of the answer. Default 5 s.
-    pub response_timeout: Duration,
-    /// Other backends tried before the client is answered. Default 2; 0 to 100.
-    pub retries: u32,
-}
-
-/// One entry of `backends`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Backend {
-    /// Host and port as written: `127.0.0.1:3001`, `[::1]:3001`, `app.internal:3001`. Names are
-    /// resolved at each dial.
-    pub address: String,
-    /// 1 to 1000; default 1.
-    pub weight: u32,
-    /// Sessions that it may have; none: no bound.
-    pub max_sessions: Option<u32>,
-    /// Used only when no other backend can take a session.
-    pub is_backup: bool,
-    /// Handed to the policy.
-    pub labels: BTreeMap<String, String>,
-}
-
 /// `[[route]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
@@ -166,7 +134,7 @@ pub enum Target {
 }
 
 /// A host to match, in lower case.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum HostPattern {
     /// `app.example.org`
     Exact(String),
@@ -175,7 +143,7 @@ pub enum HostPattern {
 }
 
 /// A path to match.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PathPattern {
     /// `/websocket`
     Exact(String),

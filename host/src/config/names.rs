@@ -10,6 +10,8 @@ use ipnet::IpNet;
 use super::{HostPattern, PathPattern};
 
 pub(super) const BACKEND_ADDRESS: &str = "HOST:PORT, where HOST is an IPv4 address, an [IPv6 address] or a DNS name, and PORT 1 to 65535";
+pub(super) const DNS_NAME: &str = "a DNS name such as \"app.internal\"; labels may begin with '_'";
+pub(super) const SERVER_NAME: &str = "a DNS name or an IP address";
 pub(super) const NETWORK: &str = "a network such as \"10.0.0.0/8\", or one address";
 pub(super) const ORIGIN: &str = "an origin as browsers send it, such as \"https://app.example.org\", without a path; or \"null\"";
 pub(super) const SOCKET_ADDRESS: &str =
@@ -69,6 +71,21 @@ pub(super) fn canonical_backend(address: &str) -> Option<String> {
         is_dns_name(host.strip_suffix('.').unwrap_or(host))
     };
     is_host.then(|| address.to_ascii_lowercase())
+}
+
+/// None where nobody could be asked for `text`. Labels of services begin with an underscore (RFC 2782).
+pub(super) fn dns_name(text: &str) -> Option<String> {
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let labels: Vec<_> = name
+        .split('.')
+        .map(|label| label.strip_prefix('_').unwrap_or(label))
+        .collect();
+    is_dns_name(&labels.join(".")).then(|| text.to_ascii_lowercase())
+}
+
+/// None where no certificate could be for `text`.
+pub(super) fn server_name(text: &str) -> Option<String> {
+    (text.parse::<IpAddr>().is_ok() || is_dns_name(text)).then(|| text.to_ascii_lowercase())
 }
 
 /// None where `text` is neither a network nor an address.

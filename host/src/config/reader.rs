@@ -350,7 +350,8 @@ impl<'t, 'p> Section<'t, 'p> {
         }
     }
 
-    fn require(&mut self, key: &str, what: &str) {
+    /// Reports a key that is absent.
+    pub(super) fn require(&mut self, key: &str, what: &str) {
         if !self.has(key) {
             self.problem(&self.spot(key), format!("missing: {what}"));
         }

@@ -15,7 +15,7 @@ use crate::config::{PluginName, Route};
 use crate::handshake::{self, Upgrade};
 use crate::session::handled::{Handled, OUTBOX_MESSAGES};
 use crate::session::handler::{Facts, Handler, HandlerError};
-use crate::session::{SessionId, Timeouts};
+use crate::session::{self, SessionId};
 use crate::worker::{ConnectionCount, Worker};
 
 /// What a session at a handler begins with.
@@ -91,12 +91,12 @@ impl Upgraded {
             record,
         } = *self;
         let route = Arc::clone(&record.route);
-        let timeouts = Timeouts {
-            idle: route.idle_timeout,
-            ping: route.ping_interval,
-        };
-        let registration = worker.sessions.register(facts.session, timeouts);
         let counters = worker.target_counters(&route.target);
+        let place = session::Place {
+            route,
+            backend: None,
+        };
+        let registration = worker.register(facts.session, place);
         let (sender, outbox) = mpsc::channel(OUTBOX_MESSAGES);
         let max_message_bytes = facts.max_message_bytes;
         record.opened(&worker);

@@ -2,15 +2,18 @@
 //! and the first that answers is it.
 
 use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, StatusCode, request};
 use hyper::body::{Body as _, Incoming};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
 
 use super::record::{Place, Record};
 use super::{Answered, Exchange, Next, Refused, append_all};
@@ -23,12 +26,18 @@ use crate::proxy::ProxyError;
 use crate::relay::Relay;
 use crate::routing::chooser::Plan;
 use crate::session::relayed::Relayed;
-use crate::session::{SessionId, Timeouts};
+use crate::session::{self, SessionId};
 use crate::site::Site;
 use crate::upstream::dial::{self, Answer, Deadlines, DialError};
-use crate::upstream::pool::{Active, Backend, Pool};
+use crate::upstream::pool::{Active, Backend, Pending, Pool};
 use crate::worker::guests::PolicyLabel;
 use crate::worker::{ConnectionCount, Worker};
+
+/// How often who waits for room looks for itself: room can come without a sign, as when an ejection
+/// is over.
+const QUEUE_LOOK: Duration = Duration::from_millis(250);
+/// In seconds, for a client that found no room (RFC 9110 section 10.2.3).
+const RETRY_AFTER_FULL: HeaderValue = HeaderValue::from_static("1");
 
 /// A backend's upgraded stream, and what the session's record says.
 pub(super) struct Upgraded {
@@ -43,19 +52,20 @@ pub(super) struct Upgraded {
 pub(super) async fn upgrade(
     exchange: &Exchange,
     route: &Arc<Route>,
-    site: &Site,
     upstream: &UpstreamName,
     asked: Upgrade,
     head: request::Parts,
 ) -> Result<Answered, Box<Refused>> {
-    let pool = pool(site, upstream)?;
-    let choice = choose(exchange, site, pool, &head)?;
+    let choice = place(exchange, upstream, &head).await?;
+    let pool = &choice.pool;
     let mut to_backend = head.clone();
     exchange.forward_head(&mut to_backend);
     let to_backend = dial::upgrade_request(to_backend);
     let mut failures = Failures::default();
     for backend in &choice.order {
-        let pending = backend.dialling();
+        let Some(pending) = failures.next(pool, backend)? else {
+            continue;
+        };
         let answer = dial::upgrade(
             backend.address(),
             to_backend.clone(),
@@ -69,9 +79,9 @@ pub(super) async fn upgrade(
                 early,
                 head: mut answer,
             }) => {
-                let active = pending.answered();
+                let active = pending.answered(true);
                 let headers = &mut answer.headers;
-                finish_headers(exchange, &choice, pool, backend, &head, headers);
+                finish_headers(exchange, &choice, backend, &head, headers);
                 headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
                 headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
                 let place = Place::Backend(Arc::clone(backend), choice.policy);
@@ -87,19 +97,16 @@ pub(super) async fn upgrade(
                 return Ok(Answered::upgraded(answer.headers, answer.extensions, next));
             }
             Ok(Answer::Refused(mut response)) => {
-                drop(pending.answered());
-                finish_headers(
-                    exchange,
-                    &choice,
-                    pool,
-                    backend,
-                    &head,
-                    response.headers_mut(),
-                );
+                let status = response.status();
+                if status.is_server_error() {
+                    failed(pool, backend, &format!("it answered {status}"));
+                }
+                drop(pending.answered(!status.is_server_error()));
+                finish_headers(exchange, &choice, backend, &head, response.headers_mut());
                 let result = UpgradeResult::BackendRefused;
                 return Ok(Answered::plain(response, result, Some(backend.address())));
             }
-            Err(error) => failures.note(exchange, backend, error),
+            Err(error) => failures.note(exchange, pool, backend, error),
         }
     }
     Err(failures.into_refused())
@@ -108,13 +115,12 @@ pub(super) async fn upgrade(
 /// Leads a plain request to a backend.
 pub(super) async fn request(
     exchange: &Exchange,
-    site: &Site,
     upstream: &UpstreamName,
     head: request::Parts,
     body: Incoming,
 ) -> Result<Answered, Box<Refused>> {
-    let pool = pool(site, upstream)?;
-    let choice = choose(exchange, site, pool, &head)?;
+    let choice = place(exchange, upstream, &head).await?;
+    let pool = &choice.pool;
     let mut to_backend = head.clone();
     exchange.forward_head(&mut to_backend);
     to_backend.uri = dial::origin_form(&to_backend.uri);
@@ -122,7 +128,9 @@ pub(super) async fn request(
     let mut request = Request::from_parts(to_backend, body::incoming(body));
     let mut failures = Failures::default();
     for backend in &choice.order {
-        let pending = backend.dialling();
+        let Some(pending) = failures.next(pool, backend)? else {
+            continue;
+        };
         match exchange
             .worker
             .connections
@@ -130,26 +138,23 @@ pub(super) async fn request(
             .await
         {
             Ok(response) => {
-                let active = pending.answered();
+                let is_gateway_error = matches!(response.status().as_u16(), 502..=504);
+                if is_gateway_error {
+                    failed(pool, backend, &format!("it answered {}", response.status()));
+                }
+                let active = pending.answered(!is_gateway_error);
                 let hold = |answer| body::holding(body::incoming(answer), active);
                 let mut response = response.map(hold);
-                finish_headers(
-                    exchange,
-                    &choice,
-                    pool,
-                    backend,
-                    &head,
-                    response.headers_mut(),
-                );
+                finish_headers(exchange, &choice, backend, &head, response.headers_mut());
                 let result = UpgradeResult::BackendRefused;
                 return Ok(Answered::plain(response, result, Some(backend.address())));
             }
             Err(ProxyError::NotSent(error, unsent)) => {
-                failures.note(exchange, backend, error);
+                failures.note(exchange, pool, backend, error);
                 request = *unsent;
             }
             Err(ProxyError::Lost(error)) => {
-                failures.note(exchange, backend, error);
+                failures.note(exchange, pool, backend, error);
                 match &again {
                     Some(head) => request = Request::from_parts(head.clone(), body::empty()),
                     None => break,
@@ -186,12 +191,12 @@ impl Upgraded {
         let mut relay = Relay::new(client, stream, route.max_message_bytes.unwrap_or(u64::MAX));
         relay.preload(&early, &from_backend);
         drop((early, from_backend));
-        let timeouts = Timeouts {
-            idle: route.idle_timeout,
-            ping: route.ping_interval,
-        };
-        let registration = worker.sessions.register(SessionId::next(), timeouts);
         let counters = worker.target_counters(&route.target);
+        let place = session::Place {
+            route,
+            backend: Some(Arc::clone(active.backend())),
+        };
+        let registration = worker.register(SessionId::next(), place);
         let (scratch, pipe) = (Rc::clone(&worker.scratch), worker.pipe.clone());
         let mut session = Relayed::new(relay, registration, counters, scratch, pipe);
         record.opened(&worker);
@@ -208,17 +213,6 @@ impl Upgraded {
     }
 }
 
-fn pool<'a>(site: &'a Site, upstream: &UpstreamName) -> Result<&'a Arc<Pool>, Box<Refused>> {
-    let gone = || {
-        Refused::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            UpgradeResult::NoBackend,
-            "the upstream is gone",
-        )
-    };
-    site.pools.get(upstream).ok_or_else(gone)
-}
-
 fn deadlines(pool: &Pool) -> Deadlines {
     Deadlines {
         connect: pool.config.connect_timeout,
@@ -231,25 +225,105 @@ struct Choice {
     /// Never empty.
     order: Vec<Arc<Backend>>,
     policy: Arc<PolicyLabel>,
+    pool: Arc<Pool>,
 }
 
-fn choose(
+/// Has the policy choose; where every backend has its `max_sessions`, waits for room.
+async fn place(
     exchange: &Exchange,
-    site: &Site,
-    pool: &Pool,
+    upstream: &UpstreamName,
     head: &request::Parts,
 ) -> Result<Choice, Box<Refused>> {
+    let pool = pool(&exchange.worker.site(), upstream)?;
+    pool.request_begins();
+    // Who comes later does not overtake those who wait.
+    if pool.queue().is_empty()
+        && let Some(choice) = choose(exchange, upstream, head)?
+    {
+        return Ok(choice);
+    }
+    let queue = pool.config.queue;
+    let ticket = pool.queue().enter(queue.max).ok_or_else(full)?;
+    let deadline = Instant::now() + queue.timeout;
+    loop {
+        let mut turn = pin!(ticket.turn());
+        turn.as_mut().enable();
+        loop {
+            if let Some(choice) = choose(exchange, upstream, head)? {
+                // There may be room for more than one.
+                pool.queue().wake_one();
+                return Ok(choice);
+            }
+            let look_again = deadline.min(Instant::now() + QUEUE_LOOK);
+            tokio::select! {
+                () = turn.as_mut() => break,
+                () = sleep_until(look_again) => {}
+            }
+            if Instant::now() >= deadline {
+                return Err(full());
+            }
+        }
+    }
+}
+
+/// None: every backend has its `max_sessions`.
+fn choose(
+    exchange: &Exchange,
+    upstream: &UpstreamName,
+    head: &request::Parts,
+) -> Result<Option<Choice>, Box<Refused>> {
+    let site = exchange.worker.site();
+    let pool = pool(&site, upstream)?;
     let guests = &exchange.worker.guests;
-    let (plan, policy) = guests.choose(site, pool, &exchange.facts(head));
+    let (plan, policy) = guests.choose(&site, &pool, &exchange.facts(head));
     match plan {
-        Plan::Dial(order) => Ok(Choice { order, policy }),
+        Plan::Dial(order) => Ok(Some(Choice {
+            order,
+            policy,
+            pool,
+        })),
         Plan::Refuse(refusal) => Err(Refused::by_plugin(refusal, UpgradeResult::PolicyRefused)),
         Plan::Redirect { status, location } => Err(redirect(status, &location)),
-        Plan::NoBackend => Err(Refused::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            UpgradeResult::NoBackend,
-            "no backend can take it",
-        )),
+        Plan::NoBackend => Err(nobody()),
+        Plan::Full => Ok(None),
+    }
+}
+
+fn pool(site: &Site, upstream: &UpstreamName) -> Result<Arc<Pool>, Box<Refused>> {
+    site.pools.get(upstream).cloned().ok_or_else(nobody)
+}
+
+fn nobody() -> Box<Refused> {
+    Refused::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        UpgradeResult::NoBackend,
+        "no backend can take it",
+    )
+}
+
+fn full() -> Box<Refused> {
+    let mut refused = Refused::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        UpgradeResult::NoBackend,
+        "every backend has its max_sessions",
+    );
+    refused
+        .headers
+        .insert(header::RETRY_AFTER, RETRY_AFTER_FULL);
+    refused
+}
+
+/// Counts a failure of a backend, and says if that put it out.
+fn failed(pool: &Pool, backend: &Backend, reason: &str) {
+    if let Some(out_for) = pool.failed(backend, reason) {
+        let upstream = pool.config.name.as_str();
+        tracing::warn!(
+            upstream,
+            backend = backend.address(),
+            reason,
+            ?out_for,
+            "backend ejected"
+        );
     }
 }
 
@@ -257,14 +331,13 @@ fn choose(
 fn finish_headers(
     exchange: &Exchange,
     choice: &Choice,
-    pool: &Pool,
     backend: &Backend,
     head: &request::Parts,
     headers: &mut HeaderMap,
 ) {
     forwarding::strip_hop_by_hop(headers);
     let guests = &exchange.worker.guests;
-    let added = guests.placed(&choice.policy, pool, backend, &exchange.facts(head));
+    let added = guests.placed(&choice.policy, &choice.pool, backend, &exchange.facts(head));
     append_all(headers, added);
 }
 
@@ -295,20 +368,35 @@ struct Failures {
 }
 
 impl Failures {
-    fn note(&mut self, exchange: &Exchange, backend: &Backend, error: DialError) {
-        backend.failed();
+    /// Begins with the next backend; none: it is full by now.
+    ///
+    /// # Errors
+    /// So much was tried again already that this one is not.
+    fn next(
+        &mut self,
+        pool: &Pool,
+        backend: &Arc<Backend>,
+    ) -> Result<Option<Pending>, Box<Refused>> {
+        if self.n_tried > 0 && !pool.may_retry() {
+            tracing::warn!(
+                upstream = pool.config.name.as_str(),
+                "the retry budget is used up"
+            );
+            return Err(std::mem::take(self).into_refused());
+        }
+        Ok(backend.dialling())
+    }
+
+    fn note(&mut self, exchange: &Exchange, pool: &Pool, backend: &Backend, error: DialError) {
         tracing::info!(backend = backend.address(), request_id = exchange.id(), %error, "backend failed");
+        failed(pool, backend, &error.to_string());
         self.last = Some(error);
         self.n_tried += 1;
     }
 
     fn into_refused(self) -> Box<Refused> {
         let Some(error) = self.last else {
-            return Refused::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                UpgradeResult::NoBackend,
-                "no backend can take it",
-            );
+            return full();
         };
         let result = match error.status() {
             StatusCode::GATEWAY_TIMEOUT => UpgradeResult::Timeout,

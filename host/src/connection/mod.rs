@@ -231,6 +231,9 @@ impl Exchange {
                 )
             })?;
         let route = found.insert(Arc::clone(route));
+        if site.is_drained(route) {
+            return Err(drained());
+        }
         if let Target::Http(plugin) = &route.target {
             return at_plugin::request(self, plugin, head, body).await;
         }
@@ -240,10 +243,10 @@ impl Exchange {
         }
         match (&route.target, upgrade) {
             (Target::Upstream(upstream), Some(asked)) => {
-                at_upstream::upgrade(self, route, &site, upstream, asked, head).await
+                at_upstream::upgrade(self, route, upstream, asked, head).await
             }
             (Target::Upstream(upstream), None) => {
-                at_upstream::request(self, &site, upstream, head, body).await
+                at_upstream::request(self, upstream, head, body).await
             }
             (Target::Handler(plugin), Some(asked)) => {
                 at_handler::upgrade(self, route, plugin, asked, head)
@@ -377,6 +380,17 @@ fn append_all(headers: &mut HeaderMap, fields: Vec<(String, String)>) {
     for (name, value) in &added {
         headers.append(name, value.clone());
     }
+}
+
+fn drained() -> Box<Refused> {
+    let mut refused = Refused::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        UpgradeResult::NoBackend,
+        "the route is drained",
+    );
+    let soon = HeaderValue::from_static("10");
+    refused.headers.insert(header::RETRY_AFTER, soon);
+    refused
 }
 
 fn check_origin(route: &Route, headers: &HeaderMap) -> Result<(), Box<Refused>> {

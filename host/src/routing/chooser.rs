@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::fallback;
 use super::policy::{Candidate, ChoiceRequest, Decision, Figures, Policy, PolicyError, Refusal};
 use crate::session::EndReport;
-use crate::upstream::pool::{Backend, Pool};
+use crate::upstream::pool::{Backend, Nobody, Pool, Tier};
 
 /// After so many failures in a row a policy is given a rest before it is made anew.
 const FAILURES_BEFORE_REST: u32 = 3;
@@ -27,8 +27,8 @@ const REST: Duration = Duration::from_secs(1);
 pub struct Chooser<P> {
     /// None: it was never needed or has failed, and is made for the next choice.
     policy: Option<P>,
-    /// What the policy was last told of, in that order.
-    candidates: Vec<Arc<Backend>>,
+    /// What the policy was last told of, in that order, each with its weight.
+    candidates: Vec<(Arc<Backend>, u32)>,
     failures_in_a_row: u32,
     rests_until: Option<Instant>,
 }
@@ -60,8 +60,10 @@ pub enum Plan {
         /// The value of `Location`.
         location: String,
     },
-    /// No backend has room, or the policy wants none of them.
+    /// There is no backend, or the policy wants none of them.
     NoBackend,
+    /// Every backend has its `max_sessions`: waiting may help.
+    Full,
 }
 
 /// Makes a policy when one is needed.
@@ -95,8 +97,10 @@ impl<P: Policy> Chooser<P> {
         facts: &RequestFacts<'_>,
         make: MakePolicy<'_, P>,
     ) -> Plan {
-        if !self.refresh_candidates(pool) {
-            return Plan::NoBackend;
+        match self.refresh_candidates(pool) {
+            Ok(()) => {}
+            Err(Nobody::Full) => return Plan::Full,
+            Err(Nobody::None) => return Plan::NoBackend,
         }
         let request = choice_request(pool.next_sequence(), facts, &[]);
         let decision = self.ask(&request, make);
@@ -112,7 +116,7 @@ impl<P: Policy> Chooser<P> {
         let place = self
             .candidates
             .iter()
-            .position(|candidate| candidate.address() == backend.address());
+            .position(|(candidate, _)| candidate.address() == backend.address());
         let (Some(place), Some(policy)) = (place, &mut self.policy) else {
             return Vec::new();
         };
@@ -135,32 +139,33 @@ impl<P: Policy> Chooser<P> {
         }
     }
 
-    /// Sees who may be chosen now; tells the policy if that changed. False: nobody.
-    fn refresh_candidates(&mut self, pool: &Pool) -> bool {
-        let primaries = || {
-            pool.backends
-                .iter()
-                .filter(|b| !b.config.is_backup && b.has_room())
-        };
-        let backups = || {
-            pool.backends
-                .iter()
-                .filter(|b| b.config.is_backup && b.has_room())
-        };
-        let is_backup_time = primaries().next().is_none();
-        let eligible = || primaries().chain(backups().filter(move |_| is_backup_time));
-        let is_same = eligible().count() == self.candidates.len()
-            && eligible()
-                .zip(&self.candidates)
-                .all(|(now, then)| Arc::ptr_eq(now, then));
+    /// Sees who may be chosen now; tells the policy if that changed.
+    fn refresh_candidates(&mut self, pool: &Pool) -> Result<(), Nobody> {
+        let now = Instant::now();
+        let tier = pool.tier(now)?;
+        let known = self
+            .candidates
+            .iter()
+            .map(|(backend, weight)| (Arc::as_ptr(backend), *weight));
+        let is_same = pool
+            .eligible(tier, now)
+            .map(|(backend, weight)| (Arc::as_ptr(backend), weight))
+            .eq(known);
         if !is_same {
-            self.candidates = eligible().cloned().collect();
-            if let Some(policy) = self.policy.as_mut().filter(|_| !self.candidates.is_empty()) {
+            let eligible = pool.eligible(tier, now);
+            self.candidates = eligible
+                .map(|(b, weight)| (Arc::clone(b), weight))
+                .collect();
+            // Another thread may have taken the last place since.
+            if self.candidates.is_empty() {
+                return Err(Nobody::Full);
+            }
+            if let Some(policy) = &mut self.policy {
                 let result = policy.backends_changed(&candidates(&self.candidates));
                 self.keep_if_ok(result);
             }
         }
-        !self.candidates.is_empty()
+        Ok(())
     }
 
     fn ask(&mut self, request: &ChoiceRequest<'_>, make: MakePolicy<'_, P>) -> Option<Decision> {
@@ -192,7 +197,7 @@ impl<P: Policy> Chooser<P> {
             true => self
                 .candidates
                 .iter()
-                .map(|backend| backend.figures())
+                .map(|(backend, _)| backend.figures())
                 .collect(),
             false => Vec::new(),
         };
@@ -230,7 +235,7 @@ impl<P: Policy> Chooser<P> {
             Decision::Prefer(first) => self.others_behind(first as usize, pool),
             Decision::Ranked(places) => places
                 .iter()
-                .map(|&place| Arc::clone(&self.candidates[place as usize]))
+                .map(|&place| Arc::clone(&self.candidates[place as usize].0))
                 .collect(),
             Decision::Refuse(refusal) => return Plan::Refuse(refusal),
             Decision::Redirect { status, location } => return Plan::Redirect { status, location },
@@ -247,18 +252,12 @@ impl<P: Policy> Chooser<P> {
     /// behind all of them the backups.
     fn others_behind(&self, first: usize, pool: &Pool) -> Vec<Arc<Backend>> {
         let n = self.candidates.len();
-        let mut order: Vec<_> = (0..n)
-            .map(|i| Arc::clone(&self.candidates[(first + i) % n]))
-            .collect();
-        let backups = pool
-            .backends
-            .iter()
-            .filter(|b| b.config.is_backup && b.has_room());
-        order.extend(
-            backups
-                .filter(|&b| !self.candidates.iter().any(|c| Arc::ptr_eq(b, c)))
-                .cloned(),
-        );
+        let successors = (0..n).map(|i| &self.candidates[(first + i) % n].0);
+        let mut order: Vec<_> = successors.cloned().collect();
+        let backups = pool.eligible(Tier::Backups, Instant::now());
+        let others = backups
+            .filter(|(backup, _)| !self.candidates.iter().any(|(c, _)| Arc::ptr_eq(backup, c)));
+        order.extend(others.map(|(backup, _)| Arc::clone(backup)));
         order[1..]
             .sort_by_key(|backend| (backend.failures_in_a_row() > 0, backend.config.is_backup));
         order
@@ -271,11 +270,12 @@ impl<P: Policy> Default for Chooser<P> {
     }
 }
 
-fn candidates(backends: &[Arc<Backend>]) -> Vec<Candidate> {
-    backends
-        .iter()
-        .map(|backend| Candidate::from(&backend.config))
-        .collect()
+fn candidates(backends: &[(Arc<Backend>, u32)]) -> Vec<Candidate> {
+    let candidate = |(backend, weight): &(Arc<Backend>, u32)| Candidate {
+        weight: *weight,
+        ..Candidate::from(&backend.config)
+    };
+    backends.iter().map(candidate).collect()
 }
 
 fn choice_request<'a>(
@@ -307,13 +307,14 @@ mod tests {
 
     use super::super::policy::Wants;
     use super::*;
-    use crate::config::Config;
+    use crate::config::{self, Config};
 
     /// Answers as it is told, and notes what it is told of.
     #[derive(Debug, Clone, Default)]
     struct Scripted {
         answers: Rc<RefCell<VecDeque<Decision>>>,
         candidates: Rc<RefCell<Vec<String>>>,
+        weights: Rc<RefCell<Vec<String>>>,
         wants: Wants,
     }
 
@@ -325,6 +326,10 @@ mod tests {
         fn backends_changed(&mut self, backends: &[Candidate]) -> Result<(), PolicyError> {
             let addresses = backends.iter().map(|backend| backend.address.clone());
             *self.candidates.borrow_mut() = addresses.collect();
+            let weights = backends
+                .iter()
+                .map(|b| format!("{} {}", b.address, b.weight));
+            *self.weights.borrow_mut() = weights.collect();
             Ok(())
         }
 
@@ -358,7 +363,9 @@ mod tests {
              [[upstream]]\nname = \"app\"\nretries = 2\nbackends = [{backends}]\n"
         );
         let config = Config::from_toml(&text, std::path::Path::new(".")).unwrap();
-        Pool::new(config.upstreams[0].clone(), None)
+        let config = config.upstreams[0].clone();
+        let backends = config.backends.clone();
+        Pool::new(config, &backends, None)
     }
 
     const THREE: &str = r#""a:1", "b:1", "c:1""#;
@@ -417,7 +424,7 @@ mod tests {
         let pool = pool(THREE);
         let mut chosen = Chosen::new(&[Decision::Prefer(1), Decision::Prefer(1)]);
         assert_eq!(chosen.order(&pool), "b c a");
-        pool.backends[2].failed();
+        pool.failed(&pool.backends[2], "reset");
         assert_eq!(chosen.order(&pool), "b a c");
     }
 
@@ -440,16 +447,37 @@ mod tests {
         );
         let mut chosen = Chosen::new(&[Decision::Prefer(0), Decision::Prefer(0)]);
         assert_eq!(chosen.order(&full), "a z");
-        let _session = full.backends[0].dialling().answered();
+        let _session = full.backends[0].dialling().map(|dial| dial.answered(true));
         assert_eq!(chosen.order(&full), "z");
         assert_eq!(*chosen.policy.candidates.borrow(), ["z:1"]);
     }
 
     #[test]
-    fn nobody_with_room_is_nobody() {
+    fn nobody_with_room_is_worth_a_wait() {
         let pool = pool(r#"{ address = "a:1", max_sessions = 1 }"#);
         let _dial = pool.backends[0].dialling();
-        assert_eq!(Chosen::new(&[]).order(&pool), "NoBackend");
+        assert_eq!(Chosen::new(&[]).order(&pool), "Full");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_policy_is_told_of_weights_that_grow() {
+        let first = pool(r#""a:1""#);
+        let config = config::Upstream {
+            slow_start: Duration::from_secs(10),
+            ..first.config.clone()
+        };
+        let joined = ["a:1", "b:1"].map(|address| config::Backend::at(address.to_owned()));
+        let second = Pool::new(config, &joined, Some(&first));
+        let mut chosen = Chosen::new(&vec![Decision::Prefer(0); 3]);
+        for (seconds, expected) in [
+            (0, "a:1 10, b:1 1"),
+            (5, "a:1 10, b:1 6"),
+            (5, "a:1 1, b:1 1"),
+        ] {
+            tokio::time::advance(Duration::from_secs(seconds)).await;
+            chosen.plan(&second);
+            assert_eq!(chosen.policy.weights.borrow().join(", "), expected);
+        }
     }
 
     #[test]

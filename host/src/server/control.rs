@@ -4,6 +4,7 @@
 //! very end.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::TcpListener as StdListener;
 use std::path::{Path, PathBuf};
@@ -16,22 +17,26 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::Instant;
 
+use super::discovery::{self, Discovery};
+use super::health_checks::HealthChecks;
 use super::trial::{Trial, load_missing};
 use super::view::Pages;
-use super::{Command, LOG_PATIENCE, plugin_updates};
+use super::{Command, LOG_PATIENCE, plan, plugin_updates};
 use crate::admin;
 use crate::admin::access_log::AccessLogWriter;
 use crate::admin::metrics::{Metrics, ReloadKind, ReloadResult};
 use crate::admin::status::{PluginSource, PluginStatus};
-use crate::config::{Config, Problem};
+use crate::admin::steer::{Drainable, Outcome, Proposal};
+use crate::config::{self, Config, Listener, Problem, UpstreamName};
 use crate::drain::Drainer;
+use crate::listener;
 use crate::plugins::failure::Failure;
 use crate::plugins::generation::Source;
 use crate::plugins::limits::Limits;
 use crate::plugins::registry::{self, Registry};
-use crate::site::Site;
+use crate::site::{self, Drained, Found, Site};
 use crate::watch::{Change, Watch};
-use crate::worker::Ask;
+use crate::worker::{Ask, Census, Listen, ListenerKey};
 
 /// What the control plane begins with.
 pub(super) struct Setup {
@@ -58,6 +63,11 @@ pub(super) struct Control {
     /// One for each worker.
     pub(super) asks: Vec<mpsc::Sender<Ask>>,
     pub(super) started: Instant,
+    /// Backends found beside those that are written.
+    pub(super) found: Found,
+    /// What the operator has taken out since the start.
+    pub(super) drained: Drained,
+    pub(super) checks: HealthChecks,
 }
 
 /// How much less than others the threads that compile are worth: +10 of nice's 20.
@@ -116,14 +126,34 @@ async fn run(setup: Setup) {
         tasks.spawn_local(plugin_updates::run(Rc::clone(&control), changes));
         watch
     });
+    let mut discovery = Discovery::default();
+    {
+        let mut control = control.borrow_mut();
+        let site = control.site();
+        control.checks.follow(&site);
+    }
+    let file = control.borrow().file.clone();
+    let (_config_watch, mut config_changes) = watch_config(file.as_deref()).unzip();
+    let mut published = control.borrow().site.subscribe();
+    published.mark_changed();
     loop {
         tokio::select! {
             command = commands.recv() => match command {
-                Some(Command::Reload) => reload(&control).await,
+                Some(Command::Reload) => _ = reload(&control).await,
                 Some(Command::Drain(timeout)) => control.borrow().drainer.start(timeout),
                 None => control.borrow().drainer.start(std::time::Duration::ZERO),
             },
             Some(failure) = failures.recv() => control.borrow_mut().guest_failed(&failure),
+            Ok(()) = published.changed() => {
+                let site = Arc::clone(&published.borrow_and_update());
+                discovery.follow(&control, &site.config);
+            }
+            Some(change) = next_change(&mut config_changes) => match change {
+                Change::Written(_) => _ = reload(&control).await,
+                Change::Gone(path) => {
+                    tracing::warn!(file = %path.display(), "configuration file is gone: the one in force stays");
+                }
+            },
             none = workers_alive.recv() => {
                 debug_assert!(none.is_none(), "workers send nothing");
                 break;
@@ -140,34 +170,95 @@ async fn run(setup: Setup) {
     }
 }
 
+/// None: there is no file, or it cannot be watched.
+fn watch_config(file: Option<&Path>) -> Option<(Watch, mpsc::Receiver<Change>)> {
+    let file = file?;
+    match Watch::file(file) {
+        Ok(watched) => Some(watched),
+        Err(error) => {
+            tracing::warn!(file = %file.display(), %error, "configuration file cannot be watched: SIGHUP reads it again");
+            None
+        }
+    }
+}
+
+/// Never ready where nothing is watched.
+async fn next_change(changes: &mut Option<mpsc::Receiver<Change>>) -> Option<Change> {
+    match changes {
+        Some(changes) => changes.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Reads the configuration again and puts it in force, or says everything that is wrong with it.
-async fn reload(control: &RefCell<Control>) {
+pub(super) async fn reload(control: &RefCell<Control>) -> Outcome {
     let Some(file) = control.borrow().file.clone() else {
-        tracing::warn!("nothing to reload: the configuration came from flags");
-        return;
+        let reason = "nothing to reload: the configuration came from flags";
+        tracing::warn!("{reason}");
+        return Outcome::NotFound(reason.to_owned());
     };
     let result = match read(&file).await {
-        Ok(config) => control.borrow_mut().apply(config),
+        Ok((config, found)) => control.borrow_mut().apply(config, found),
         Err(problems) => Err(problems),
     };
     let control = control.borrow();
-    let result = match result {
-        Ok(result) => result,
+    let (result, outcome) = match result {
+        Ok(ReloadResult::Unchanged) => {
+            let nothing = "nothing has changed".to_owned();
+            (ReloadResult::Unchanged, Outcome::Done(nothing))
+        }
+        Ok(result) => (result, Outcome::Done("configuration in force".to_owned())),
         Err(problems) => {
             for problem in &problems {
                 tracing::error!(file = %file.display(), "{problem}");
             }
             tracing::error!(file = %file.display(), problems = problems.len(), "configuration refused: the one in force stays");
-            ReloadResult::Failed
+            let lines = problems.iter().map(ToString::to_string).collect();
+            (ReloadResult::Failed, Outcome::Refused(lines))
         }
     };
     if result == ReloadResult::Ok {
         tracing::info!(file = %file.display(), "configuration in force");
     }
     control.metrics.reloads(ReloadKind::Config, result).add(1);
+    outcome
 }
 
-async fn read(file: &Path) -> Result<Config, Vec<Problem>> {
+/// Says what a configuration would change.
+pub(super) async fn plan(control: &RefCell<Control>, proposal: Proposal) -> Outcome {
+    let lines = |problems: Vec<Problem>| {
+        Outcome::Refused(problems.iter().map(ToString::to_string).collect())
+    };
+    let read = move || {
+        let config = Config::from_toml(&proposal.text, &proposal.dir)?;
+        let found = discovery::read_all(&config)?;
+        Ok::<_, Vec<Problem>>((config, found))
+    };
+    let (config, found) = match spawn_blocking(read).await {
+        Ok(Ok(read)) => read,
+        Ok(Err(problems)) => return lines(problems),
+        Err(error) => return Outcome::Refused(vec![error.to_string()]),
+    };
+    let asks = control.borrow().asks.clone();
+    let mut census = Census::new();
+    for ask in asks {
+        let (reply, answer) = oneshot::channel();
+        if ask.send(Ask::Census(reply)).await.is_ok()
+            && let Ok(of_worker) = answer.await
+        {
+            census.extend(of_worker);
+        }
+    }
+    let control = control.borrow();
+    let site = control.site();
+    let running = plan::Running {
+        census: &census,
+        keeps: plan::keeps(&site, &config, &found),
+    };
+    Outcome::Planned(plan::plan(&site, &config, &running))
+}
+
+async fn read(file: &Path) -> Result<(Config, Found), Vec<Problem>> {
     let unreadable = |error: String| {
         vec![Problem {
             key: String::new(),
@@ -176,11 +267,14 @@ async fn read(file: &Path) -> Result<Config, Vec<Problem>> {
         }]
     };
     let path = file.to_owned();
-    let text = spawn_blocking(move || std::fs::read_to_string(path)).await;
-    let text = text
-        .map_err(|error| unreadable(error.to_string()))?
-        .map_err(|error| unreadable(error.to_string()))?;
-    Config::from_toml(&text, file.parent().unwrap_or(Path::new("")))
+    let read = move || {
+        let text = std::fs::read_to_string(&path).map_err(|error| unreadable(error.to_string()))?;
+        let config = Config::from_toml(&text, path.parent().unwrap_or(Path::new("")))?;
+        let found = discovery::read_all(&config)?;
+        Ok((config, found))
+    };
+    let read = spawn_blocking(read).await;
+    read.unwrap_or_else(|error| Err(unreadable(error.to_string())))
 }
 
 impl Control {
@@ -192,12 +286,75 @@ impl Control {
     /// Makes a snapshot of what holds now, and gives it to the workers.
     pub(super) fn publish(&mut self) {
         let before = self.site();
-        let site = Site::new(
+        let site = Arc::new(Site::new(
             Arc::clone(&self.config),
             self.registry.catalog(),
+            &self.found,
+            Arc::new(self.drained.clone()),
             Some(&before),
-        );
-        self.site.send_replace(Arc::new(site));
+        ));
+        self.site.send_replace(Arc::clone(&site));
+        self.checks.follow(&site);
+    }
+
+    /// Takes over what was found for an upstream; false: nothing new.
+    pub(super) fn found_backends(
+        &mut self,
+        upstream: &UpstreamName,
+        backends: Vec<config::Backend>,
+    ) -> bool {
+        let is_new = self.found.get(upstream) != Some(&backends);
+        if is_new {
+            self.found.insert(upstream.clone(), backends);
+            self.publish();
+            self.metrics
+                .reloads(ReloadKind::Backends, ReloadResult::Ok)
+                .add(1);
+        }
+        is_new
+    }
+
+    /// Takes a backend or a route out of service, or puts it back.
+    pub(super) fn drain(&mut self, what: Drainable, is_out: bool) -> Outcome {
+        let site = self.site();
+        let shown = match &what {
+            Drainable::Backend { upstream, address } => {
+                let pool = site
+                    .pools
+                    .iter()
+                    .find(|(name, _)| name.as_str() == upstream);
+                let Some((name, pool)) = pool else {
+                    return Outcome::NotFound(format!("there is no upstream \"{upstream}\""));
+                };
+                if !pool.backends.iter().any(|b| b.address() == address) {
+                    let missing = format!("upstream {upstream} has no backend \"{address}\"");
+                    return Outcome::NotFound(missing);
+                }
+                let place = (name.clone(), address.clone());
+                match is_out {
+                    true => self.drained.backends.insert(place),
+                    false => self.drained.backends.remove(&place),
+                };
+                format!("backend {address} of upstream {upstream}")
+            }
+            Drainable::Route(route) => {
+                if !self.config.routes.iter().any(|r| r.to_string() == *route) {
+                    return Outcome::NotFound(format!("there is no route \"{route}\""));
+                }
+                match is_out {
+                    true => self.drained.routes.insert(route.clone()),
+                    false => self.drained.routes.remove(route),
+                };
+                format!("route {route}")
+            }
+        };
+        self.publish();
+        let done = match is_out {
+            true => format!("{shown} is being drained"),
+            false => format!("{shown} is in service"),
+        };
+        tracing::info!("{done}");
+        Outcome::Done(done)
     }
 
     /// What a new generation has to pass.
@@ -215,8 +372,13 @@ impl Control {
         }
     }
 
-    fn apply(&mut self, config: Config) -> Result<ReloadResult, Vec<Problem>> {
-        if config == *self.config {
+    fn apply(&mut self, config: Config, found: Found) -> Result<ReloadResult, Vec<Problem>> {
+        // What DNS has found stays until it is asked again.
+        let is_read = |name: &UpstreamName| found.contains_key(name);
+        let kept = self.found.iter().filter(|(name, _)| !is_read(name));
+        let kept = kept.map(|(name, backends)| (name.clone(), backends.clone()));
+        let found: Found = kept.chain(found.clone()).collect();
+        if config == *self.config && found == self.found {
             return Ok(ReloadResult::Unchanged);
         }
         let fixed = self.changes_of_fixed_keys(&config);
@@ -229,10 +391,98 @@ impl Control {
         if !problems.is_empty() {
             return Err(problems);
         }
+        self.relisten(&config)?;
         self.registry.set_limits(&config.plugins);
         self.config = config;
+        self.found = found;
+        self.forget_what_is_gone();
         self.publish();
         Ok(ReloadResult::Ok)
+    }
+
+    /// Opens the listeners that are new, before anything else changes; then has those that stay go on
+    /// with their new limits, and closes the others.
+    fn relisten(&self, new: &Config) -> Result<(), Vec<Problem>> {
+        let (before, after) = (listener_keys(&self.config), listener_keys(new));
+        let mut opened = Vec::new();
+        let mut problems = Vec::new();
+        for (i, (key, limits)) in after.iter().enumerate() {
+            if before.contains_key(key) {
+                continue;
+            }
+            match listener::bind(key.0, new.workers) {
+                Ok(sockets) => opened.push((*key, Arc::clone(limits), sockets)),
+                Err(error) => problems.push(Problem {
+                    key: format!("listener[{i}].bind"),
+                    line: None,
+                    message: format!("cannot listen on {}: {error}", key.0),
+                }),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let tell = |ask: &mpsc::Sender<Ask>, order: Ask| {
+            if ask.try_send(order).is_err() {
+                tracing::error!("a worker takes no orders: its listeners stay as they are");
+            }
+        };
+        for (key, limits, sockets) in opened {
+            tracing::info!(addr = %key.0, "listening");
+            for (ask, socket) in self.asks.iter().zip(sockets) {
+                let (socket, limits) = (Some(socket), Arc::clone(&limits));
+                tell(
+                    ask,
+                    Ask::Listen(Listen {
+                        key,
+                        socket,
+                        limits,
+                    }),
+                );
+            }
+        }
+        for (key, limits) in &after {
+            if before.get(key).is_some_and(|old| old != limits) {
+                for ask in &self.asks {
+                    let (key, limits) = (*key, Arc::clone(limits));
+                    tell(
+                        ask,
+                        Ask::Listen(Listen {
+                            key,
+                            socket: None,
+                            limits,
+                        }),
+                    );
+                }
+            }
+        }
+        for key in before.keys().filter(|key| !after.contains_key(*key)) {
+            tracing::info!(addr = %key.0, "listening no longer");
+            for ask in &self.asks {
+                tell(ask, Ask::Unlisten(*key));
+            }
+        }
+        Ok(())
+    }
+
+    /// What was drained and is configured no more may come back as something else.
+    fn forget_what_is_gone(&mut self) {
+        let Self {
+            config,
+            found,
+            drained,
+            ..
+        } = self;
+        let nothing = Drained::default();
+        drained.backends.retain(|(name, address)| {
+            let upstream = config.upstreams.iter().find(|u| u.name == *name);
+            upstream.is_some_and(|upstream| {
+                let backends = site::backends(upstream, found, &nothing);
+                backends.iter().any(|b| b.address == *address)
+            })
+        });
+        let routes: Vec<_> = config.routes.iter().map(ToString::to_string).collect();
+        drained.routes.retain(|route| routes.contains(route));
     }
 
     /// What a running process cannot change.
@@ -240,7 +490,6 @@ impl Control {
         let old = &self.config;
         let fixed = [
             ("workers", old.workers == new.workers),
-            ("listener", old.listeners == new.listeners),
             ("admin", old.admin == new.admin),
             ("plugins.dir", old.plugins.dir == new.plugins.dir),
         ];
@@ -254,6 +503,17 @@ impl Control {
             })
             .collect()
     }
+}
+
+/// The listeners of a configuration, by what names them.
+pub(super) fn listener_keys(config: &Config) -> BTreeMap<ListenerKey, Arc<Listener>> {
+    let mut keys = BTreeMap::new();
+    for listener in &config.listeners {
+        let is_same = |(bind, _): &&ListenerKey| *bind == listener.bind;
+        let n = keys.keys().filter(is_same).count();
+        keys.insert((listener.bind, n), Arc::new(listener.clone()));
+    }
+    keys
 }
 
 fn plugin_status(status: &registry::PluginStatus) -> PluginStatus {

@@ -5,6 +5,9 @@
 //! the control plane; `control` is what the control plane does from then on.
 
 mod control;
+mod discovery;
+mod health_checks;
+mod plan;
 mod plugin_updates;
 mod trial;
 mod view;
@@ -21,16 +24,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use self::control::Control;
+use self::health_checks::HealthChecks;
 use self::trial::{Outcome, load_plugins};
 use crate::admin::access_log::AccessLogWriter;
 use crate::admin::metrics::Metrics;
 use crate::config::{Config, Problem};
 use crate::drain;
 use crate::listener;
-use crate::site::Site;
+use crate::site::{Drained, Site};
 use crate::watch::{Change, Watch};
 use crate::worker::loads::Loads;
-use crate::worker::{self, Setup};
+use crate::worker::{self, Listen, Setup};
 
 /// The plugins that this binary carries: name and component.
 pub const EMBEDDED: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
@@ -62,6 +66,8 @@ enum Command {
 pub enum StartError {
     /// The configuration names plugins that cannot be had, or that refuse what they are told.
     Plugins(Vec<Problem>),
+    /// The configuration names files that cannot be used.
+    Config(Vec<Problem>),
     /// The plugin engine cannot run on this machine.
     Engine(String),
     /// An address cannot be listened on.
@@ -89,19 +95,18 @@ impl Server {
     ) -> Result<Self, StartError> {
         // 1. Bind: the cheapest thing that can fail.
         let mut sockets = Vec::new();
-        for limits in &config.listeners {
+        for (key, limits) in control::listener_keys(&config) {
             let bound = listener::bind(limits.bind, config.workers);
-            sockets.push((
-                bound.map_err(|error| StartError::Bind(limits.bind, error))?,
-                Arc::new(limits.clone()),
-            ));
+            let bound = bound.map_err(|error| StartError::Bind(limits.bind, error))?;
+            sockets.push((key, bound, limits));
         }
         let admin = bind_admin(&config)?;
 
         // 2. Watch before loading, so that no change falls between.
         let watched = config.plugins.dir.as_deref().map(watch).transpose()?;
 
-        // 3. Load what is there and what the configuration names.
+        // 3. Find what is to be found, and load what is there and what the configuration names.
+        let found = discovery::read_all(&config).map_err(StartError::Config)?;
         let config = Arc::new(config);
         let existing = watched
             .as_ref()
@@ -122,13 +127,15 @@ impl Server {
         let (site, published) = watch::channel(Arc::new(Site::new(
             Arc::clone(&config),
             registry.catalog(),
+            &found,
+            Arc::default(),
             None,
         )));
         let loads = Arc::new(Loads::new(config.workers));
         let (givers, givens) = worker::giving(config.workers);
         let (asks, asked) = worker::asking(config.workers);
         let mut addresses = Vec::new();
-        for (sockets, _) in &sockets {
+        for (_, sockets, _) in &sockets {
             addresses.extend(sockets.first().and_then(|socket| socket.local_addr().ok()));
         }
         let (alive, workers_alive) = mpsc::channel(1);
@@ -136,8 +143,12 @@ impl Server {
         for (index, (given, asked)) in givens.into_iter().zip(asked).enumerate() {
             let counters = metrics.worker(index);
             let mut listeners = Vec::new();
-            for (sockets, limits) in &mut sockets {
-                listeners.extend(sockets.pop().map(|socket| (socket, Arc::clone(limits))));
+            for (key, sockets, limits) in &mut sockets {
+                listeners.push(Listen {
+                    key: *key,
+                    socket: sockets.pop(),
+                    limits: Arc::clone(limits),
+                });
             }
             let setup = Setup {
                 index,
@@ -173,6 +184,9 @@ impl Server {
             drainer,
             asks,
             started: Instant::now(),
+            found,
+            drained: Drained::default(),
+            checks: HealthChecks::default(),
         };
         let setup = control::Setup {
             control,
@@ -241,8 +255,8 @@ fn watch(dir: &Path) -> Result<Watched, StartError> {
     Watch::directory(dir, "wasm").map_err(|error| StartError::Watch(dir.to_owned(), error))
 }
 
-/// Loads and tries every plugin that a configuration names, and every file of its folder, without
-/// serving.
+/// Loads and tries every plugin that a configuration names, and every file of its folder, and reads
+/// the files that it names, without serving.
 ///
 /// # Errors
 /// As [`Server::start`]; files are refused here even where an embedded plugin could stand in.
@@ -251,10 +265,16 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     let existing = watched
         .as_ref()
         .map_or(&[][..], |(watch, _)| watch.existing());
-    let outcome = load_plugins(&Arc::new(config.clone()), existing)?;
-    match outcome.refused_files.is_empty() {
+    let unusable = discovery::read_all(config).err().unwrap_or_default();
+    let refused = match load_plugins(&Arc::new(config.clone()), existing) {
+        Ok(outcome) => outcome.refused_files,
+        Err(StartError::Plugins(problems)) => problems,
+        Err(error) => return Err(error),
+    };
+    let problems = [unusable, refused].concat();
+    match problems.is_empty() {
         true => Ok(()),
-        false => Err(StartError::Plugins(outcome.refused_files)),
+        false => Err(StartError::Config(problems)),
     }
 }
 
@@ -277,7 +297,7 @@ fn bind_admin(config: &Config) -> Result<Option<TcpListener>, StartError> {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Plugins(problems) => {
+            Self::Plugins(problems) | Self::Config(problems) => {
                 let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
                 f.write_str(&lines.join("\n"))
             }
@@ -293,7 +313,7 @@ impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Bind(_, error) | Self::Watch(_, error) | Self::Thread(error) => Some(error),
-            Self::Plugins(_) | Self::Engine(_) => None,
+            Self::Plugins(_) | Self::Config(_) | Self::Engine(_) => None,
         }
     }
 }

@@ -162,10 +162,7 @@ async fn states(control: &RefCell<Control>, name: &PluginName) -> Vec<States> {
     let mut states = Vec::new();
     for ask in asks {
         let (reply, answer) = oneshot::channel();
-        let question = Ask {
-            plugin: name.clone(),
-            reply,
-        };
+        let question = Ask::Save(name.clone(), reply);
         let asked = async { ask.send(question).await.ok() };
         let answered = async {
             asked.await?;

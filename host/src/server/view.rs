@@ -3,14 +3,21 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use super::control::Control;
+use futures_util::future::LocalBoxFuture;
+use tokio::time::Instant;
+
+use super::control::{self, Control};
 use crate::admin::http::{Readiness, View};
-use crate::admin::metrics::{BackendSample, CallSample, PluginSample, Scrape};
-use crate::admin::status::{BackendStatus, PolicyStatus, RouteStatus, Status, UpstreamStatus};
+use crate::admin::metrics::{BackendSample, CallSample, PluginSample, Scrape, UpstreamSample};
+use crate::admin::status::{
+    BackendState, BackendStatus, PolicyStatus, RouteStatus, Status, UpstreamStatus,
+};
+use crate::admin::steer::{Order, Outcome};
 use crate::config::Target;
 use crate::plugins::stats::{BUCKETS_NS, FAILURE_KINDS, PluginFigures};
 use crate::site::Site;
-use crate::upstream::pool::Pool;
+use crate::upstream::fitness::{HealthState, Unfit};
+use crate::upstream::pool::{Backend, Pool};
 
 /// The control plane, as the admin pages see it.
 pub(super) struct Pages(pub(super) Rc<RefCell<Control>>);
@@ -44,6 +51,7 @@ impl View for Pages {
         let figures = control.registry.stats().read();
         let mut scrape = Scrape {
             backends: pools(&site).flat_map(backend_samples).collect(),
+            upstreams: pools(&site).map(upstream_sample).collect(),
             plugins: site
                 .plugins
                 .iter()
@@ -58,6 +66,17 @@ impl View for Pages {
             add_figures(&mut scrape, plugin);
         }
         control.metrics.encode(scrape)
+    }
+
+    fn steer(&self, order: Order) -> LocalBoxFuture<'static, Outcome> {
+        let control = Rc::clone(&self.0);
+        Box::pin(async move {
+            match order {
+                Order::Reload => control::reload(&control).await,
+                Order::Drain { what, is_out } => control.borrow_mut().drain(what, is_out),
+                Order::Plan(proposal) => control::plan(&control, proposal).await,
+            }
+        })
     }
 }
 
@@ -76,10 +95,13 @@ fn upstreams(site: &Site) -> Vec<UpstreamStatus> {
             .iter()
             .map(|backend| {
                 let figures = backend.figures();
+                let (state, reason) = state(backend);
                 BackendStatus {
                     address: backend.address().to_owned(),
                     weight: backend.config.weight,
                     is_up: backend.is_up(),
+                    state,
+                    reason,
                     active: figures.active.into(),
                     pending: figures.pending.into(),
                     failures: backend.failures(),
@@ -101,6 +123,7 @@ fn upstreams(site: &Site) -> Vec<UpstreamStatus> {
                 generation,
             },
             backends: backends(pool),
+            waiting: pool.queue().len().into(),
         }
     };
     pools(site).map(upstream).collect()
@@ -116,18 +139,47 @@ fn routes(site: &Site) -> Vec<RouteStatus> {
         host: route.host.as_ref().map(ToString::to_string),
         path: route.path.to_string(),
         target: target(&route.target),
+        is_draining: site.is_drained(route),
     };
     site.config.routes.iter().map(route).collect()
 }
 
+fn state(backend: &Backend) -> (BackendState, Option<String>) {
+    match backend.fitness().why_unfit(Instant::now()) {
+        _ if backend.config.is_draining => (BackendState::Draining, None),
+        None => (BackendState::Up, None),
+        Some(Unfit::Down(reason)) => (BackendState::Down, Some(reason)),
+        Some(Unfit::Ejected(reason, left)) => {
+            let reason = format!("{reason}; back in {} s", left.as_secs() + 1);
+            (BackendState::Ejected, Some(reason))
+        }
+    }
+}
+
 fn backend_samples(pool: &Pool) -> impl Iterator<Item = BackendSample> {
-    pool.backends.iter().map(|backend| BackendSample {
-        upstream: pool.config.name.to_string(),
-        backend: backend.address().to_owned(),
-        is_up: backend.is_up(),
-        active: backend.figures().active.into(),
-        failures: backend.failures(),
+    let now = Instant::now();
+    pool.backends.iter().map(move |backend| {
+        let fitness = backend.fitness();
+        BackendSample {
+            upstream: pool.config.name.to_string(),
+            backend: backend.address().to_owned(),
+            is_up: backend.is_up(),
+            is_healthy: fitness.health() != HealthState::Down,
+            is_ejected: fitness.is_ejected(now),
+            is_draining: backend.config.is_draining,
+            ejections: fitness.ejections(),
+            active: backend.figures().active.into(),
+            failures: backend.failures(),
+        }
     })
+}
+
+fn upstream_sample(pool: &Pool) -> UpstreamSample {
+    UpstreamSample {
+        upstream: pool.config.name.to_string(),
+        waiting: pool.queue().len().into(),
+        retries: pool.retries(),
+    }
 }
 
 fn add_figures(scrape: &mut Scrape, plugin: &PluginFigures) {

@@ -10,7 +10,7 @@ pub mod handler;
 pub mod relayed;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +18,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use crate::admin::metrics::TargetCounters;
+use crate::config::Route;
+use crate::upstream::pool::Backend;
 
 /// Names a session; unique in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -63,13 +65,13 @@ pub const LINGER: Duration = Duration::from_secs(5);
 /// How often [`Sessions::sweep`] is called: the grain of all timeouts of open sessions.
 pub const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What an operator set for the sessions of a route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timeouts {
-    /// A session without a byte for so long is closed.
-    pub idle: Duration,
-    /// A side without a byte for so long is pinged, and after as long again closed.
-    pub ping: Option<Duration>,
+/// Where a session runs.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The one that led there.
+    pub route: Arc<Route>,
+    /// None: at a handler.
+    pub backend: Option<Arc<Backend>>,
 }
 
 /// What a session is told to do.
@@ -94,7 +96,8 @@ pub struct Sessions {
 /// What the registry and a session share.
 #[derive(Debug)]
 pub struct Control {
-    timeouts: Timeouts,
+    /// Where it runs.
+    pub place: Place,
     now: Rc<Cell<u32>>,
     /// When the client was last heard of, in sweeps, as `now`.
     client_heard_at: Cell<u32>,
@@ -128,9 +131,9 @@ impl SessionId {
 
 impl Sessions {
     /// Takes a session in.
-    pub fn register(self: &Rc<Self>, id: SessionId, timeouts: Timeouts) -> Registration {
+    pub fn register(self: &Rc<Self>, id: SessionId, place: Place) -> Registration {
         let control = Rc::new(Control {
-            timeouts,
+            place,
             now: Rc::clone(&self.now),
             client_heard_at: Cell::new(self.now.get()),
             backend_heard_at: Cell::new(self.now.get()),
@@ -160,6 +163,20 @@ impl Sessions {
     /// Those open now, the oldest first.
     pub fn all(&self) -> Vec<Rc<Control>> {
         self.open.borrow().values().cloned().collect()
+    }
+
+    /// How many run at each place.
+    pub fn census(&self) -> Vec<(Place, u64)> {
+        let mut census: HashMap<_, (Place, u64)> = HashMap::new();
+        for control in self.open.borrow().values() {
+            let place = &control.place;
+            let backend = place.backend.as_ref().map(Arc::as_ptr);
+            let (_, n) = census
+                .entry((Arc::as_ptr(&place.route), backend))
+                .or_insert_with(|| (place.clone(), 0));
+            *n += 1;
+        }
+        census.into_values().collect()
     }
 
     /// One tick: tells every session whose time has come.
@@ -231,10 +248,10 @@ impl Control {
             return (since(then) >= LINGER).then_some(Order::Cut(Ender::Host));
         }
         let (client, backend) = (self.client_heard_at.get(), self.backend_heard_at.get());
-        if since(client.max(backend)) >= self.timeouts.idle {
+        if since(client.max(backend)) >= self.place.route.idle_timeout {
             return Some(Order::Close(Ender::Host, IDLE));
         }
-        let ping = self.timeouts.ping?;
+        let ping = self.place.route.ping_interval?;
         let quietest = client.min(backend);
         match self.pinged_at.get() {
             Some(then) if quietest >= then => self.pinged_at.set(None),
@@ -277,7 +294,10 @@ impl Drop for Registration {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::config::Config;
 
     fn sweeps(sessions: &Sessions, duration: Duration) {
         for _ in 0..duration.as_millis() / SWEEP_INTERVAL.as_millis() {
@@ -287,11 +307,16 @@ mod tests {
 
     fn registered(ping: Option<u64>) -> (Rc<Sessions>, Registration) {
         let sessions = Rc::new(Sessions::default());
-        let timeouts = Timeouts {
-            idle: Duration::from_secs(60),
-            ping: ping.map(Duration::from_secs),
+        let ping = ping.unwrap_or_default();
+        let text = format!(
+            "[[listener]]\nbind = '127.0.0.1:0'\n[[route]]\npath = '/'\nhandler = 'echo'\nidle_timeout_secs = 60\nping_interval_secs = {ping}\n"
+        );
+        let config = Config::from_toml(&text, Path::new("")).expect("a good configuration");
+        let place = Place {
+            route: Arc::new(config.routes[0].clone()),
+            backend: None,
         };
-        let registration = sessions.register(SessionId::next(), timeouts);
+        let registration = sessions.register(SessionId::next(), place);
         (sessions, registration)
     }
 

@@ -1,7 +1,12 @@
 //! Groups of backends, and the way to one of them.
 //!
-//! [`pool`]: who the backends are and what is known of them. [`dial`]: connecting, and the
-//! backend's half of the handshake.
+//! [`pool`]: who the backends are and what is known of them; [`fitness`]: which of them should get
+//! new work; [`queue`] and [`budget`]: what may wait, and what may be tried again. [`dial`]:
+//! connecting, and the backend's half of the handshake; [`health`]: asking a backend how it is.
 
+pub mod budget;
 pub mod dial;
+pub mod fitness;
+pub mod health;
 pub mod pool;
+pub mod queue;

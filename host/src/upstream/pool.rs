@@ -1,15 +1,19 @@
 //! The backends of one upstream, and what is known of each.
 //!
-//! A [`Pool`] is a snapshot: the set never changes, a reload publishes another. The figures of a
-//! backend outlive snapshots: a reload that keeps an address keeps its figures.
+//! A [`Pool`] is a snapshot: the set never changes, a reload or a discovery publishes another. What
+//! is known of a backend outlives snapshots: one that keeps its address keeps it.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::budget::RetryBudget;
+use super::fitness::{Fitness, RAMP_STEPS, Turn};
+use super::queue::Queue;
 use crate::config;
 use crate::routing::policy;
 
@@ -18,26 +22,48 @@ use crate::routing::policy;
 pub struct Pool {
     /// What the operator wrote.
     pub config: config::Upstream,
-    /// In the order written.
+    /// In the order written or found.
     pub backends: Vec<Arc<Backend>>,
-    /// Counts choices, over all workers and snapshots.
-    sequence: Arc<AtomicU64>,
+    shared: Arc<Shared>,
+}
+
+/// What an upstream has over all workers and snapshots.
+#[derive(Debug, Default)]
+struct Shared {
+    /// Counts choices.
+    sequence: AtomicU64,
+    queue: Arc<Queue>,
+    budget: RetryBudget,
+    retries: AtomicU64,
+    /// Held while one is put out, so that two workers together do not put out too many.
+    ejecting: Mutex<()>,
 }
 
 /// One backend.
 #[derive(Debug)]
 pub struct Backend {
-    /// What the operator wrote.
+    /// What the operator wrote, or discovery found.
     pub config: config::Backend,
-    figures: Arc<Figures>,
+    state: Arc<State>,
 }
 
-/// What is known of one backend. Written by all workers at the pace of handshakes, never of bytes.
+/// What is known of one backend over all snapshots.
+#[derive(Debug)]
+struct State {
+    figures: Figures,
+    fitness: Fitness,
+    /// Of its upstream.
+    queue: Arc<Queue>,
+}
+
+/// Written by all workers at the pace of handshakes, never of bytes.
 #[derive(Debug)]
 struct Figures {
     born: Instant,
     active: AtomicU32,
     pending: AtomicU32,
+    /// `active` and `pending` together: what `max_sessions` bounds.
+    taken: AtomicU32,
     failures: AtomicU64,
     /// Failures since the last success.
     failures_in_a_row: AtomicU32,
@@ -51,35 +77,187 @@ const WINDOW_SECS: u32 = 10;
 /// Weight of the newest sample in the moving average: 1/8, as in TCP's estimate (RFC 6298 section 2).
 const LATENCY_SHIFT: u32 = 3;
 
+/// Which backends may be chosen from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tier {
+    /// Those that are fit, backups aside.
+    Primaries,
+    /// Backups that are fit: no other can take a session.
+    Backups,
+    /// Too few are fit: all but backups, fit or not.
+    Panic,
+    /// None is fit: everyone.
+    Everyone,
+}
+
+/// Nobody can be chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nobody {
+    /// All have their `max_sessions`: waiting may help.
+    Full,
+    /// There is none, or all are draining.
+    None,
+}
+
 impl Pool {
-    /// Makes a snapshot; `before` is the one that it takes the place of.
-    pub fn new(config: config::Upstream, before: Option<&Self>) -> Self {
-        let known: BTreeMap<&str, &Arc<Figures>> = before
+    /// Makes a snapshot of these backends; `before` is the one that it takes the place of.
+    pub fn new(
+        config: config::Upstream,
+        backends: &[config::Backend],
+        before: Option<&Self>,
+    ) -> Self {
+        let known: HashMap<&str, &Arc<Backend>> = before
             .iter()
             .flat_map(|pool| &pool.backends)
-            .map(|backend| (backend.address(), &backend.figures))
+            .map(|backend| (backend.address(), backend))
             .collect();
-        let backend = |config: &config::Backend| {
-            let figures = known
-                .get(config.address.as_str())
-                .map_or_else(Arc::default, |&f| Arc::clone(f));
-            Arc::new(Backend {
-                config: config.clone(),
-                figures,
-            })
+        let shared = before.map_or_else(Arc::default, |pool| Arc::clone(&pool.shared));
+        let fitness = || match before {
+            Some(_) => Fitness::newcomer(),
+            None => Fitness::default(),
         };
-        let backends = config.backends.iter().map(backend).collect();
-        let sequence = before.map_or_else(Arc::default, |pool| Arc::clone(&pool.sequence));
+        let backend = |config: &config::Backend| match known.get(config.address.as_str()) {
+            Some(&same) if same.config == *config => Arc::clone(same),
+            Some(other) => Arc::new(Backend {
+                config: config.clone(),
+                state: Arc::clone(&other.state),
+            }),
+            None => Arc::new(Backend {
+                config: config.clone(),
+                state: Arc::new(State {
+                    figures: Figures::default(),
+                    fitness: fitness(),
+                    queue: Arc::clone(&shared.queue),
+                }),
+            }),
+        };
         Self {
+            backends: backends.iter().map(backend).collect(),
             config,
-            backends,
-            sequence,
+            shared,
         }
+    }
+
+    /// Whether a snapshot of these would be the same.
+    pub fn is_same(&self, config: &config::Upstream, backends: &[config::Backend]) -> bool {
+        self.config == *config && self.backends.iter().map(|b| &b.config).eq(backends)
     }
 
     /// The number of this choice: 0, 1, 2 and so on over all workers.
     pub fn next_sequence(&self) -> u64 {
-        self.sequence.fetch_add(1, Relaxed)
+        self.shared.sequence.fetch_add(1, Relaxed)
+    }
+
+    /// Those who wait for room.
+    pub fn queue(&self) -> &Arc<Queue> {
+        &self.shared.queue
+    }
+
+    /// A request has come, and pays for retries.
+    pub fn request_begins(&self) {
+        self.shared.budget.pay_in(self.config.retry_budget_percent);
+    }
+
+    /// Whether another backend may be tried; it counts as tried then.
+    pub fn may_retry(&self) -> bool {
+        let may = self.shared.budget.take();
+        self.shared.retries.fetch_add(may.into(), Relaxed);
+        may
+    }
+
+    /// Requests that were tried at another backend, since the start.
+    pub fn retries(&self) -> u64 {
+        self.shared.retries.load(Relaxed)
+    }
+
+    /// Who may be chosen at this moment.
+    ///
+    /// # Errors
+    /// See [`Nobody`].
+    pub fn tier(&self, now: Instant) -> Result<Tier, Nobody> {
+        #[derive(Default)]
+        struct Count {
+            all: usize,
+            with_room: usize,
+            fit: usize,
+            fit_with_room: usize,
+        }
+        let (mut primaries, mut backups) = (Count::default(), Count::default());
+        for backend in self.backends.iter().filter(|b| !b.config.is_draining) {
+            let count = match backend.config.is_backup {
+                true => &mut backups,
+                false => &mut primaries,
+            };
+            let (is_fit, has_room) = (backend.is_fit(now), backend.has_room());
+            count.all += 1;
+            count.with_room += usize::from(has_room);
+            count.fit += usize::from(is_fit);
+            count.fit_with_room += usize::from(is_fit && has_room);
+        }
+        let threshold = self.config.panic_threshold_percent as usize;
+        let is_panic = primaries.fit * 100 < primaries.all * threshold;
+        let room_if = |n: usize, tier: Tier| (n > 0).then_some(tier).ok_or(Nobody::Full);
+        if primaries.all + backups.all == 0 {
+            Err(Nobody::None)
+        } else if primaries.fit + backups.fit == 0 {
+            room_if(primaries.with_room + backups.with_room, Tier::Everyone)
+        } else if is_panic && primaries.with_room > 0 {
+            Ok(Tier::Panic)
+        } else if primaries.fit_with_room > 0 {
+            Ok(Tier::Primaries)
+        } else {
+            room_if(backups.fit_with_room, Tier::Backups)
+        }
+    }
+
+    /// The backends of a tier that have room, each with its weight; while one of them starts slowly,
+    /// all weights are [`RAMP_STEPS`] times as large.
+    pub fn eligible(&self, tier: Tier, now: Instant) -> impl Iterator<Item = (&Arc<Backend>, u32)> {
+        let ramp = move |backend: &Backend| backend.state.fitness.ramp(self.config.slow_start, now);
+        let is_in = move |backend: &&Arc<Backend>| {
+            let is_backup = backend.config.is_backup;
+            let belongs = match tier {
+                Tier::Primaries => !is_backup && backend.is_fit(now),
+                Tier::Backups => is_backup && backend.is_fit(now),
+                Tier::Panic => !is_backup,
+                Tier::Everyone => true,
+            };
+            belongs && !backend.config.is_draining && backend.has_room()
+        };
+        let all = self.backends.iter().filter(is_in);
+        let is_ramping = !self.config.slow_start.is_zero()
+            && all.clone().any(|backend| ramp(backend) < RAMP_STEPS);
+        all.map(move |backend| {
+            let weight = backend.config.weight;
+            let weight = if is_ramping {
+                weight * ramp(backend)
+            } else {
+                weight
+            };
+            (backend, weight)
+        })
+    }
+
+    /// A backend did not answer a dial or a handshake as it should. Returns how long it is out, if
+    /// this was once too often.
+    pub fn failed(&self, backend: &Backend, reason: &str) -> Option<Duration> {
+        backend.failed();
+        let config = self.config.ejection.as_ref()?;
+        let now = Instant::now();
+        let fitness = &backend.state.fitness;
+        if !fitness.note_failure(config, now) {
+            return None;
+        }
+        let _one_at_a_time = self
+            .shared
+            .ejecting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let is_out = |b: &&Arc<Backend>| b.state.fitness.is_ejected(now);
+        let n_out = self.backends.iter().filter(is_out).count() + 1;
+        let may_be_out = self.backends.len() * config.max_ejected_percent as usize / 100;
+        let may_eject = n_out <= may_be_out && !fitness.is_ejected(now);
+        may_eject.then(|| fitness.eject(reason.to_owned(), config, now))
     }
 }
 
@@ -91,99 +269,134 @@ impl Backend {
 
     /// What a policy may know.
     pub fn figures(&self) -> policy::Figures {
+        let figures = &self.state.figures;
         policy::Figures {
-            active: self.figures.active.load(Relaxed),
-            pending: self.figures.pending.load(Relaxed),
-            recent_failures: self.figures.recent_failures(),
-            latency_us: self.figures.latency_us.load(Relaxed),
+            active: figures.active.load(Relaxed),
+            pending: figures.pending.load(Relaxed),
+            recent_failures: figures.recent_failures(),
+            latency_us: figures.latency_us.load(Relaxed),
         }
+    }
+
+    /// What probes and live traffic say of it.
+    pub fn fitness(&self) -> &Fitness {
+        &self.state.fitness
     }
 
     /// Failed dials and handshakes since the start.
     pub fn failures(&self) -> u64 {
-        self.figures.failures.load(Relaxed)
+        self.state.figures.failures.load(Relaxed)
     }
 
     /// Failed dials and handshakes since the last that succeeded.
     pub fn failures_in_a_row(&self) -> u32 {
-        self.figures.failures_in_a_row.load(Relaxed)
+        self.state.figures.failures_in_a_row.load(Relaxed)
     }
 
-    /// Whether the last dial succeeded, or none was tried yet.
+    /// Whether it is fit, and the last dial succeeded or none was tried yet.
     pub fn is_up(&self) -> bool {
-        self.failures_in_a_row() == 0
+        self.failures_in_a_row() == 0 && self.is_fit(Instant::now())
     }
 
     /// Whether it may have another session.
     pub fn has_room(&self) -> bool {
-        let taken = || {
-            self.figures
-                .active
-                .load(Relaxed)
-                .saturating_add(self.figures.pending.load(Relaxed))
-        };
+        let taken = || self.state.figures.taken.load(Relaxed);
         self.config.max_sessions.is_none_or(|max| taken() < max)
     }
 
-    /// Counts a dial, until the guard is dropped or the backend has answered.
-    pub fn dialling(self: &Arc<Self>) -> Pending {
-        self.figures.pending.fetch_add(1, Relaxed);
-        Pending {
-            backend: Arc::clone(self),
-            begun: Instant::now(),
+    /// A probe of it has ended.
+    pub fn probed(&self, result: Result<(), String>, health: &config::Health) -> Option<Turn> {
+        let turn = self.state.fitness.probed(result, health.rise, health.fall);
+        if turn == Some(Turn::Up) {
+            self.state.queue.wake_all();
         }
+        turn
     }
 
-    /// The backend did not answer a dial or a handshake as it should.
-    pub fn failed(&self) {
-        self.figures.failures.fetch_add(1, Relaxed);
-        self.figures.failures_in_a_row.fetch_add(1, Relaxed);
-        self.figures.note_failure();
+    fn is_fit(&self, now: Instant) -> bool {
+        self.state.fitness.is_fit(now)
+    }
+
+    /// Counts a dial, until the guard is dropped or the backend has answered. None: it has its
+    /// `max_sessions`.
+    pub fn dialling(self: &Arc<Self>) -> Option<Pending> {
+        let figures = &self.state.figures;
+        let max = self.config.max_sessions.unwrap_or(u32::MAX);
+        let take = |taken: u32| (taken < max).then_some(taken + 1);
+        figures.taken.fetch_update(Relaxed, Relaxed, take).ok()?;
+        figures.pending.fetch_add(1, Relaxed);
+        Some(Pending {
+            slot: Slot {
+                backend: Arc::clone(self),
+                is_active: false,
+            },
+            begun: Instant::now(),
+        })
+    }
+
+    fn failed(&self) {
+        let figures = &self.state.figures;
+        figures.failures.fetch_add(1, Relaxed);
+        figures.failures_in_a_row.fetch_add(1, Relaxed);
+        figures.note_failure();
     }
 }
 
 /// A dial under way.
 #[derive(Debug)]
 pub struct Pending {
-    backend: Arc<Backend>,
+    slot: Slot,
     begun: Instant,
 }
 
 /// A session or plain request under way; ends when it is dropped.
 #[derive(Debug)]
 pub struct Active {
+    slot: Slot,
+}
+
+/// One of a backend's `max_sessions`.
+#[derive(Debug)]
+struct Slot {
     backend: Arc<Backend>,
+    is_active: bool,
 }
 
 impl Pending {
-    /// The backend has answered.
-    pub fn answered(self) -> Active {
-        let figures = &self.backend.figures;
-        figures.failures_in_a_row.store(0, Relaxed);
-        figures.note_latency(self.begun.elapsed());
-        figures.active.fetch_add(1, Relaxed);
-        Active {
-            backend: Arc::clone(&self.backend),
+    /// The backend has answered. `is_well`: not with a failure of its own.
+    pub fn answered(mut self, is_well: bool) -> Active {
+        let State {
+            figures, fitness, ..
+        } = &*self.slot.backend.state;
+        if is_well && figures.failures_in_a_row.load(Relaxed) > 0 {
+            figures.failures_in_a_row.store(0, Relaxed);
+            fitness.note_success();
         }
+        figures.note_latency(self.begun.elapsed());
+        figures.pending.fetch_sub(1, Relaxed);
+        figures.active.fetch_add(1, Relaxed);
+        self.slot.is_active = true;
+        Active { slot: self.slot }
     }
 }
 
 impl Active {
     /// Where it runs.
-    pub fn backend(&self) -> &Backend {
-        &self.backend
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.slot.backend
     }
 }
 
-impl Drop for Pending {
+impl Drop for Slot {
     fn drop(&mut self) {
-        self.backend.figures.pending.fetch_sub(1, Relaxed);
-    }
-}
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        self.backend.figures.active.fetch_sub(1, Relaxed);
+        let State { figures, queue, .. } = &*self.backend.state;
+        let count = match self.is_active {
+            true => &figures.active,
+            false => &figures.pending,
+        };
+        count.fetch_sub(1, Relaxed);
+        figures.taken.fetch_sub(1, Relaxed);
+        queue.wake_one();
     }
 }
 
@@ -193,6 +406,7 @@ impl Default for Figures {
             born: Instant::now(),
             active: AtomicU32::new(0),
             pending: AtomicU32::new(0),
+            taken: AtomicU32::new(0),
             failures: AtomicU64::new(0),
             failures_in_a_row: AtomicU32::new(0),
             latency_us: AtomicU32::new(0),
@@ -250,45 +464,81 @@ impl Figures {
 mod tests {
     use super::*;
 
-    fn upstream(addresses: &[&str]) -> config::Upstream {
+    fn upstream(lines: &str) -> config::Upstream {
         let text = format!(
-            "[[listener]]\nbind = \"127.0.0.1:0\"\n[[upstream]]\nname = \"app\"\nbackends = {addresses:?}\n[[route]]\npath = \"/*\"\nupstream = \"app\"\n"
+            "[[listener]]\nbind = \"127.0.0.1:0\"\n[[route]]\npath = \"/*\"\nupstream = \"app\"\n[[upstream]]\nname = \"app\"\n{lines}\n"
         );
         let config = config::Config::from_toml(&text, std::path::Path::new("."))
             .expect("a good configuration");
         config.upstreams[0].clone()
     }
 
+    fn pool(lines: &str, before: Option<&Pool>) -> Pool {
+        let config = upstream(lines);
+        let backends = config.backends.clone();
+        Pool::new(config, &backends, before)
+    }
+
+    /// First letters and weights of those who may be chosen.
+    fn eligible(pool: &Pool) -> String {
+        let now = Instant::now();
+        match pool.tier(now) {
+            Ok(tier) => {
+                let names = pool.eligible(tier, now);
+                let names = names.map(|(b, weight)| format!("{}{weight}", &b.address()[..1]));
+                format!("{tier:?}: {}", names.collect::<Vec<_>>().join(" "))
+            }
+            Err(nobody) => format!("{nobody:?}"),
+        }
+    }
+
+    fn down(backend: &Backend) {
+        backend.fitness().probed(Err("no answer".to_owned()), 1, 1);
+    }
+
+    fn up(backend: &Backend) {
+        backend.fitness().probed(Ok(()), 1, 1);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn figures_follow_dials_and_are_kept_over_snapshots() {
-        let first = Pool::new(upstream(&["127.0.0.1:1", "127.0.0.1:2"]), None);
+        let first = pool("backends = ['a:1', 'b:1']", None);
         let backend = &first.backends[1];
-        let pending = backend.dialling();
+        let pending = backend.dialling().expect("there is no bound");
         assert_eq!(backend.figures().pending, 1);
         tokio::time::advance(Duration::from_micros(800)).await;
-        let active = pending.answered();
-        assert_eq!(active.backend().address(), "127.0.0.1:2");
-        let second = Pool::new(upstream(&["127.0.0.1:3", "127.0.0.1:2"]), Some(&first));
+        let active = pending.answered(true);
+        assert_eq!(active.backend().address(), "b:1");
+        let second = pool("backends = ['c:1', 'b:1']", Some(&first));
         let kept = policy::Figures {
             active: 1,
             latency_us: 800,
             ..policy::Figures::default()
         };
+        assert!(
+            Arc::ptr_eq(&second.backends[1], backend),
+            "nothing of it changed"
+        );
         assert_eq!(second.backends[1].figures(), kept);
         assert_eq!(second.backends[0].figures(), policy::Figures::default());
+        let third = pool(
+            "backends = [{ address = 'b:1', weight = 2 }]",
+            Some(&second),
+        );
+        assert_eq!(third.backends[0].figures(), kept);
         drop(active);
-        assert_eq!(second.backends[1].figures().active, 0);
+        assert_eq!(third.backends[0].figures().active, 0);
         assert_eq!((first.next_sequence(), second.next_sequence()), (0, 1));
     }
 
     #[tokio::test(start_paused = true)]
     async fn failures_are_recent_for_ten_seconds_and_in_a_row_until_a_success() {
-        let pool = Pool::new(upstream(&["127.0.0.1:1"]), None);
+        let pool = pool("backends = ['a:1']", None);
         let backend = &pool.backends[0];
         assert!(backend.is_up());
-        backend.failed();
+        pool.failed(backend, "reset");
         tokio::time::advance(Duration::from_secs(9)).await;
-        backend.failed();
+        pool.failed(backend, "reset");
         assert_eq!(
             (
                 backend.figures().recent_failures,
@@ -298,8 +548,97 @@ mod tests {
         );
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(backend.figures().recent_failures, 1);
-        drop(backend.dialling().answered());
+        drop(backend.dialling().map(|pending| pending.answered(false)));
+        assert!(!backend.is_up(), "an answer that is a failure is none");
+        drop(backend.dialling().map(|pending| pending.answered(true)));
         assert!(backend.is_up());
         assert_eq!(backend.failures(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_has_more_sessions_than_it_may() {
+        let pool = pool("backends = [{ address = 'a:1', max_sessions = 2 }]", None);
+        let backend = &pool.backends[0];
+        let dial = backend.dialling();
+        let session = backend.dialling().map(|pending| pending.answered(true));
+        assert!(dial.is_some() && session.is_some());
+        assert!(backend.dialling().is_none());
+        assert_eq!(eligible(&pool), "Full");
+        drop(session);
+        assert_eq!(eligible(&pool), "Primaries: a1");
+        assert!(backend.dialling().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_down_or_draining_is_passed_over_and_backups_stand_in() {
+        let pool = pool(
+            "backends = ['a:1', 'b:1', { address = 'c:1', drain = true }, { address = 'z:1', backup = true }]",
+            None,
+        );
+        let [a, b, _, z] = &pool.backends[..] else {
+            panic!("four")
+        };
+        assert_eq!(eligible(&pool), "Primaries: a1 b1");
+        down(a);
+        assert_eq!(eligible(&pool), "Primaries: b1");
+        down(b);
+        assert_eq!(eligible(&pool), "Backups: z1");
+        down(z);
+        assert_eq!(eligible(&pool), "Everyone: a1 b1 z1", "rather than nobody");
+        up(a);
+        assert_eq!(eligible(&pool), "Primaries: a1");
+        let none = self::pool("backends = [{ address = 'a:1', drain = true }]", None);
+        assert_eq!(eligible(&none), "None");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn with_too_few_that_are_fit_all_are_used() {
+        let pool = pool(
+            "backends = ['a:1', 'b:1', 'c:1', 'd:1']\npanic_threshold_percent = 50",
+            None,
+        );
+        down(&pool.backends[0]);
+        down(&pool.backends[1]);
+        assert_eq!(eligible(&pool), "Primaries: c1 d1");
+        down(&pool.backends[2]);
+        assert_eq!(eligible(&pool), "Panic: a1 b1 c1 d1");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn live_traffic_puts_out_no_more_than_allowed() {
+        let pool = pool(
+            "backends = ['a:1', 'b:1', 'c:1']\nejection = { failures = 2, eject_secs = 10, max_ejected_percent = 50 }",
+            None,
+        );
+        let [a, b, _] = &pool.backends[..] else {
+            panic!("three")
+        };
+        assert_eq!(pool.failed(a, "reset"), None);
+        assert_eq!(pool.failed(a, "reset"), Some(Duration::from_secs(10)));
+        assert_eq!(eligible(&pool), "Primaries: b1 c1");
+        assert_eq!(pool.failed(b, "reset").or(pool.failed(b, "reset")), None);
+        assert_eq!(eligible(&pool), "Primaries: b1 c1", "half of three is one");
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(eligible(&pool), "Primaries: a1 b1 c1");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_back_starts_slowly_and_so_does_a_newcomer() {
+        let lines = "slow_start_secs = 10\nbackends = ['a:1', { address = 'b:1', weight = 2 }";
+        let first = pool(&format!("{lines}]"), None);
+        assert_eq!(
+            eligible(&first),
+            "Primaries: a1 b2",
+            "all are new at the start"
+        );
+        let second = pool(&format!("{lines}, 'c:1']"), Some(&first));
+        assert_eq!(eligible(&second), "Primaries: a10 b20 c1");
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(eligible(&second), "Primaries: a10 b20 c6");
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(eligible(&second), "Primaries: a1 b2 c1");
+        down(&second.backends[1]);
+        up(&second.backends[1]);
+        assert_eq!(eligible(&second), "Primaries: a10 b2 c10");
     }
 }

@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use self::guests::{Guests, States};
@@ -34,8 +34,10 @@ use crate::plugins::host::PluginHost;
 use crate::proxy::Connections;
 use crate::relay::pipe::Pipe;
 use crate::session::relayed::Scratch;
-use crate::session::{Ender, Order, SWEEP_INTERVAL, Sessions};
-use crate::site::Site;
+use crate::session::{
+    Control, Ender, Order, Place, Registration, SWEEP_INTERVAL, SessionId, Sessions,
+};
+use crate::site::{Keeps, Site};
 use crate::{connection, listener};
 
 /// Where relays read to. As large as the largest read that pays: at 64 KiB a system call's fixed
@@ -44,6 +46,8 @@ const SCRATCH_BYTES: usize = 256 * 1024;
 
 /// RFC 6455 section 7.4.1.
 const GOING_AWAY: u16 = 1001;
+/// For sessions whose backend or route is taken out: coming again helps (RFC 6455 section 11.7).
+const SERVICE_RESTART: u16 = 1012;
 
 /// How often a draining worker looks whether it is done.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
@@ -57,7 +61,7 @@ pub struct Setup {
     /// From 0.
     pub index: usize,
     /// One socket for each listener.
-    pub listeners: Vec<(StdListener, Arc<Listener>)>,
+    pub listeners: Vec<Listen>,
     /// Snapshots, as they are published.
     pub site: watch::Receiver<Arc<Site>>,
     /// Stop taking, finish.
@@ -80,18 +84,49 @@ pub struct Setup {
     pub alive: mpsc::Sender<()>,
 }
 
-/// A question of the control plane: what do the instances of this plugin know?
+/// What the control plane asks of a worker. Nobody may be waiting for an answer any more.
 #[derive(Debug)]
-pub struct Ask {
-    /// Which.
-    pub plugin: PluginName,
-    /// Where the answer goes; nobody may be waiting any more.
-    pub reply: oneshot::Sender<States>,
+pub enum Ask {
+    /// What do the instances of this plugin know?
+    Save(PluginName, oneshot::Sender<States>),
+    /// Where do the open sessions run, and how many at each place?
+    Census(oneshot::Sender<Census>),
+    /// Accept here, too; or go on accepting there with other limits.
+    Listen(Listen),
+    /// Accept there no longer.
+    Unlisten(ListenerKey),
 }
+
+/// Names a listener: its address as written, and how many before it have the same.
+pub type ListenerKey = (SocketAddr, usize);
+
+/// A listener for one worker.
+#[derive(Debug)]
+pub struct Listen {
+    /// Which.
+    pub key: ListenerKey,
+    /// What is accepted from; none: from the socket that is there already.
+    pub socket: Option<StdListener>,
+    /// What holds for connections accepted from now on.
+    pub limits: Arc<Listener>,
+}
+
+/// Open sessions by route, upstream's backend, and number.
+pub type Census = Vec<(Place, u64)>;
+
+/// Questions that wait; a reload asks a few for each listener.
+const ASKS_MAX: usize = 1024;
 
 /// The ways to ask workers.
 pub fn asking(n_workers: usize) -> (Vec<mpsc::Sender<Ask>>, Vec<mpsc::Receiver<Ask>>) {
-    (0..n_workers).map(|_| mpsc::channel(1)).unzip()
+    (0..n_workers).map(|_| mpsc::channel(ASKS_MAX)).unzip()
+}
+
+/// One socket that is accepted from.
+#[derive(Debug)]
+struct Listening {
+    limits: Rc<RefCell<Arc<Listener>>>,
+    task: AbortHandle,
 }
 
 /// A connection on its way from one worker to another.
@@ -112,6 +147,8 @@ pub fn giving(n_workers: usize) -> (Vec<mpsc::Sender<Given>>, Vec<mpsc::Receiver
 #[derive(Debug)]
 pub struct Worker {
     site: RefCell<Arc<Site>>,
+    /// Where sessions may stay by that.
+    keeps: RefCell<Rc<Keeps>>,
     drain: Drain,
     /// This worker's cells.
     pub counters: Arc<WorkerCounters>,
@@ -130,6 +167,7 @@ pub struct Worker {
     index: usize,
     givers: Vec<mpsc::Sender<Given>>,
     targets: RefCell<HashMap<Target, Arc<TargetCounters>>>,
+    listening: RefCell<HashMap<ListenerKey, Listening>>,
 }
 
 /// Starts a worker's thread. It ends when a drain is over.
@@ -159,8 +197,10 @@ async fn run(setup: Setup) {
         alive: _alive,
         ..
     } = setup;
+    let first = Arc::clone(&site.borrow_and_update());
     let worker = Rc::new(Worker {
-        site: RefCell::new(Arc::clone(&site.borrow_and_update())),
+        keeps: RefCell::new(Rc::new(Keeps::new(&first))),
+        site: RefCell::new(first),
         drain: drain.clone(),
         counters: setup.counters,
         access_log: setup.access_log,
@@ -173,16 +213,12 @@ async fn run(setup: Setup) {
         index: setup.index,
         givers: setup.givers,
         targets: RefCell::default(),
+        listening: RefCell::default(),
     });
     worker.adopt(worker.site());
     let mut accepting = JoinSet::new();
-    for (socket, limits) in listeners {
-        match TcpListener::from_std(socket) {
-            Ok(listener) => {
-                _ = accepting.spawn_local(listener::accept(Rc::clone(&worker), listener, limits))
-            }
-            Err(error) => tracing::error!(%error, "a listener cannot be used"),
-        }
+    for listen in listeners {
+        worker.listen(&mut accepting, listen);
     }
     let mut sweeps = interval(SWEEP_INTERVAL);
     sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -192,7 +228,8 @@ async fn run(setup: Setup) {
             plan = drain.started() => break plan,
             Ok(()) = site.changed() => worker.adopt(Arc::clone(&site.borrow_and_update())),
             Some(given) = given.recv() => worker.take(given),
-            Some(ask) = asked.recv() => worker.reply(ask),
+            Some(ask) = asked.recv() => worker.reply(&mut accepting, ask),
+            Some(_) = accepting.join_next() => {}
             _ = sweeps.tick() => worker.sweep(),
         }
     };
@@ -274,10 +311,42 @@ impl Worker {
         Ok(())
     }
 
-    fn reply(&self, ask: Ask) {
-        let states = self.guests.save(&ask.plugin);
+    fn reply(self: &Rc<Self>, accepting: &mut JoinSet<()>, ask: Ask) {
         // Who asked may have waited long enough.
-        let _ = ask.reply.send(states);
+        match ask {
+            Ask::Save(plugin, reply) => _ = reply.send(self.guests.save(&plugin)),
+            Ask::Census(reply) => _ = reply.send(self.sessions.census()),
+            Ask::Listen(listen) => self.listen(accepting, listen),
+            Ask::Unlisten(key) => {
+                if let Some(listening) = self.listening.borrow_mut().remove(&key) {
+                    listening.task.abort();
+                }
+            }
+        }
+    }
+
+    fn listen(self: &Rc<Self>, accepting: &mut JoinSet<()>, listen: Listen) {
+        let Listen {
+            key,
+            socket,
+            limits,
+        } = listen;
+        let mut all = self.listening.borrow_mut();
+        let Some(socket) = socket else {
+            if let Some(listening) = all.get(&key) {
+                *listening.limits.borrow_mut() = limits;
+            }
+            return;
+        };
+        match TcpListener::from_std(socket) {
+            Ok(listener) => {
+                let limits = Rc::new(RefCell::new(limits));
+                let accept = listener::accept(Rc::clone(self), listener, Rc::clone(&limits));
+                let task = accepting.spawn_local(accept);
+                all.insert(key, Listening { limits, task });
+            }
+            Err(error) => tracing::error!(%error, "a listener cannot be used"),
+        }
     }
 
     fn take(self: &Rc<Self>, given: Given) {
@@ -331,12 +400,59 @@ impl Worker {
         )
     }
 
+    /// Takes a session in. One whose place is being taken out just now is told so at once.
+    pub fn register(&self, id: SessionId, place: Place) -> Registration {
+        let stays = self.keeps.borrow().keeps(&place);
+        let registration = self.sessions.register(id, place);
+        if !stays {
+            let close = Order::Close(Ender::Operator, SERVICE_RESTART);
+            registration.control.tell(close);
+        }
+        registration
+    }
+
     /// Works by another snapshot from now on.
-    fn adopt(&self, site: Arc<Site>) {
+    fn adopt(self: &Rc<Self>, site: Arc<Site>) {
         for route in &site.config.routes {
             self.target_counters(&route.target);
         }
-        *self.site.borrow_mut() = site;
+        let before = self.site.replace(Arc::clone(&site));
+        if site.keeps_the_same_as(&before) {
+            return;
+        }
+        let keeps = Rc::new(Keeps::new(&site));
+        *self.keeps.borrow_mut() = Rc::clone(&keeps);
+        let mut leaving = self.sessions.all();
+        leaving.retain(|session| !keeps.keeps(&session.place) && !session.is_ending());
+        if !leaving.is_empty() {
+            // The worker's runtime owns the task and ends it at the latest with the worker.
+            tokio::task::spawn_local(Rc::clone(self).end_those(leaving));
+        }
+        for pool in site.pools.values() {
+            pool.queue().wake_all();
+        }
+    }
+
+    /// Sends sessions whose place was taken out their Close, spread over the drain time, and cuts
+    /// what has not ended then. Those whose place comes back meanwhile stay.
+    async fn end_those(self: Rc<Self>, leaving: Vec<Rc<Control>>) {
+        let plan = DrainPlan::within(self.site().config.drain_timeout);
+        tracing::info!(
+            worker = self.index,
+            sessions = leaving.len(),
+            "ending sessions: their place is taken out"
+        );
+        let has_to_go = |session: &Control| !self.keeps.borrow().keeps(&session.place);
+        for (i, session) in leaving.iter().enumerate() {
+            sleep_until(plan.turn(i, leaving.len())).await;
+            if !session.is_ending() && has_to_go(session) {
+                session.tell(Order::Close(Ender::Operator, SERVICE_RESTART));
+            }
+        }
+        sleep_until(plan.cut_at).await;
+        for session in leaving.iter().filter(|session| has_to_go(session)) {
+            session.tell(Order::Cut(Ender::Operator));
+        }
     }
 
     fn sweep(&self) {

@@ -1,0 +1,511 @@
+//! `[[upstream]]`: a group of backends, where they are found, and what is expected of them.
+//!
+//! The values, and how they are read. A file of backends that changes by itself is read here too.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml_edit::{DocumentMut, InlineTable, Item, Value};
+
+use super::entry::{Entry, Spot};
+use super::file::MAX_TIMEOUT_MS;
+use super::names::{self, BACKEND_ADDRESS, DNS_NAME, SERVER_NAME, SOCKET_ADDRESS};
+use super::reader::{self, Section, Taken};
+use super::{PluginName, Problem, UpstreamName};
+
+const PERCENT: &str = "a percentage";
+const PROBE: &str = "\"tcp\", \"http\" or \"websocket\"";
+const PROBE_PATH: &str = "a path that begins with '/', without '#' or space";
+const PORT: &str = "a port";
+const TLS: &str = "true, false or a table";
+
+const MAX_WINDOW_SECS: u64 = 3600;
+/// More backends than this are no list that a person or a resolver has written.
+const MAX_BACKENDS: usize = 10_000;
+
+/// `[[upstream]]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Upstream {
+    /// Unique.
+    pub name: UpstreamName,
+    /// Default `round_robin`.
+    pub policy: PluginName,
+    /// Handed to the policy as JSON. Default `{}`.
+    pub policy_config: serde_json::Value,
+    /// Those written here; addresses are unique within the upstream. May be empty only where others
+    /// are found by `backends_file` or `dns`.
+    pub backends: Vec<Backend>,
+    /// More backends are in this watched file. Default none.
+    pub backends_file: Option<PathBuf>,
+    /// More backends are what a name resolves to. Default none.
+    pub dns: Option<Dns>,
+    /// How connections to backends are protected. `tls`; none: not at all.
+    pub tls: Option<BackendTls>,
+    /// Default 1 s.
+    pub connect_timeout: Duration,
+    /// From the request to the head of the answer. Default 5 s.
+    pub response_timeout: Duration,
+    /// Other backends tried before the client is answered. Default 2; 0 to 100.
+    pub retries: u32,
+    /// Retries over requests, in percent, above which nothing is tried again. Default 100.
+    pub retry_budget_percent: u32,
+    /// Where requests wait when every backend has its `max_sessions`.
+    pub queue: Queue,
+    /// Over how long a backend that has come back gets its whole share. Default 0: at once.
+    pub slow_start: Duration,
+    /// With less than this share of the backends fit, in percent, all are used. Default 0: only
+    /// when none is.
+    pub panic_threshold_percent: u32,
+    /// `[upstream.health]`; none: backends are not probed.
+    pub health: Option<Health>,
+    /// `[upstream.ejection]`; none: live traffic takes no backend out.
+    pub ejection: Option<Ejection>,
+}
+
+/// One backend, as an operator or discovery names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backend {
+    /// Host and port as written: `127.0.0.1:3001`, `[::1]:3001`, `app.internal:3001`. Names are
+    /// resolved at each dial.
+    pub address: String,
+    /// 1 to 1000; default 1.
+    pub weight: u32,
+    /// Sessions that it may have; none: no bound.
+    pub max_sessions: Option<u32>,
+    /// Used only when no other backend can take a session.
+    pub is_backup: bool,
+    /// Gets nothing new, and what it has ends over the drain time. `drain`, default false.
+    pub is_draining: bool,
+    /// Handed to the policy.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// `queue_max` and `queue_timeout_ms`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queue {
+    /// Requests that may wait at a time, over all workers. Default 0: none waits.
+    pub max: u32,
+    /// How long one waits. Default 5 s.
+    pub timeout: Duration,
+}
+
+/// `[upstream.health]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// What is asked of a backend.
+    pub probe: Probe,
+    /// From the end of one probe to the beginning of the next. Default 2 s.
+    pub interval: Duration,
+    /// For the whole of a probe. Default 1 s.
+    pub timeout: Duration,
+    /// Successes in a row that bring a backend back. Default 2.
+    pub rise: u32,
+    /// Failures in a row that take one out. Default 3.
+    pub fall: u32,
+}
+
+/// `kind`, and `path` where it has one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe {
+    /// It accepts a connection.
+    Tcp,
+    /// It answers `GET` with a status of 200 to 399.
+    Http {
+        /// Default `/`.
+        path: String,
+    },
+    /// It upgrades, and answers a Ping.
+    WebSocket {
+        /// Default `/`.
+        path: String,
+    },
+}
+
+/// `[upstream.ejection]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ejection {
+    /// Failures in a row, all within `window`. Default 5.
+    pub failures: u32,
+    /// Default 10 s.
+    pub window: Duration,
+    /// How long the first ejection lasts; each one after it twice as long. Default 10 s.
+    pub eject: Duration,
+    /// Share of the backends that may be out at a time. Default 50.
+    pub max_ejected_percent: u32,
+}
+
+/// `dns`: addresses that a name resolves to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dns {
+    /// Asked for as A and AAAA where there is a port, else as SRV.
+    pub name: String,
+    /// The port of every address.
+    pub port: Option<u16>,
+    /// The longest time between two questions; answers that live shorter are asked for sooner.
+    /// Default 5 s.
+    pub refresh: Duration,
+    /// Who is asked; none: the system's resolvers.
+    pub server: Option<SocketAddr>,
+}
+
+/// `tls`: how a backend proves who it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BackendTls {
+    /// Certificates in PEM that are trusted instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// What the certificate has to be for, and what is sent as SNI; none: the address's host.
+    pub server_name: Option<String>,
+    /// Any certificate will do.
+    pub insecure_skip_verify: bool,
+}
+
+/// One `[[upstream]]`.
+pub(super) fn upstream(
+    s: &mut Section<'_, '_>,
+    base_dir: &Path,
+    taken: &mut Taken<UpstreamName>,
+) -> Option<Upstream> {
+    let name = s.required_text("name", UpstreamName::ALLOWED, UpstreamName::parse);
+    if let Some(name) = &name {
+        s.unique(s.spot("name"), &format!("\"{name}\""), name.clone(), taken);
+    }
+    let path = |text: &str| Some(base_dir.join(text)).filter(|_| !text.is_empty());
+    let is_found = s.has("backends_file") || s.has("dns");
+    let backends = backends(s, is_found);
+    let found = Found {
+        backends,
+        backends_file: s.text("backends_file", "the path of a file", path),
+        dns: dns(s),
+        tls: tls(s, base_dir),
+    };
+    upstream_of(s, name, found)
+}
+
+/// Where an upstream's backends are.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) backends: Vec<Backend>,
+    pub(super) backends_file: Option<PathBuf>,
+    pub(super) dns: Option<Dns>,
+    pub(super) tls: Option<BackendTls>,
+}
+
+/// All of an upstream but its name and where its backends are.
+pub(super) fn upstream_of(
+    s: &mut Section<'_, '_>,
+    name: Option<UpstreamName>,
+    found: Found,
+) -> Option<Upstream> {
+    let policy = s.text("policy", PluginName::ALLOWED, PluginName::parse);
+    let (has_health, has_ejection) = (s.has("health"), s.has("ejection"));
+    Some(Upstream {
+        policy: policy.unwrap_or_else(|| PluginName("round_robin".to_owned())),
+        policy_config: s.json("policy_config"),
+        backends: found.backends,
+        backends_file: found.backends_file,
+        dns: found.dns,
+        tls: found.tls,
+        connect_timeout: s.millis("connect_timeout_ms", 1..=MAX_TIMEOUT_MS, 1000),
+        response_timeout: s.millis("response_timeout_ms", 1..=MAX_TIMEOUT_MS, 5000),
+        retries: s.number("retries", "a number of backends", 0..=100, 2),
+        retry_budget_percent: s.number("retry_budget_percent", PERCENT, 0..=1000, 100),
+        queue: Queue {
+            max: s.number("queue_max", "a number of requests", 0..=1_000_000, 0),
+            timeout: s.millis("queue_timeout_ms", 1..=MAX_TIMEOUT_MS, 5000),
+        },
+        slow_start: s.secs("slow_start_secs", 0..=MAX_WINDOW_SECS, 0),
+        panic_threshold_percent: s.number("panic_threshold_percent", PERCENT, 0..=100, 0),
+        health: s.section("health", |s| health(s, has_health)),
+        ejection: s.section("ejection", ejection).filter(|_| has_ejection),
+        name: name?,
+    })
+}
+
+/// `is_there`: the section is written, so that what is missing in it is a problem.
+fn health(s: &mut Section<'_, '_>, is_there: bool) -> Option<Health> {
+    let is_path = |text: &str| text.starts_with('/') && !text.contains(['#', ' ']);
+    let path = s.text("path", PROBE_PATH, |text| {
+        Some(text.to_owned()).filter(|text| is_path(text))
+    });
+    let path = path.unwrap_or_else(|| "/".to_owned());
+    let probe = |kind: &str| match kind {
+        "tcp" => Some(Probe::Tcp),
+        "http" => Some(Probe::Http { path: path.clone() }),
+        "websocket" => Some(Probe::WebSocket { path: path.clone() }),
+        _ => None,
+    };
+    let probe = match is_there {
+        true => s.required_text("kind", PROBE, probe),
+        false => s.text("kind", PROBE, probe),
+    };
+    Some(Health {
+        interval: s.millis("interval_ms", 10..=MAX_TIMEOUT_MS, 2000),
+        timeout: s.millis("timeout_ms", 1..=MAX_TIMEOUT_MS, 1000),
+        rise: s.number("rise", "a number of probes", 1..=1000, 2),
+        fall: s.number("fall", "a number of probes", 1..=1000, 3),
+        probe: probe?,
+    })
+}
+
+fn ejection(s: &mut Section<'_, '_>) -> Option<Ejection> {
+    Some(Ejection {
+        failures: s.number("failures", "a number of failures", 1..=1000, 5),
+        window: s.secs("window_secs", 1..=MAX_WINDOW_SECS, 10),
+        eject: s.secs("eject_secs", 1..=MAX_WINDOW_SECS, 10),
+        max_ejected_percent: s.number("max_ejected_percent", PERCENT, 0..=100, 50),
+    })
+}
+
+fn dns(s: &mut Section<'_, '_>) -> Option<Dns> {
+    let is_there = s.has("dns");
+    s.section("dns", |s| {
+        let name = match is_there {
+            true => s.required_text("name", DNS_NAME, names::dns_name),
+            false => s.text("name", DNS_NAME, names::dns_name),
+        };
+        Some(Dns {
+            port: s.number_if_written("port", PORT, 1..=u16::MAX),
+            refresh: s.secs("refresh_secs", 1..=MAX_WINDOW_SECS, 5),
+            server: s.text("server", SOCKET_ADDRESS, |text| text.parse().ok()),
+            name: name?,
+        })
+    })
+}
+
+fn tls(s: &mut Section<'_, '_>, base_dir: &Path) -> Option<BackendTls> {
+    let entry = s.entry("tls")?;
+    match entry.as_bool() {
+        Some(is_on) => is_on.then(BackendTls::default),
+        None if entry.table().is_some() => s.section_at(&entry, |s| {
+            let path = |text: &str| Some(base_dir.join(text)).filter(|_| !text.is_empty());
+            Some(BackendTls {
+                ca: s.text("ca", "the path of a PEM file", path),
+                server_name: s.text("server_name", SERVER_NAME, names::server_name),
+                insecure_skip_verify: s.flag("insecure_skip_verify"),
+            })
+        }),
+        None => {
+            s.refuse(&entry, TLS);
+            None
+        }
+    }
+}
+
+fn backends(s: &mut Section<'_, '_>, may_be_empty: bool) -> Vec<Backend> {
+    if !may_be_empty {
+        s.require_some("backends", "at least one backend");
+    }
+    let mut taken = Taken::new();
+    let entries = s.list("backends", "a list of addresses or tables");
+    if entries.len() > MAX_BACKENDS {
+        let n = entries.len();
+        s.problem(
+            &s.spot("backends"),
+            format!("{n} backends are not allowed: at most {MAX_BACKENDS}"),
+        );
+        return Vec::new();
+    }
+    entries
+        .iter()
+        .filter_map(|entry| backend(s, entry, &mut taken))
+        .collect()
+}
+
+fn backend<'t>(
+    s: &mut Section<'t, '_>,
+    entry: &Entry<'t>,
+    taken: &mut Taken<String>,
+) -> Option<Backend> {
+    match entry.as_str() {
+        Some(address) if backend_address(address).is_some() => {
+            unique_backend(s, entry.spot.clone(), address, taken);
+            s.section_without_keys(entry, |s| backend_at(s, Some(address.to_owned())))
+        }
+        None if entry.table().is_some() => s.section_at(entry, |s| {
+            let address = s.required_text("address", BACKEND_ADDRESS, backend_address);
+            if let Some(address) = &address {
+                unique_backend(s, s.spot("address"), address, taken);
+            }
+            backend_at(s, address)
+        }),
+        _ => {
+            s.refuse(
+                entry,
+                &format!("{BACKEND_ADDRESS}; or a table with that as its address"),
+            );
+            None
+        }
+    }
+}
+
+/// All of a backend but its address.
+pub(super) fn backend_at(s: &mut Section<'_, '_>, address: Option<String>) -> Option<Backend> {
+    Some(Backend {
+        weight: s.number("weight", "a whole number", 1..=1000, 1),
+        max_sessions: s.number_if_written("max_sessions", "a number of sessions", 1..=u32::MAX),
+        is_backup: s.flag("backup"),
+        is_draining: s.flag("drain"),
+        labels: s.section("labels", labels),
+        address: address?,
+    })
+}
+
+fn labels(s: &mut Section<'_, '_>) -> BTreeMap<String, String> {
+    let keys = s.names();
+    let read = |key: String| {
+        let value = s.text(&key, "a string", |text| Some(text.to_owned()))?;
+        Some((key, value))
+    };
+    keys.into_iter().filter_map(read).collect()
+}
+
+fn backend_address(text: &str) -> Option<String> {
+    names::canonical_backend(text).map(|_| text.to_owned())
+}
+
+/// Reports an address that its upstream has already, also in another spelling.
+pub(super) fn unique_backend(
+    s: &mut Section<'_, '_>,
+    spot: Spot,
+    address: &str,
+    taken: &mut Taken<String>,
+) {
+    if let Some(canonical) = names::canonical_backend(address) {
+        s.unique(spot, &format!("\"{address}\""), canonical, taken);
+    }
+}
+
+impl Backend {
+    /// An address with the default of everything else.
+    pub fn at(address: String) -> Self {
+        Self {
+            address,
+            weight: 1,
+            max_sessions: None,
+            is_backup: false,
+            is_draining: false,
+            labels: BTreeMap::new(),
+        }
+    }
+
+    /// The text of a file of backends: `backends = [...]` as in an `[[upstream]]`, in TOML; or the
+    /// same in JSON, which begins with `{` or `[`. The list may be empty.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn list_from(text: &str) -> Result<Vec<Self>, Vec<Problem>> {
+        let read = |s: &mut Section<'_, '_>| {
+            s.require("backends", "a list of backends");
+            Some(backends(s, true))
+        };
+        match text.trim_start().starts_with(['{', '[']) {
+            true => reader::read(&toml_from_json(text)?, read).map_err(|problems| {
+                // The lines are those of the TOML that was made of it.
+                let without_line = |problem| Problem {
+                    line: None,
+                    ..problem
+                };
+                problems.into_iter().map(without_line).collect()
+            }),
+            false => reader::read(text, read),
+        }
+    }
+}
+
+/// `{"backends": [...]}`, or the list alone, as a document of TOML.
+fn toml_from_json(text: &str) -> Result<String, Vec<Problem>> {
+    let problem = |line: Option<usize>, message: String| {
+        vec![Problem {
+            key: String::new(),
+            line,
+            message,
+        }]
+    };
+    let json: serde_json::Value = serde_json::from_str(text)
+        .map_err(|error| problem(Some(error.line()), format!("not valid JSON: {error}")))?;
+    let json = match json {
+        serde_json::Value::Array(list) => serde_json::json!({ "backends": list }),
+        object => object,
+    };
+    let mut document = DocumentMut::new();
+    for (key, value) in json.as_object().into_iter().flatten() {
+        let value = toml_value(value)
+            .ok_or_else(|| problem(None, format!("{key}: null is not allowed")))?;
+        document.insert(key, Item::Value(value));
+    }
+    Ok(document.to_string())
+}
+
+/// None where there is a `null` in it.
+fn toml_value(json: &serde_json::Value) -> Option<Value> {
+    Some(match json {
+        serde_json::Value::Null => return None,
+        serde_json::Value::Bool(is) => Value::from(*is),
+        serde_json::Value::Number(number) => match number.as_i64() {
+            Some(whole) => Value::from(whole),
+            None => Value::from(number.as_f64()?),
+        },
+        serde_json::Value::String(text) => Value::from(text.as_str()),
+        serde_json::Value::Array(list) => {
+            Value::Array(list.iter().map(toml_value).collect::<Option<_>>()?)
+        }
+        serde_json::Value::Object(table) => {
+            let mut inline = InlineTable::new();
+            for (key, value) in table {
+                inline.insert(key, toml_value(value)?);
+            }
+            Value::InlineTable(inline)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str) -> Vec<String> {
+        let problems = Backend::list_from(text).err().unwrap_or_default();
+        problems.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_file_of_backends_is_toml_or_json() {
+        let expected = vec![
+            Backend::at("a:1".to_owned()),
+            Backend {
+                weight: 3,
+                is_draining: true,
+                labels: BTreeMap::from([("zone".to_owned(), "b".to_owned())]),
+                ..Backend::at("b:1".to_owned())
+            },
+        ];
+        for text in [
+            "# two\nbackends = ['a:1', { address = 'b:1', weight = 3, drain = true, labels = { zone = 'b' } }]",
+            r#"["a:1", {"address": "b:1", "weight": 3, "drain": true, "labels": {"zone": "b"}}]"#,
+            r#" {"backends": ["a:1", {"address": "b:1", "weight": 3, "drain": true, "labels": {"zone": "b"}}]}"#,
+        ] {
+            assert_eq!(Backend::list_from(text), Ok(expected.clone()), "{text}");
+        }
+        assert_eq!(Backend::list_from("[]"), Ok(vec![]));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_of_backends_is_said() {
+        assert_eq!(lines(""), ["backends: missing: a list of backends"]);
+        assert_eq!(
+            lines("backends = ['a:1', 'a:1']\nweights = 1"),
+            [
+                "line 1: backends[1]: \"a:1\" is not allowed: backends[0] has it already, on line 1",
+                "line 2: weights: unknown key: one of backends",
+            ]
+        );
+        assert_eq!(
+            lines(r#"["a:1", {"address": "b:1", "weight": 0}]"#),
+            ["backends[1].weight: 0 is not allowed: a whole number, 1 to 1000"]
+        );
+        assert_eq!(lines("[null]"), ["backends: null is not allowed"]);
+        assert!(lines("[1,")[0].starts_with("line 1: not valid JSON: "));
+    }
+}

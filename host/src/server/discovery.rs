@@ -1,0 +1,140 @@
+//! Backends that are found while running: what a watched file says.
+//!
+//! Follows the snapshot: one watch for each upstream with `backends_file`. A file that cannot be used
+//! changes nothing.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
+
+use super::control::Control;
+use crate::admin::metrics::{ReloadKind, ReloadResult};
+use crate::config::{self, Config, Problem, UpstreamName};
+use crate::site::Found;
+use crate::watch::{Change, Watch};
+
+/// The watches under way. Dropping it ends them.
+#[derive(Debug, Default)]
+pub(super) struct Discovery {
+    tasks: JoinSet<()>,
+    files: HashMap<UpstreamName, (PathBuf, AbortHandle)>,
+}
+
+impl Discovery {
+    /// Begins and ends watches, so that they are those of `config`.
+    pub(super) fn follow(&mut self, control: &Rc<RefCell<Control>>, config: &Config) {
+        self.files.retain(|name, (path, task)| {
+            let of_name = config.upstreams.iter().find(|u| u.name == *name);
+            let stays = of_name.is_some_and(|u| u.backends_file.as_ref() == Some(path));
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for upstream in &config.upstreams {
+            let Some(path) = &upstream.backends_file else {
+                continue;
+            };
+            if self.files.contains_key(&upstream.name) {
+                continue;
+            }
+            let watched = watch(Rc::clone(control), upstream.name.clone(), path.clone());
+            let task = self.tasks.spawn_local(watched);
+            self.files
+                .insert(upstream.name.clone(), (path.clone(), task));
+        }
+        while self.tasks.try_join_next().is_some() {}
+    }
+}
+
+async fn watch(control: Rc<RefCell<Control>>, upstream: UpstreamName, path: PathBuf) {
+    let (_watch, mut changes) = match Watch::file(&path) {
+        Ok(watched) => watched,
+        Err(error) => {
+            tracing::error!(%upstream, path = %path.display(), %error, "file of backends cannot be watched");
+            return;
+        }
+    };
+    // It may have changed since it was read.
+    update(&control, &upstream, &path).await;
+    while let Some(change) = next(&mut changes).await {
+        match change {
+            Change::Written(_) => update(&control, &upstream, &path).await,
+            Change::Gone(_) => {
+                tracing::warn!(%upstream, path = %path.display(), "file of backends is gone: those found last stay");
+            }
+        }
+    }
+}
+
+/// The newest of those that wait.
+async fn next(changes: &mut mpsc::Receiver<Change>) -> Option<Change> {
+    let mut change = changes.recv().await?;
+    while let Ok(newer) = changes.try_recv() {
+        change = newer;
+    }
+    Some(change)
+}
+
+async fn update(control: &RefCell<Control>, upstream: &UpstreamName, path: &Path) {
+    let file = path.to_owned();
+    let read = spawn_blocking(move || read(&file)).await;
+    let problems = match read {
+        Ok(Ok(backends)) => {
+            let mut control = control.borrow_mut();
+            let n = backends.len();
+            if control.found_backends(upstream, backends) {
+                tracing::info!(%upstream, path = %path.display(), backends = n, "file of backends in force");
+            }
+            return;
+        }
+        Ok(Err(problems)) => problems.iter().map(ToString::to_string).collect(),
+        Err(error) => vec![error.to_string()],
+    };
+    for problem in &problems {
+        tracing::error!(%upstream, path = %path.display(), problem, "file of backends refused: those found last stay");
+    }
+    let control = control.borrow();
+    let failed = (ReloadKind::Backends, ReloadResult::Failed);
+    control.metrics.reloads(failed.0, failed.1).add(1);
+}
+
+/// Reads the files of backends of a configuration. Blocks.
+///
+/// # Errors
+/// Everything that is wrong with them, at the key that names the file.
+pub(super) fn read_all(config: &Config) -> Result<Found, Vec<Problem>> {
+    let (mut found, mut problems) = (Found::new(), Vec::new());
+    for (i, upstream) in config.upstreams.iter().enumerate() {
+        let Some(path) = &upstream.backends_file else {
+            continue;
+        };
+        match read(path) {
+            Ok(backends) => _ = found.insert(upstream.name.clone(), backends),
+            Err(of_file) => problems.extend(of_file.iter().map(|problem| Problem {
+                key: format!("upstream[{i}].backends_file"),
+                line: None,
+                message: format!("{}: {problem}", path.display()),
+            })),
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(found),
+        false => Err(problems),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<config::Backend>, Vec<Problem>> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        vec![Problem {
+            key: String::new(),
+            line: None,
+            message: error.to_string(),
+        }]
+    })?;
+    config::Backend::list_from(&text)
+}

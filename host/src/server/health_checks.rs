@@ -1,0 +1,69 @@
+//! Which backends are being probed: those of every upstream with `[upstream.health]`, as the snapshot
+//! in force has them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::config::{Health, UpstreamName};
+use crate::site::Site;
+use crate::upstream::health;
+use crate::upstream::pool::Backend;
+
+/// The probes under way. Dropping it ends them.
+#[derive(Debug, Default)]
+pub(super) struct HealthChecks {
+    tasks: JoinSet<()>,
+    running: HashMap<Key, Running>,
+}
+
+type Key = (UpstreamName, String);
+
+#[derive(Debug)]
+struct Running {
+    health: Health,
+    backend: Arc<Backend>,
+    task: AbortHandle,
+}
+
+impl HealthChecks {
+    /// Begins and ends probes, so that they are those of `site`. One that stays goes on undisturbed.
+    pub(super) fn follow(&mut self, site: &Site) {
+        let mut wanted = HashMap::new();
+        for pool in site.pools.values() {
+            let Some(health) = &pool.config.health else {
+                continue;
+            };
+            for backend in &pool.backends {
+                let key = (pool.config.name.clone(), backend.address().to_owned());
+                wanted.insert(key, (health, backend));
+            }
+        }
+        self.running.retain(|key, running| {
+            let stays = wanted
+                .get(key)
+                .is_some_and(|(health, _)| **health == running.health);
+            if !stays {
+                running.task.abort();
+                running.backend.fitness().unprobed();
+            }
+            stays
+        });
+        for (key, (health, backend)) in wanted {
+            if self.running.contains_key(&key) {
+                continue;
+            }
+            let upstream = key.0.to_string();
+            let probes = health::watch(upstream, Arc::clone(backend), health.clone());
+            let running = Running {
+                health: health.clone(),
+                backend: Arc::clone(backend),
+                task: self.tasks.spawn_local(probes),
+            };
+            self.running.insert(key, running);
+        }
+        // Those that were ended; otherwise their results would pile up.
+        while self.tasks.try_join_next().is_some() {}
+    }
+}

@@ -1,0 +1,231 @@
+//! Asking a backend how it is: one probe after the other, for as long as somebody wants to know.
+//!
+//! In go a backend and what is asked of it; what comes of it is in the backend's fitness. Runs on the
+//! control plane, and sees a backend as a client would: name resolution, TLS and handshake included.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
+use http::header::{self, HeaderValue};
+use http::{Request, request};
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+use super::dial::{self, Answer, Deadlines};
+use super::fitness::Turn;
+use super::pool::Backend;
+use crate::config::{Health, Probe};
+use crate::handshake::Upgrade;
+
+/// How much sooner or later than asked for a probe may come, in parts of the interval, so that those
+/// of many backends do not go together.
+const JITTER: f64 = 0.1;
+/// How long a backend may take over a Close that ends a probe.
+const CLOSE_PATIENCE: Duration = Duration::from_millis(100);
+const USER_AGENT: HeaderValue = HeaderValue::from_static("pointsman-health");
+
+/// Probes until it is dropped. `upstream`: its name, for the log.
+pub async fn watch(upstream: String, backend: Arc<Backend>, health: Health) {
+    loop {
+        let result = probe(backend.address(), &health).await;
+        let backend_name = backend.address();
+        match backend.probed(result, &health) {
+            Some(Turn::Up) => tracing::info!(upstream, backend = backend_name, "backend is up"),
+            Some(Turn::Down(reason)) => {
+                tracing::warn!(upstream, backend = backend_name, reason, "backend is down");
+            }
+            None => {}
+        }
+        let factor = 1.0 - JITTER + 2.0 * JITTER * fastrand::f64();
+        sleep(health.interval.mul_f64(factor)).await;
+    }
+}
+
+/// One probe.
+///
+/// # Errors
+/// What is wrong with the backend, in a clause.
+pub async fn probe(address: &str, health: &Health) -> Result<(), String> {
+    let probed = async {
+        match &health.probe {
+            Probe::Tcp => tcp(address, health.timeout).await,
+            Probe::Http { path } => http(address, path, health.timeout).await,
+            Probe::WebSocket { path } => websocket(address, path, health.timeout).await,
+        }
+    };
+    let probed = timeout(health.timeout, probed).await;
+    probed.unwrap_or_else(|_| Err(format!("no answer within {:?}", health.timeout)))
+}
+
+async fn tcp(address: &str, deadline: Duration) -> Result<(), String> {
+    let connected = dial::connect(address, deadline).await;
+    connected.map(drop).map_err(|error| error.to_string())
+}
+
+async fn http(address: &str, path: &str, deadline: Duration) -> Result<(), String> {
+    let said = |error: hyper::Error| error.to_string();
+    let stream = dial::connect(address, deadline).await;
+    let stream = stream.map_err(|error| error.to_string())?;
+    let handshake = dial::client().handshake(TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.map_err(said)?;
+    let request = Request::from_parts(head(address, path)?, Empty::<Bytes>::new());
+    let answer = async {
+        tokio::select! {
+            response = sender.send_request(request) => response.map_err(said),
+            ended = connection => match ended {
+                Err(error) => Err(said(error)),
+                Ok(()) => Err("it closed the connection".to_owned()),
+            },
+        }
+    };
+    match answer.await?.status() {
+        status if status.is_success() || status.is_redirection() => Ok(()),
+        status => Err(format!("it answered {status}")),
+    }
+}
+
+async fn websocket(address: &str, path: &str, deadline: Duration) -> Result<(), String> {
+    let mut head = head(address, path)?;
+    let asked = Upgrade {
+        key: BASE64.encode(fastrand::u128(..).to_ne_bytes()),
+        subprotocols: Vec::new(),
+        extensions: Vec::new(),
+    };
+    let key = HeaderValue::from_str(&asked.key).map_err(|error| error.to_string())?;
+    head.headers.insert(header::SEC_WEBSOCKET_KEY, key);
+    let version = HeaderValue::from_static("13");
+    head.headers.insert(header::SEC_WEBSOCKET_VERSION, version);
+    let deadlines = Deadlines {
+        connect: deadline,
+        response: deadline,
+    };
+    let answer = dial::upgrade(address, dial::upgrade_request(head), &asked, deadlines).await;
+    let (stream, early) = match answer.map_err(|error| error.to_string())? {
+        Answer::Upgraded { stream, early, .. } => (stream, early),
+        Answer::Refused(response) => {
+            return Err(format!("it answered {}", response.status()));
+        }
+    };
+    let early = early.to_vec();
+    let mut socket = WebSocketStream::from_partially_read(stream, early, Role::Client, None).await;
+    let broken = |error: tokio_tungstenite::tungstenite::Error| error.to_string();
+    let ping = Bytes::from_static(b"pointsman");
+    socket
+        .send(Message::Ping(ping.clone()))
+        .await
+        .map_err(broken)?;
+    loop {
+        match socket.next().await.transpose().map_err(broken)? {
+            Some(Message::Pong(payload)) if payload == ping => break,
+            Some(Message::Close(_)) | None => return Err("it closed before its Pong".to_owned()),
+            Some(_) => {}
+        }
+    }
+    // The verdict is there; the rest is good manners.
+    let patience = Instant::now() + CLOSE_PATIENCE;
+    let goodbye = async {
+        socket.close(None).await?;
+        while socket.next().await.transpose()?.is_some() {}
+        Ok::<_, tokio_tungstenite::tungstenite::Error>(())
+    };
+    let _ = timeout_at(patience, goodbye).await;
+    Ok(())
+}
+
+fn head(address: &str, path: &str) -> Result<request::Parts, String> {
+    let request = Request::get(path)
+        .header(header::HOST, address)
+        .header(header::USER_AGENT, USER_AGENT)
+        .body(());
+    let (head, ()) = request.map_err(|error| error.to_string())?.into_parts();
+    Ok(head)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn health(probe: Probe) -> Health {
+        Health {
+            probe,
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_millis(300),
+            rise: 1,
+            fall: 1,
+        }
+    }
+
+    /// Answers one connection with `answer` and keeps it open.
+    async fn backend(answer: &'static str) -> (String, impl Future<Output = ()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound").to_string();
+        let serve = async move {
+            let (mut stream, _) = listener.accept().await.expect("a probe");
+            let mut request = [0; 4096];
+            let n = stream.read(&mut request).await.expect("open");
+            assert!(n == 0 || request.starts_with(b"GET /up HTTP/1.1\r\n"));
+            stream.write_all(answer.as_bytes()).await.expect("open");
+            std::future::pending::<()>().await;
+        };
+        (address, serve)
+    }
+
+    async fn verdict(kind: Probe, answer: &'static str) -> Result<(), String> {
+        let (address, serve) = backend(answer).await;
+        let health = health(kind);
+        tokio::select! {
+            verdict = probe(&address, &health) => verdict,
+            () = serve => unreachable!("it serves for ever"),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_http_probe_wants_a_status_of_200_to_399() {
+        let kind = || Probe::Http {
+            path: "/up".to_owned(),
+        };
+        let ok = "HTTP/1.1 204 No Content\r\n\r\n";
+        assert_eq!(verdict(kind(), ok).await, Ok(()));
+        let moved = "HTTP/1.1 302 Found\r\ncontent-length: 0\r\n\r\n";
+        assert_eq!(verdict(kind(), moved).await, Ok(()));
+        let broken = "HTTP/1.1 500 Oh\r\ncontent-length: 0\r\n\r\n";
+        let said = verdict(kind(), broken).await.unwrap_err();
+        assert_eq!(said, "it answered 500 Internal Server Error");
+        let silence = verdict(kind(), "").await.unwrap_err();
+        assert_eq!(silence, "no answer within 300ms");
+    }
+
+    #[tokio::test]
+    async fn a_websocket_probe_wants_a_true_handshake() {
+        let kind = || Probe::WebSocket {
+            path: "/up".to_owned(),
+        };
+        let http = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+        let said = verdict(kind(), http).await.unwrap_err();
+        assert_eq!(said, "it answered 200 OK");
+        let lie = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: x\r\n\r\n";
+        let said = verdict(kind(), lie).await.unwrap_err();
+        assert_eq!(said, "its Sec-WebSocket-Accept is wrong");
+    }
+
+    #[tokio::test]
+    async fn a_tcp_probe_wants_a_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound").to_string();
+        assert_eq!(probe(&address, &health(Probe::Tcp)).await, Ok(()));
+        drop(listener);
+        let said = probe(&address, &health(Probe::Tcp)).await.unwrap_err();
+        assert!(said.starts_with("cannot connect: "), "{said}");
+    }
+}
