@@ -19,8 +19,8 @@ use crate::config;
 use crate::lines::Lines;
 use crate::metrics::Metrics;
 use crate::process::binary;
-use crate::wait::eventually;
-use crate::wire::{Answer, get};
+use crate::wait::{PATIENCE, eventually};
+use crate::wire::{Answer, ask, get};
 
 /// From the start of the process to ready: a cold start compiles every plugin, on a machine that
 /// may be compiling other things.
@@ -148,6 +148,40 @@ impl Balancer {
         get(self.admin, path).await
     }
 
+    /// An order on the admin address.
+    ///
+    /// # Errors
+    ///
+    /// There is no answer.
+    pub async fn order(&self, method: &str, path: &str) -> Result<Answer> {
+        ask(self.admin, method, path, "").await
+    }
+
+    /// Waits until a backend of the upstream `app` is in this state: `up`, `down`, `ejected` or
+    /// `draining`. Returns what is said against it.
+    ///
+    /// # Errors
+    ///
+    /// It is not, within the usual patience.
+    pub async fn backend_state(&self, address: SocketAddr, state: &str) -> Result<String> {
+        let what = format!("{address} is {state}");
+        let mut reason = String::new();
+        eventually(what, PATIENCE, async || {
+            let Ok(status) = self.status().await else {
+                return false;
+            };
+            let backends = status["upstreams"][0]["backends"].as_array();
+            let named = |b: &&Value| b["address"] == address.to_string();
+            let Some(backend) = backends.into_iter().flatten().find(named) else {
+                return false;
+            };
+            reason = backend["reason"].as_str().unwrap_or_default().to_owned();
+            backend["state"] == state
+        })
+        .await?;
+        Ok(reason)
+    }
+
     /// What `/metrics` says now.
     ///
     /// # Errors
@@ -241,9 +275,23 @@ impl Balancer {
     ///
     /// The disk refuses, or the process has ended.
     pub fn reload(&self, toml: &str) -> Result<()> {
-        let text = config::complete(toml, &self.plugins_dir());
-        fs::write(self.folder.path().join("pointsman.toml"), text)?;
+        self.write_config(toml)?;
         self.signal(Signal::HUP)
+    }
+
+    /// Writes another configuration, completed as at the start, and tells nobody.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses.
+    pub fn write_config(&self, toml: &str) -> Result<()> {
+        let text = config::complete(toml, &self.plugins_dir());
+        Ok(fs::write(self.config_file(), text)?)
+    }
+
+    /// The configuration file that the process was started with.
+    pub fn config_file(&self) -> PathBuf {
+        self.folder.path().join("pointsman.toml")
     }
 
     /// The watched folder.

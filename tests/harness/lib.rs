@@ -29,4 +29,4 @@ pub use metrics::Metrics;
 pub use process::{BackendProcess, Ended, pointsman};
 pub use scripted::{Reply, ScriptedBackend, accept_upgrade};
 pub use wait::{PATIENCE, eventually, in_time};
-pub use wire::{Answer, Frame, Wire, frame, get, upgrade_request};
+pub use wire::{Answer, Frame, Wire, ask, frame, get, upgrade_request};

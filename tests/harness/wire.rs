@@ -247,9 +247,22 @@ impl Wire {
 ///
 /// There is no answer.
 pub async fn get(address: SocketAddr, path: &str) -> Result<Answer> {
+    ask(address, "GET", path, "").await
+}
+
+/// One request on a connection of its own.
+///
+/// # Errors
+///
+/// There is no answer.
+pub async fn ask(address: SocketAddr, method: &str, path: &str, body: &str) -> Result<Answer> {
     let mut wire = Wire::connect(address).await?;
+    let length = match body.len() {
+        0 => String::new(),
+        n => format!("Content-Length: {n}\r\n"),
+    };
     wire.send(format!(
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{length}\r\n{body}"
     ))
     .await?;
     wire.answer().await

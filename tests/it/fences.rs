@@ -44,11 +44,12 @@ const FENCES: &[Fence] = &[
             "handshake.rs",
             "handshake/",
             "upstream/dial.rs",
+            "upstream/health.rs",
             "session/",
             "demo.rs",
             "demo/",
         ],
-        why: "WebSockets are spoken in handshake, dial and session, and by the demo's client",
+        why: "WebSockets are spoken in handshake, dial, health and session, and by the demo's client",
     },
     Fence {
         words: &["Serialize", "Deserialize"],

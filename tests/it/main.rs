@@ -2,16 +2,21 @@
 //! it, `cargo xtask test` makes it and runs these. `harness/` is what they are told with.
 
 mod backends;
+mod backends_file;
+mod capacity;
 mod check;
 mod drain;
+mod ejection;
 mod fences;
 mod handlers;
 mod handshake;
 mod harness;
+mod health;
 mod limits;
 mod observe;
 mod proxy;
 mod relay;
 mod reload;
+mod slow_start;
 mod swap;
 mod tutorial;

@@ -2,7 +2,11 @@
 //! or the same, changes nothing.
 
 use anyhow::Result;
-use pointsman_tests::{Backend, Balancer, Chatter, Client, PATIENCE, app, eventually};
+use std::net::{SocketAddr, TcpListener};
+
+use pointsman_tests::{
+    Backend, Balancer, Chatter, Client, PATIENCE, app, ask, eventually, get, pointsman,
+};
 
 async fn reloads(balancer: &Balancer, result: &str) -> Result<f64> {
     let labels = [("kind", "config"), ("result", result)];
@@ -28,7 +32,8 @@ async fn a_changed_configuration_is_in_force_for_new_sockets_and_leaves_the_open
     let balancer = Balancer::start(&app("round_robin", &[backends[0].address()])).await?;
     let chatter = Chatter::start(50, &balancer.url("/websocket")).await?;
 
-    balancer.reload(&app("least_connections", &[backends[1].address()]))?;
+    let both = [backends[0].address(), backends[1].address()];
+    balancer.reload(&app("least_connections", &both))?;
     counted(&balancer, "ok").await?;
     let mut client = Client::connect(&balancer.url("/websocket")).await?;
     assert_eq!(client.backend()?, backends[1].address());
@@ -132,5 +137,174 @@ async fn the_access_log_is_turned_on_under_open_sockets() -> Result<()> {
         1,
         "the session of before had none"
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn fifty_reloads_of_something_else_touch_no_socket_and_no_handshake() -> Result<()> {
+    let backends = Backend::start_many(3).await?;
+    let addresses: Vec<_> = backends.iter().map(Backend::address).collect();
+    let site = |n: u32| {
+        let timeout = 1000 + n;
+        let other = Backend::address(&backends[(n % 2) as usize]);
+        let toml = app("least_connections", &addresses);
+        let toml = toml.replace(
+            "[[route]]",
+            &format!("connect_timeout_ms = {timeout}\n\n[[route]]"),
+        );
+        // A route and an upstream that come and go, and weights that change.
+        toml + &format!(
+            "[[upstream]]\nname = \"other\"\nbackends = [{{ address = \"{other}\", weight = {} }}]\n\
+             [[route]]\npath = \"/other/{n}\"\nupstream = \"other\"\n",
+            n + 1
+        )
+    };
+    let balancer = Balancer::start(&site(0)).await?;
+    let chatter = Chatter::start(200, &balancer.url("/websocket")).await?;
+    let mut n_new = 0;
+    for n in 1..=50 {
+        balancer.reload(&site(n))?;
+        eventually(format!("reload {n}"), PATIENCE, async || {
+            n_new += 1;
+            let mut client = Client::connect(&balancer.url("/websocket"))
+                .await
+                .expect("no handshake fails during a reload");
+            client.echo_text("new").await.expect("nor a new socket");
+            reloads(&balancer, "ok")
+                .await
+                .is_ok_and(|ok| ok == f64::from(n))
+        })
+        .await?;
+    }
+    assert!(n_new >= 50);
+    chatter.stop().await?;
+    let codes: Vec<_> = backends.iter().flat_map(Backend::close_codes).collect();
+    assert!(codes.iter().all(|&code| code == 1000), "{codes:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_written_file_is_read_without_a_signal_and_an_order_reads_it_too() -> Result<()> {
+    let backend = Backend::start().await?;
+    let toml = app("round_robin", &[backend.address()]);
+    let balancer = Balancer::start(&toml).await?;
+    balancer.write_config(&toml.replace("round_robin", "random"))?;
+    let policy = async |name: &str| {
+        eventually(format!("{name} in force"), PATIENCE, async || {
+            let status = balancer.status().await.unwrap_or_default();
+            status["upstreams"][0]["policy"]["name"] == name
+        })
+        .await
+    };
+    policy("random").await?;
+
+    let answer = balancer.order("POST", "/api/reload").await?;
+    assert_eq!(
+        (answer.status, answer.text().trim()),
+        (200, r#"{"done":"nothing has changed"}"#)
+    );
+    balancer.write_config(&toml.replace("\"app\"", "5"))?;
+    let answer = balancer.order("POST", "/api/reload").await?;
+    assert_eq!(answer.status, 422);
+    assert!(
+        answer.text().contains("upstream[0].name: 5 is not allowed"),
+        "{}",
+        answer.text()
+    );
+    policy("random").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn listeners_come_and_go_and_those_that_stay_keep_their_sockets() -> Result<()> {
+    let backend = Backend::start().await?;
+    let free = || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let [stays, comes]: [SocketAddr; 2] = [free()?, free()?];
+    let at = |addresses: &[SocketAddr]| {
+        let mut toml = app("round_robin", &[backend.address()]);
+        for address in addresses {
+            toml += &format!("[[listener]]\nbind = \"{address}\"\n");
+        }
+        toml
+    };
+    let balancer = Balancer::start(&at(&[stays])).await?;
+    let chatter = Chatter::start(20, &format!("ws://{stays}/websocket")).await?;
+
+    balancer.reload(&at(&[stays, comes]))?;
+    eventually("the new listener answers", PATIENCE, async || {
+        get(comes, "/")
+            .await
+            .is_ok_and(|answer| answer.status == 200)
+    })
+    .await?;
+    let mut held = Client::connect(&format!("ws://{comes}/websocket")).await?;
+
+    balancer.reload(&at(&[stays]))?;
+    eventually("it answers no longer", PATIENCE, async || {
+        get(comes, "/").await.is_err()
+    })
+    .await?;
+    held.echo_text("a socket outlives its listener").await?;
+
+    // One that cannot be had refuses the whole.
+    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let wrong = at(&[stays, taken.local_addr()?]).replace("round_robin", "random");
+    balancer.reload(&wrong)?;
+    eventually("the reload is refused", PATIENCE, async || {
+        reloads(&balancer, "failed").await.is_ok_and(|n| n >= 1.0)
+    })
+    .await?;
+    let policy = balancer.status().await?["upstreams"][0]["policy"]["name"].clone();
+    assert_eq!(policy, "round_robin");
+    chatter.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_plan_says_what_changes_and_whom_it_touches() -> Result<()> {
+    let backends = Backend::start_many(3).await?;
+    let addresses: Vec<_> = backends.iter().map(Backend::address).collect();
+    let [a, b, c] = addresses[..] else {
+        unreachable!("three")
+    };
+    let toml = app("round_robin", &[a, b]) + "[[route]]\npath = \"/echo\"\nhandler = \"echo\"\n";
+    let balancer = Balancer::start(&toml).await?;
+    let mut open = Vec::new();
+    for path in ["/ws", "/ws", "/ws", "/ws", "/echo"] {
+        open.push(Client::connect(&balancer.url(path)).await?);
+    }
+    let new = app("random", &[b, c]);
+    let written = std::fs::read_to_string(balancer.config_file())?;
+    let text = written.replace(&toml, &new);
+    assert_ne!(text, written);
+    let folder = tempfile::TempDir::new()?;
+    let file = folder.path().join("new.toml");
+    std::fs::write(&file, text)?;
+
+    let admin = balancer.admin_address().to_string();
+    let name = file.display().to_string();
+    let check = [
+        "check",
+        "--config",
+        &name,
+        "--against-running",
+        "--admin",
+        &admin,
+    ];
+    let ended = pointsman(&check).await?;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let expected = format!(
+        "~ upstream app (policy round_robin -> random)\n\
+         - upstream app: backend {a}: ends 2 sessions\n\
+         + upstream app: backend {c}\n\
+         - route /echo: ends 1 sessions\n\
+         4 changes, 3 sessions end\n"
+    );
+    assert_eq!(ended.stdout, expected);
+    for client in &mut open {
+        client.echo_text("a plan changes nothing").await?;
+    }
+    let wrong = ask(balancer.admin_address(), "POST", "/api/plan", "{}").await?;
+    assert_eq!(wrong.status, 400);
     Ok(())
 }

@@ -56,21 +56,19 @@ pub(super) async fn upgrade(
     asked: Upgrade,
     head: request::Parts,
 ) -> Result<Answered, Box<Refused>> {
-    let choice = place(exchange, upstream, &head).await?;
-    let pool = &choice.pool;
+    let mut choice = place(exchange, upstream, &head).await?;
+    let pool = Arc::clone(&choice.pool);
     let mut to_backend = head.clone();
     exchange.forward_head(&mut to_backend);
     let to_backend = dial::upgrade_request(to_backend);
     let mut failures = Failures::default();
-    for backend in &choice.order {
-        let Some(pending) = failures.next(pool, backend)? else {
-            continue;
-        };
+    while let Some(pending) = choice.next(&mut failures)? {
+        let backend = &Arc::clone(pending.backend());
         let answer = dial::upgrade(
             backend.address(),
             to_backend.clone(),
             &asked,
-            deadlines(pool),
+            deadlines(&pool),
         )
         .await;
         match answer {
@@ -91,7 +89,7 @@ pub(super) async fn upgrade(
                     early,
                     active,
                     record,
-                    pool: Arc::clone(pool),
+                    pool,
                 };
                 let next = Next::Relay(Box::new(upgraded));
                 return Ok(Answered::upgraded(answer.headers, answer.extensions, next));
@@ -99,14 +97,14 @@ pub(super) async fn upgrade(
             Ok(Answer::Refused(mut response)) => {
                 let status = response.status();
                 if status.is_server_error() {
-                    failed(pool, backend, &format!("it answered {status}"));
+                    failed(&pool, backend, &format!("it answered {status}"));
                 }
                 drop(pending.answered(!status.is_server_error()));
                 finish_headers(exchange, &choice, backend, &head, response.headers_mut());
                 let result = UpgradeResult::BackendRefused;
                 return Ok(Answered::plain(response, result, Some(backend.address())));
             }
-            Err(error) => failures.note(exchange, pool, backend, error),
+            Err(error) => failures.note(exchange, &pool, backend, error),
         }
     }
     Err(failures.into_refused())
@@ -119,28 +117,30 @@ pub(super) async fn request(
     head: request::Parts,
     body: Incoming,
 ) -> Result<Answered, Box<Refused>> {
-    let choice = place(exchange, upstream, &head).await?;
-    let pool = &choice.pool;
+    let mut choice = place(exchange, upstream, &head).await?;
+    let pool = Arc::clone(&choice.pool);
     let mut to_backend = head.clone();
     exchange.forward_head(&mut to_backend);
     to_backend.uri = dial::origin_form(&to_backend.uri);
     let again = may_send_again(&to_backend, &body).then(|| to_backend.clone());
     let mut request = Request::from_parts(to_backend, body::incoming(body));
     let mut failures = Failures::default();
-    for backend in &choice.order {
-        let Some(pending) = failures.next(pool, backend)? else {
-            continue;
-        };
+    while let Some(pending) = choice.next(&mut failures)? {
+        let backend = &Arc::clone(pending.backend());
         match exchange
             .worker
             .connections
-            .send(backend.address(), request, deadlines(pool))
+            .send(backend.address(), request, deadlines(&pool))
             .await
         {
             Ok(response) => {
                 let is_gateway_error = matches!(response.status().as_u16(), 502..=504);
                 if is_gateway_error {
-                    failed(pool, backend, &format!("it answered {}", response.status()));
+                    failed(
+                        &pool,
+                        backend,
+                        &format!("it answered {}", response.status()),
+                    );
                 }
                 let active = pending.answered(!is_gateway_error);
                 let hold = |answer| body::holding(body::incoming(answer), active);
@@ -150,11 +150,11 @@ pub(super) async fn request(
                 return Ok(Answered::plain(response, result, Some(backend.address())));
             }
             Err(ProxyError::NotSent(error, unsent)) => {
-                failures.note(exchange, pool, backend, error);
+                failures.note(exchange, &pool, backend, error);
                 request = *unsent;
             }
             Err(ProxyError::Lost(error)) => {
-                failures.note(exchange, pool, backend, error);
+                failures.note(exchange, &pool, backend, error);
                 match &again {
                     Some(head) => request = Request::from_parts(head.clone(), body::empty()),
                     None => break,
@@ -222,10 +222,34 @@ fn deadlines(pool: &Pool) -> Deadlines {
 
 /// Whom to try, and who says so.
 struct Choice {
-    /// Never empty.
-    order: Vec<Arc<Backend>>,
+    /// Its place is taken already.
+    first: Option<Pending>,
+    others: std::vec::IntoIter<Arc<Backend>>,
     policy: Arc<PolicyLabel>,
     pool: Arc<Pool>,
+}
+
+impl Choice {
+    /// Begins with the next backend that has room; none: all were tried.
+    ///
+    /// # Errors
+    /// So much was tried again already that this is not.
+    fn next(&mut self, failures: &mut Failures) -> Result<Option<Pending>, Box<Refused>> {
+        if let Some(first) = self.first.take() {
+            return Ok(Some(first));
+        }
+        for backend in self.others.by_ref() {
+            if !self.pool.may_retry() {
+                let upstream = self.pool.config.name.as_str();
+                tracing::warn!(upstream, "the retry budget is used up");
+                return Err(std::mem::take(failures).into_refused());
+            }
+            if let Some(pending) = backend.dialling() {
+                return Ok(Some(pending));
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// Has the policy choose; where every backend has its `max_sessions`, waits for room.
@@ -251,7 +275,9 @@ async fn place(
         loop {
             if let Some(choice) = choose(exchange, upstream, head)? {
                 // There may be room for more than one.
-                pool.queue().wake_one();
+                if choice.pool.tier(Instant::now()).is_ok() {
+                    pool.queue().wake_one();
+                }
                 return Ok(choice);
             }
             let look_again = deadline.min(Instant::now() + QUEUE_LOOK);
@@ -277,11 +303,17 @@ fn choose(
     let guests = &exchange.worker.guests;
     let (plan, policy) = guests.choose(&site, &pool, &exchange.facts(head));
     match plan {
-        Plan::Dial(order) => Ok(Some(Choice {
-            order,
-            policy,
-            pool,
-        })),
+        Plan::Dial(order) => {
+            let mut others = order.into_iter();
+            // Another worker may have taken the last place since.
+            let first = others.next().and_then(|backend| backend.dialling());
+            Ok(first.map(|first| Choice {
+                first: Some(first),
+                others,
+                policy,
+                pool,
+            }))
+        }
         Plan::Refuse(refusal) => Err(Refused::by_plugin(refusal, UpgradeResult::PolicyRefused)),
         Plan::Redirect { status, location } => Err(redirect(status, &location)),
         Plan::NoBackend => Err(nobody()),
@@ -368,25 +400,6 @@ struct Failures {
 }
 
 impl Failures {
-    /// Begins with the next backend; none: it is full by now.
-    ///
-    /// # Errors
-    /// So much was tried again already that this one is not.
-    fn next(
-        &mut self,
-        pool: &Pool,
-        backend: &Arc<Backend>,
-    ) -> Result<Option<Pending>, Box<Refused>> {
-        if self.n_tried > 0 && !pool.may_retry() {
-            tracing::warn!(
-                upstream = pool.config.name.as_str(),
-                "the retry budget is used up"
-            );
-            return Err(std::mem::take(self).into_refused());
-        }
-        Ok(backend.dialling())
-    }
-
     fn note(&mut self, exchange: &Exchange, pool: &Pool, backend: &Backend, error: DialError) {
         tracing::info!(backend = backend.address(), request_id = exchange.id(), %error, "backend failed");
         failed(pool, backend, &error.to_string());

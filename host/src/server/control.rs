@@ -68,6 +68,8 @@ pub(super) struct Control {
     /// What the operator has taken out since the start.
     pub(super) drained: Drained,
     pub(super) checks: HealthChecks,
+    /// The text of `file`, as it was read last.
+    pub(super) last_read: Option<String>,
 }
 
 /// How much less than others the threads that compile are worth: +10 of nice's 20.
@@ -139,7 +141,7 @@ async fn run(setup: Setup) {
     loop {
         tokio::select! {
             command = commands.recv() => match command {
-                Some(Command::Reload) => _ = reload(&control).await,
+                Some(Command::Reload) => _ = reload(&control, Cause::Asked).await,
                 Some(Command::Drain(timeout)) => control.borrow().drainer.start(timeout),
                 None => control.borrow().drainer.start(std::time::Duration::ZERO),
             },
@@ -149,7 +151,7 @@ async fn run(setup: Setup) {
                 discovery.follow(&control, &site.config);
             }
             Some(change) = next_change(&mut config_changes) => match change {
-                Change::Written(_) => _ = reload(&control).await,
+                Change::Written(_) => _ = reload(&control, Cause::FileChanged).await,
                 Change::Gone(path) => {
                     tracing::warn!(file = %path.display(), "configuration file is gone: the one in force stays");
                 }
@@ -190,23 +192,42 @@ async fn next_change(changes: &mut Option<mpsc::Receiver<Change>>) -> Option<Cha
     }
 }
 
+/// Why the configuration is read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// Somebody wants it, by signal or over the admin address.
+    Asked,
+    /// It seems to have been written. What was read last, in whatever way, is no news then.
+    FileChanged,
+}
+
 /// Reads the configuration again and puts it in force, or says everything that is wrong with it.
-pub(super) async fn reload(control: &RefCell<Control>) -> Outcome {
+pub(super) async fn reload(control: &RefCell<Control>, cause: Cause) -> Outcome {
     let Some(file) = control.borrow().file.clone() else {
         let reason = "nothing to reload: the configuration came from flags";
         tracing::warn!("{reason}");
         return Outcome::NotFound(reason.to_owned());
     };
-    let result = match read(&file).await {
+    let nothing_new = || Outcome::Done("nothing has changed".to_owned());
+    let text = read_text(&file).await;
+    {
+        let mut control = control.borrow_mut();
+        if cause == Cause::FileChanged && control.last_read == text.as_ref().ok().cloned() {
+            return nothing_new();
+        }
+        control.last_read = text.as_ref().ok().cloned();
+    }
+    let read = match text {
+        Ok(text) => understand(file.parent().unwrap_or(Path::new("")), text).await,
+        Err(problems) => Err(problems),
+    };
+    let result = match read {
         Ok((config, found)) => control.borrow_mut().apply(config, found),
         Err(problems) => Err(problems),
     };
     let control = control.borrow();
     let (result, outcome) = match result {
-        Ok(ReloadResult::Unchanged) => {
-            let nothing = "nothing has changed".to_owned();
-            (ReloadResult::Unchanged, Outcome::Done(nothing))
-        }
+        Ok(ReloadResult::Unchanged) => (ReloadResult::Unchanged, nothing_new()),
         Ok(result) => (result, Outcome::Done("configuration in force".to_owned())),
         Err(problems) => {
             for problem in &problems {
@@ -226,18 +247,12 @@ pub(super) async fn reload(control: &RefCell<Control>) -> Outcome {
 
 /// Says what a configuration would change.
 pub(super) async fn plan(control: &RefCell<Control>, proposal: Proposal) -> Outcome {
-    let lines = |problems: Vec<Problem>| {
-        Outcome::Refused(problems.iter().map(ToString::to_string).collect())
-    };
-    let read = move || {
-        let config = Config::from_toml(&proposal.text, &proposal.dir)?;
-        let found = discovery::read_all(&config)?;
-        Ok::<_, Vec<Problem>>((config, found))
-    };
-    let (config, found) = match spawn_blocking(read).await {
-        Ok(Ok(read)) => read,
-        Ok(Err(problems)) => return lines(problems),
-        Err(error) => return Outcome::Refused(vec![error.to_string()]),
+    let Proposal { text, dir } = proposal;
+    let (config, found) = match understand(&dir, text).await {
+        Ok(understood) => understood,
+        Err(problems) => {
+            return Outcome::Refused(problems.iter().map(ToString::to_string).collect());
+        }
     };
     let asks = control.borrow().asks.clone();
     let mut census = Census::new();
@@ -258,23 +273,31 @@ pub(super) async fn plan(control: &RefCell<Control>, proposal: Proposal) -> Outc
     Outcome::Planned(plan::plan(&site, &config, &running))
 }
 
-async fn read(file: &Path) -> Result<(Config, Found), Vec<Problem>> {
-    let unreadable = |error: String| {
-        vec![Problem {
-            key: String::new(),
-            line: None,
-            message: error,
-        }]
-    };
+async fn read_text(file: &Path) -> Result<String, Vec<Problem>> {
     let path = file.to_owned();
+    let read = spawn_blocking(move || std::fs::read_to_string(path)).await;
+    read.unwrap_or_else(|panic| Err(io::Error::other(panic)))
+        .map_err(|error| vec![unreadable(error.to_string())])
+}
+
+/// `dir`: where relative paths begin.
+async fn understand(dir: &Path, text: String) -> Result<(Config, Found), Vec<Problem>> {
+    let dir = dir.to_owned();
     let read = move || {
-        let text = std::fs::read_to_string(&path).map_err(|error| unreadable(error.to_string()))?;
-        let config = Config::from_toml(&text, path.parent().unwrap_or(Path::new("")))?;
+        let config = Config::from_toml(&text, &dir)?;
         let found = discovery::read_all(&config)?;
         Ok((config, found))
     };
     let read = spawn_blocking(read).await;
-    read.unwrap_or_else(|error| Err(unreadable(error.to_string())))
+    read.unwrap_or_else(|panic| Err(vec![unreadable(panic.to_string())]))
+}
+
+fn unreadable(message: String) -> Problem {
+    Problem {
+        key: String::new(),
+        line: None,
+        message,
+    }
 }
 
 impl Control {

@@ -187,6 +187,7 @@ impl Server {
             found,
             drained: Drained::default(),
             checks: HealthChecks::default(),
+            last_read: None,
         };
         let setup = control::Setup {
             control,

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use futures_util::future::LocalBoxFuture;
 use tokio::time::Instant;
 
-use super::control::{self, Control};
+use super::control::{self, Cause, Control};
 use crate::admin::http::{Readiness, View};
 use crate::admin::metrics::{BackendSample, CallSample, PluginSample, Scrape, UpstreamSample};
 use crate::admin::status::{
@@ -72,7 +72,7 @@ impl View for Pages {
         let control = Rc::clone(&self.0);
         Box::pin(async move {
             match order {
-                Order::Reload => control::reload(&control).await,
+                Order::Reload => control::reload(&control, Cause::Asked).await,
                 Order::Drain { what, is_out } => control.borrow_mut().drain(what, is_out),
                 Order::Plan(proposal) => control::plan(&control, proposal).await,
             }

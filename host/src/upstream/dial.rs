@@ -139,11 +139,14 @@ pub fn client() -> http1::Builder {
     builder
 }
 
-type Connection = http1::Connection<TokioIo<TcpStream>, Empty<Bytes>>;
+pub(super) type Connection = http1::Connection<TokioIo<TcpStream>, Empty<Bytes>>;
 
 /// Sends a request without a body and waits for the head of the answer. Also says whether the
 /// connection has come to its end as HTTP, after which it must not be polled.
-async fn exchange(
+///
+/// # Errors
+/// [`DialError::Exchange`].
+pub(super) async fn exchange(
     stream: TcpStream,
     head: request::Parts,
 ) -> Result<(Response<Incoming>, Connection, bool), DialError> {

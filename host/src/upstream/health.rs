@@ -12,14 +12,12 @@ use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::header::{self, HeaderValue};
 use http::{Request, request};
-use http_body_util::Empty;
-use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-use super::dial::{self, Answer, Deadlines};
+use super::dial::{self, Answer, Deadlines, DialError};
 use super::fitness::Turn;
 use super::pool::Backend;
 use crate::config::{Health, Probe};
@@ -54,11 +52,13 @@ pub async fn watch(upstream: String, backend: Arc<Backend>, health: Health) {
 /// # Errors
 /// What is wrong with the backend, in a clause.
 pub async fn probe(address: &str, health: &Health) -> Result<(), String> {
+    // One deadline holds for the whole: those of its parts come later.
+    let later = health.timeout * 2;
     let probed = async {
         match &health.probe {
-            Probe::Tcp => tcp(address, health.timeout).await,
-            Probe::Http { path } => http(address, path, health.timeout).await,
-            Probe::WebSocket { path } => websocket(address, path, health.timeout).await,
+            Probe::Tcp => tcp(address, later).await,
+            Probe::Http { path } => http(address, path, later).await,
+            Probe::WebSocket { path } => websocket(address, path, later).await,
         }
     };
     let probed = timeout(health.timeout, probed).await;
@@ -71,22 +71,11 @@ async fn tcp(address: &str, deadline: Duration) -> Result<(), String> {
 }
 
 async fn http(address: &str, path: &str, deadline: Duration) -> Result<(), String> {
-    let said = |error: hyper::Error| error.to_string();
-    let stream = dial::connect(address, deadline).await;
-    let stream = stream.map_err(|error| error.to_string())?;
-    let handshake = dial::client().handshake(TokioIo::new(stream));
-    let (mut sender, connection) = handshake.await.map_err(said)?;
-    let request = Request::from_parts(head(address, path)?, Empty::<Bytes>::new());
-    let answer = async {
-        tokio::select! {
-            response = sender.send_request(request) => response.map_err(said),
-            ended = connection => match ended {
-                Err(error) => Err(said(error)),
-                Ok(()) => Err("it closed the connection".to_owned()),
-            },
-        }
-    };
-    match answer.await?.status() {
+    let said = |error: DialError| error.to_string();
+    let stream = dial::connect(address, deadline).await.map_err(said)?;
+    let exchanged = dial::exchange(stream, head(address, path)?).await;
+    let (response, ..) = exchanged.map_err(said)?;
+    match response.status() {
         status if status.is_success() || status.is_redirection() => Ok(()),
         status => Err(format!("it answered {status}")),
     }

@@ -363,6 +363,11 @@ struct Slot {
 }
 
 impl Pending {
+    /// Which is dialled.
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.slot.backend
+    }
+
     /// The backend has answered. `is_well`: not with a failure of its own.
     pub fn answered(mut self, is_well: bool) -> Active {
         let State {
