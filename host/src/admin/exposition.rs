@@ -188,7 +188,7 @@ impl Page {
         gauges(
             out,
             "pointsman_backend_up",
-            "1 where the backend is offered to the policy, else 0",
+            "1 where the backend is fit and its last dial did not fail, else 0",
             up,
         )?;
         let healthy = labelled(|sample| u64::from(sample.is_healthy));
