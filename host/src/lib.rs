@@ -23,4 +23,5 @@ pub mod demo;
 pub mod drain;
 pub mod plugins;
 pub mod site;
+pub mod systemd;
 pub mod watch;

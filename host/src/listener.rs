@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
@@ -36,6 +36,19 @@ pub fn bind(address: SocketAddr, n_workers: usize) -> io::Result<Vec<StdListener
     let address = first.local_addr()?;
     let rest = (1..n_workers).map(|_| bind_one(address));
     std::iter::once(Ok(first)).chain(rest).collect()
+}
+
+/// One socket per worker, all of them the one that was handed over: its connections wait in one queue.
+///
+/// # Errors
+/// There is no descriptor left, or it is no socket that can be listened on.
+pub fn adopt(socket: StdListener, n_workers: usize) -> io::Result<Vec<StdListener>> {
+    SockRef::from(&socket).set_tcp_nodelay(true)?;
+    socket.set_nonblocking(true)?;
+    let clones: io::Result<Vec<_>> = (1..n_workers).map(|_| socket.try_clone()).collect();
+    let mut sockets = clones?;
+    sockets.push(socket);
+    Ok(sockets)
 }
 
 fn bind_one(address: SocketAddr) -> io::Result<StdListener> {

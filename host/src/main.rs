@@ -15,6 +15,7 @@ use pointsman::admin::steer::Proposal;
 use pointsman::cli::{Check, Cli, Command, Demo, Run, Status};
 use pointsman::config::{Config, Flags, Problem};
 use pointsman::server::{Server, StartError};
+use pointsman::systemd::{self, Inherited};
 use pointsman::{admin, demo, server};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::level_filters::LevelFilter;
@@ -61,11 +62,18 @@ async fn serve(config: Config, source: Source) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
-    let started = Server::start(config, source.file.clone(), Box::new(io::stdout()));
+    let inherited = Inherited::from_env();
+    let started = Server::start(
+        config,
+        source.file.clone(),
+        Box::new(io::stdout()),
+        inherited,
+    );
     let mut server = started.map_err(|error| match error {
         StartError::Plugins(problems) | StartError::Config(problems) => source.refused(problems),
         error => error.into(),
     })?;
+    systemd::ready();
     let mut is_draining = false;
     loop {
         let signal = tokio::select! {
@@ -82,6 +90,7 @@ async fn serve(config: Config, source: Source) -> Result<()> {
             server.stop_now();
         } else {
             tracing::info!(signal, "draining");
+            systemd::stopping();
             server.drain();
         }
         is_draining = true;

@@ -26,7 +26,7 @@ pub use client::{Client, Refused, payload};
 pub use config::{NOBODY, app, repository};
 pub use fastify::{FastifyServers, example, node};
 pub use metrics::Metrics;
-pub use process::{BackendProcess, Ended, pointsman};
+pub use process::{BackendProcess, Ended, binary, pointsman};
 pub use scripted::{Reply, ScriptedBackend, accept_upgrade};
 pub use wait::{PATIENCE, eventually, in_time};
 pub use wire::{Answer, Frame, Wire, ask, frame, get, upgrade_request};

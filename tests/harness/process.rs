@@ -17,7 +17,7 @@ use crate::wait::in_time;
 /// # Panics
 ///
 /// There is none; the message says how to build it.
-pub(crate) fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     let path = env::var_os("POINTSMAN_BIN")
         .map_or_else(|| repository("target/release/pointsman"), PathBuf::from);
     assert!(

@@ -35,8 +35,13 @@ const FENCES: &[Fence] = &[
     },
     Fence {
         words: &["notify::"],
-        rooms: &["watch.rs", "watch/"],
+        rooms: &["watch.rs", "watch/", "systemd.rs"],
         why: "only watch knows of file events",
+    },
+    Fence {
+        words: &["sd_notify::", "listenfd::"],
+        rooms: &["systemd.rs"],
+        why: "only systemd knows of a service manager",
     },
     Fence {
         words: &["tungstenite::"],

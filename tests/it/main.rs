@@ -19,4 +19,5 @@ mod relay;
 mod reload;
 mod slow_start;
 mod swap;
+mod systemd;
 mod tutorial;

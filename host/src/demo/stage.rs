@@ -16,6 +16,7 @@ use super::{DemoError, in_time};
 use crate::admin::status::{self, PluginStatus, Status};
 use crate::config::Config;
 use crate::server::{EMBEDDED, Server};
+use crate::systemd::Inherited;
 
 /// The policy that the configuration names. Its file is what is swapped.
 pub(super) const POLICY: &str = "round_robin";
@@ -56,7 +57,7 @@ impl Stage {
         let toml = toml(&backends);
         let config = Config::from_toml(&toml, &folder.0).map_err(DemoError::Config)?;
         // The access log would drown the story.
-        let server = Server::start(config, None, Box::new(io::sink()));
+        let server = Server::start(config, None, Box::new(io::sink()), Inherited::default());
         let server = server.map_err(DemoError::Start)?;
         let (Some(&address), Some(admin)) = (server.addresses.first(), server.admin) else {
             return Err(DemoError::NoAddress);

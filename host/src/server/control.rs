@@ -35,6 +35,7 @@ use crate::plugins::generation::Source;
 use crate::plugins::limits::Limits;
 use crate::plugins::registry::{self, Registry};
 use crate::site::{self, Drained, Found, Site};
+use crate::systemd;
 use crate::watch::{Change, Watch};
 use crate::worker::{Ask, Census, Listen, ListenerKey};
 
@@ -208,8 +209,15 @@ pub(super) async fn reload(control: &RefCell<Control>, cause: Cause) -> Outcome 
         tracing::warn!("{reason}");
         return Outcome::NotFound(reason.to_owned());
     };
+    systemd::reloading();
+    let outcome = reload_from(control, &file, cause).await;
+    systemd::ready();
+    outcome
+}
+
+async fn reload_from(control: &RefCell<Control>, file: &Path, cause: Cause) -> Outcome {
     let nothing_new = || Outcome::Done("nothing has changed".to_owned());
-    let text = read_text(&file).await;
+    let text = read_text(file).await;
     {
         let mut control = control.borrow_mut();
         if cause == Cause::FileChanged && control.last_read == text.as_ref().ok().cloned() {

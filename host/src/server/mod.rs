@@ -32,6 +32,7 @@ use crate::config::{Config, Problem};
 use crate::drain;
 use crate::listener;
 use crate::site::{Drained, Site};
+use crate::systemd::Inherited;
 use crate::watch::{Change, Watch};
 use crate::worker::loads::Loads;
 use crate::worker::{self, Listen, Setup};
@@ -84,7 +85,7 @@ const LOG_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Server {
     /// Starts serving. `file`: where the configuration came from, to be read again on a reload.
-    /// `access_log`: where its lines go.
+    /// `access_log`: where its lines go. `inherited`: sockets that are open already.
     ///
     /// # Errors
     /// See [`StartError`].
@@ -92,14 +93,19 @@ impl Server {
         config: Config,
         file: Option<PathBuf>,
         access_log: Box<dyn io::Write + Send>,
+        mut inherited: Inherited,
     ) -> Result<Self, StartError> {
         // 1. Bind: the cheapest thing that can fail.
         let mut sockets = Vec::new();
         for (key, limits) in control::listener_keys(&config) {
-            let bound = listener::bind(limits.bind, config.workers);
+            let bound = match inherited.take(limits.bind) {
+                Some(socket) => listener::adopt(socket, config.workers),
+                None => listener::bind(limits.bind, config.workers),
+            };
             let bound = bound.map_err(|error| StartError::Bind(limits.bind, error))?;
             sockets.push((key, bound, limits));
         }
+        drop(inherited);
         let admin = bind_admin(&config)?;
 
         // 2. Watch before loading, so that no change falls between.
