@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 /// What to do when the head of a request is in.
@@ -14,6 +16,8 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 pub enum Reply {
     /// Write this, and read on.
     Say(String),
+    /// The same after a while: a backend that is slow.
+    SayLate(Duration, String),
     /// Write this, and read on; for what is not text.
     SayBytes(Vec<u8>),
     /// Write this, and close the connection.
@@ -107,8 +111,12 @@ async fn connection(mut stream: TcpStream, script: Arc<Script>, heads: Arc<Mutex
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .push(head.clone());
-    let (bytes, reads_on) = match script(&head) {
-        Reply::Say(text) => (text.into_bytes(), true),
+    let reply = script(&head);
+    if let Reply::SayLate(after, _) = &reply {
+        sleep(*after).await;
+    }
+    let (bytes, reads_on) = match reply {
+        Reply::Say(text) | Reply::SayLate(_, text) => (text.into_bytes(), true),
         Reply::SayBytes(bytes) => (bytes, true),
         Reply::SayAndHangUp(text) => (text.into_bytes(), false),
         Reply::HangUp => (Vec::new(), false),

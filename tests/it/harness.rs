@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use pointsman_tests::{
-    Backend, Chatter, Client, FastifyServers, Metrics, Refused, Reply, ScriptedBackend, Wire,
+    Backend, Chatter, Client, Metrics, NodeServers, Refused, Reply, ScriptedBackend, Wire,
     accept_upgrade, frame, get, guests, node, payload, upgrade_request,
 };
 
@@ -153,16 +153,26 @@ async fn a_scripted_backend_says_what_it_is_told() -> Result<()> {
 
 #[tokio::test]
 async fn the_tutorials_server_and_client_understand_each_other() -> Result<()> {
-    let servers = FastifyServers::start(1).await?;
+    let servers = NodeServers::start("fastify", 1).await?;
     let address = servers.addresses()[0];
-    let ended = node("client.js", &[&format!("ws://{address}/websocket"), "2"]).await?;
+    let ended = node(
+        "fastify",
+        "client.js",
+        &[&format!("ws://{address}/websocket"), "2"],
+    )
+    .await?;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert_eq!(
         ended.stdout,
         format!("1 {address} echo ok\n2 {address} echo ok\n")
     );
 
-    let ended = node("client.js", &[&format!("ws://{address}/elsewhere"), "1"]).await?;
+    let ended = node(
+        "fastify",
+        "client.js",
+        &[&format!("ws://{address}/elsewhere"), "1"],
+    )
+    .await?;
     assert_eq!(ended.code, Some(1), "{ended:?}");
     Ok(())
 }

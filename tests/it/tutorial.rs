@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
-use pointsman_tests::{Balancer, Client, FastifyServers, example, node, payload};
+use pointsman_tests::{Balancer, Client, NodeServers, example, node, payload};
 
 /// Around every change of the frame header's form (RFC 6455 section 5.2), and one that takes many
 /// reads.
@@ -12,8 +12,8 @@ const SIZES: [usize; 6] = [1, 125, 126, 65_535, 65_536, 5 * 1024 * 1024];
 
 const HELLO: &str = r#"{"hello":"world"}"#;
 
-async fn tutorial() -> Result<(FastifyServers, Balancer)> {
-    let servers = FastifyServers::start(3).await?;
+async fn tutorial() -> Result<(NodeServers, Balancer)> {
+    let servers = NodeServers::start("fastify", 3).await?;
     let mut replaced = free_ports();
     let written = ["127.0.0.1:3001", "127.0.0.1:3002", "127.0.0.1:3003"];
     for (from, to) in written.into_iter().zip(servers.addresses()) {
@@ -32,7 +32,7 @@ fn free_ports() -> Vec<(&'static str, String)> {
 #[tokio::test]
 async fn the_tutorials_client_lands_on_three_servers_in_turn() -> Result<()> {
     let (servers, balancer) = tutorial().await?;
-    let ended = node("client.js", &[&balancer.url("/websocket")]).await?;
+    let ended = node("fastify", "client.js", &[&balancer.url("/websocket")]).await?;
     ensure!(ended.code == Some(0), "{ended:?}");
 
     let landed: Vec<SocketAddr> = ended
@@ -69,7 +69,7 @@ async fn plain_requests_rotate_over_fastify_servers() -> Result<()> {
 #[tokio::test]
 async fn the_tutorials_client_is_served_by_plugins_alone() -> Result<()> {
     let balancer = Balancer::start(&example("plugins-only", &free_ports())?).await?;
-    let ended = node("client.js", &[&balancer.url("/websocket")]).await?;
+    let ended = node("fastify", "client.js", &[&balancer.url("/websocket")]).await?;
     ensure!(ended.code == Some(0), "{ended:?}");
     assert_eq!(ended.stdout.matches("echo ok").count(), 9);
 

@@ -1,4 +1,4 @@
-//! The real Fastify servers and the real client of `examples/fastify`, under node.
+//! The real servers and the real clients of the examples, under node.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -10,24 +10,33 @@ use crate::config::repository;
 use crate::process::{Ended, start_listening};
 use crate::wait::in_time;
 
-/// Servers of `examples/fastify/server.js`, each a process on a free port.
+/// Servers of an example's `server.js`, each a process on a free port.
 #[derive(Debug)]
-pub struct FastifyServers {
+pub struct NodeServers {
     servers: Vec<(Child, SocketAddr)>,
 }
 
-impl FastifyServers {
-    /// Starts `n` of them.
+impl NodeServers {
+    /// Starts `n` of those in `examples/EXAMPLE`.
     ///
     /// # Errors
     ///
     /// Node is missing, or a server does not come up.
-    pub async fn start(n: usize) -> Result<Self> {
+    pub async fn start(example: &str, n: usize) -> Result<Self> {
         let mut servers = Vec::with_capacity(n);
         for _ in 0..n {
-            servers.push(start_listening(&mut script("server.js", &["0"])).await?);
+            servers.push(start_listening(&mut script(example, "server.js", &["0"])).await?);
         }
         Ok(Self { servers })
+    }
+
+    /// Ends one of them at once, by its place in the order of their start.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub async fn kill(&mut self, place: usize) -> Result<()> {
+        Ok(self.servers[place].0.kill().await?)
     }
 
     /// Where they listen, in the order of their start.
@@ -36,13 +45,13 @@ impl FastifyServers {
     }
 }
 
-/// Runs a script of `examples/fastify` to its end.
+/// Runs a script of `examples/EXAMPLE` to its end.
 ///
 /// # Errors
 ///
 /// Node is missing, or the script does not end in time.
-pub async fn node(name: &str, args: &[&str]) -> Result<Ended> {
-    let output = in_time(name, script(name, args).output()).await?;
+pub async fn node(example: &str, name: &str, args: &[&str]) -> Result<Ended> {
+    let output = in_time(name, script(example, name, args).output()).await?;
     Ok(Ended {
         code: output.status.code(),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -71,11 +80,16 @@ pub fn example(name: &str, replaced: &[(&str, String)]) -> Result<String> {
     Ok(text)
 }
 
-fn script(name: &str, args: &[&str]) -> Command {
-    let folder = repository("examples/fastify");
+/// A script of an example, ready to be started.
+///
+/// # Panics
+///
+/// The example's packages are not installed; the message says how to.
+pub fn script(example: &str, name: &str, args: &[&str]) -> Command {
+    let folder = repository("examples").join(example);
     assert!(
         folder.join("node_modules").is_dir(),
-        "examples/fastify/node_modules is missing: run `cargo xtask test`, or `npm ci` there"
+        "examples/{example}/node_modules is missing: run `cargo xtask test`, or `npm ci` there"
     );
     let mut command = Command::new("node");
     command
