@@ -25,8 +25,6 @@ pub enum KeyKind {
     Query,
 }
 
-const KINDS: &[&str] = &["client_ip", "path", "header", "cookie", "query"];
-
 /// By hand, because `derive` is a feature of `serde` that plugins without configuration go without.
 impl<'de> Deserialize<'de> for KeyKind {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -36,7 +34,9 @@ impl<'de> Deserialize<'de> for KeyKind {
             "header" => Ok(Self::Header),
             "cookie" => Ok(Self::Cookie),
             "query" => Ok(Self::Query),
-            other => Err(D::Error::unknown_variant(other, KINDS)),
+            other => Err(D::Error::custom(format_args!(
+                "key: {other:?} is not allowed: one of \"client_ip\", \"path\", \"header\", \"cookie\", \"query\""
+            ))),
         }
     }
 }
@@ -254,7 +254,7 @@ mod tests {
         assert!(refused(KeyKind::Query, Some("")).contains("\"\" is not allowed"));
         assert_eq!(
             config::read::<KeyKind>("\"ip\"").unwrap_err(),
-            "unknown variant `ip`, expected one of `client_ip`, `path`, `header`, `cookie`, `query`"
+            "key: \"ip\" is not allowed: one of \"client_ip\", \"path\", \"header\", \"cookie\", \"query\""
         );
     }
 }
