@@ -46,6 +46,7 @@ pub mod policy;
 
 mod config;
 mod host;
+mod key;
 mod shorthand;
 mod state;
 

@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 pub use crate::bindings::exports::pointsman::plugin::policy::{
     Backend, Decision, Figures, Redirect, Request, Wants,
 };
+pub use crate::key::{Key, KeyKind, stable_hash};
 use crate::{Header, Report};
 
 /// Chooses a backend. A policy is a pure function of what it is given and of its own state:
@@ -88,4 +89,23 @@ pub trait Policy: Sized + 'static {
     /// A session that this policy placed has ended. `backend` is an address. Called if
     /// [`Wants::session_ended`].
     fn session_ended(&mut self, _backend: &str, _report: &Report) {}
+}
+
+/// The place of the least cost, for policies that compare backends. Equals take turns: `turn` is the
+/// request's [`sequence`](Request::sequence), say. 0 if there is nothing to compare.
+///
+/// ```
+/// use pointsman_sdk::policy::least;
+///
+/// let costs = [2.0, 1.5, 3.0, 1.5];
+/// assert_eq!([0, 1, 2].map(|turn| least(&costs, turn)), [1, 3, 1]);
+/// ```
+pub fn least(costs: &[f64], turn: u64) -> u32 {
+    let least = costs.iter().copied().fold(f64::INFINITY, f64::min);
+    let is_least = |cost: f64| cost <= least;
+    let n_equal = costs.iter().filter(|&&cost| is_least(cost)).count().max(1) as u64;
+    let mut equals = (0..).zip(costs).filter(|&(_, &cost)| is_least(cost));
+    equals
+        .nth((turn % n_equal) as usize)
+        .map_or(0, |(place, _)| place)
 }

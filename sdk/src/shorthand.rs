@@ -1,5 +1,7 @@
 //! Constructors and look-ups for the contract's plain structs.
 
+use std::borrow::Cow;
+
 use crate::{
     Close, Facts, Header, Message, Refusal, filter, handler,
     policy::{self, Request},
@@ -78,6 +80,38 @@ impl Request {
     pub fn header(&self, name: &str) -> Option<&str> {
         find(&self.headers, name)
     }
+
+    /// The values of the cookies of this name in the order received, if [`policy::Wants::headers`]
+    /// asked for `cookie`. Names are compared with their case, and values are as received: nothing
+    /// is decoded, and quotes belong to them (RFC 6265 section 5.4).
+    pub fn cookies<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        // HTTP/2 cuts the field into several, and proxies hand them on so.
+        let fields = self.headers.iter().filter(|header| header.name == "cookie");
+        let pairs = fields.flat_map(|field| field.value.split(';'));
+        pairs
+            .filter_map(|pair| pair.split_once('='))
+            .filter(move |(found, _)| found.trim() == name)
+            .map(|(_, value)| value.trim())
+    }
+
+    /// The first value of this name in the path's query, decoded as a form is: `+` is a space, `%`
+    /// and two hexadecimal digits are a byte, other `%` stand for themselves, and what is not UTF-8
+    /// becomes U+FFFD. A name without `=` has an empty value.
+    pub fn query(&self, name: &str) -> Option<Cow<'_, str>> {
+        let (_, query) = self.path.split_once('?')?;
+        let mut pairs = query
+            .split('&')
+            .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        let (_, value) = pairs.find(|(found, _)| form_decoded(found) == name)?;
+        Some(form_decoded(value))
+    }
+}
+
+impl policy::Figures {
+    /// What the backend is busy with: open sessions, requests under way, and dials.
+    pub fn load(&self) -> u64 {
+        u64::from(self.active) + u64::from(self.pending)
+    }
 }
 
 impl Facts {
@@ -85,6 +119,31 @@ impl Facts {
     pub fn header(&self, name: &str) -> Option<&str> {
         find(&self.headers, name)
     }
+}
+
+fn form_decoded(text: &str) -> Cow<'_, str> {
+    if !text.contains(['+', '%']) {
+        return Cow::Borrowed(text);
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let (byte, after) = match (first, after) {
+            (b'+', _) => (b' ', after),
+            (b'%', [high, low, after @ ..]) => match (hex_digit(*high), hex_digit(*low)) {
+                (Some(high), Some(low)) => (high << 4 | low, after),
+                _ => (b'%', &rest[1..]),
+            },
+            (&byte, _) => (byte, after),
+        };
+        bytes.push(byte);
+        rest = after;
+    }
+    Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn hex_digit(byte: u8) -> Option<u8> {
+    char::from(byte).to_digit(16).map(|digit| digit as u8)
 }
 
 fn find<'a>(headers: &'a [Header], name: &str) -> Option<&'a str> {
@@ -121,5 +180,60 @@ impl Default for filter::Wants {
             headers: Vec::new(),
             accept: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::request;
+
+    #[test]
+    fn cookies_are_found_in_all_fields() {
+        let request = Request {
+            headers: vec![
+                Header::new("cookie", "a=1; b = two ;ab=3;broken;  a=4"),
+                Header::new("x-other", "a=5"),
+                Header::new("cookie", "a=\"6=7\"; A=8; empty="),
+            ],
+            ..request()
+        };
+        let check = |name, expected: &[&str]| {
+            assert_eq!(
+                request.cookies(name).collect::<Vec<_>>(),
+                expected,
+                "{name}"
+            );
+        };
+        check("a", &["1", "4", "\"6=7\""]);
+        check("b", &["two"]);
+        check("A", &["8"]);
+        check("empty", &[""]);
+        check("broken", &[]);
+    }
+
+    #[test]
+    fn a_query_is_decoded_as_a_form() {
+        let check = |path: &str, expected: Option<&str>| {
+            let request = Request {
+                path: path.to_owned(),
+                ..request()
+            };
+            assert_eq!(request.query("room").as_deref(), expected, "{path}");
+        };
+        check("/room=1", None);
+        check("/?", None);
+        check("/?rooms=1&mushroom=2", None);
+        check("/?room=1&room=2", Some("1"));
+        check("/?a=b&room", Some(""));
+        check("/?&&room=a=b?c", Some("a=b?c"));
+        check("/?%72oom=red+green%20%62lue", Some("red green blue"));
+        check("/?room=%C3%bc", Some("ü"));
+        check("/?room=ü", Some("ü"));
+        check("/?room=%ff", Some("\u{fffd}"));
+        check("/?room=100%", Some("100%"));
+        check("/?room=%4", Some("%4"));
+        check("/?room=%4g%%34", Some("%4g%4"));
+        check("/?room=%+1", Some("% 1"));
     }
 }

@@ -3,13 +3,13 @@
 
 use pointsman_sdk::{
     NoConfig,
-    policy::{Backend, Decision, Figures, Policy, Request, Wants},
+    policy::{Backend, Decision, Policy, Request, Wants, least},
 };
 
 /// The weights, in the order of the backends.
 #[derive(Debug)]
 pub struct LeastConnections {
-    weights: Vec<u64>,
+    weights: Vec<f64>,
 }
 
 impl Policy for LeastConnections {
@@ -31,59 +31,28 @@ impl Policy for LeastConnections {
     fn backends_changed(&mut self, backends: &[Backend]) {
         self.weights = backends
             .iter()
-            .map(|b| u64::from(b.weight.max(1)))
+            .map(|b| f64::from(b.weight.max(1)))
             .collect();
     }
 
     fn choose(&mut self, request: &Request) -> Decision {
-        Decision::Prefer(least(&self.weights, &request.figures, request.sequence))
+        let pairs = request.figures.iter().zip(&self.weights);
+        // Exact: loads have 33 bits and weights 10, so that different quotients stay different.
+        let loads: Vec<f64> = pairs
+            .map(|(figures, weight)| figures.load() as f64 / weight)
+            .collect();
+        Decision::Prefer(least(&loads, request.sequence))
     }
 }
 
 pointsman_sdk::export!(LeastConnections: policy);
 
-/// The place of the least loaded backend. `turn` decides among equals.
-fn least(weights: &[u64], figures: &[Figures], turn: u64) -> u32 {
-    let loads: Vec<Load> = figures
-        .iter()
-        .zip(weights)
-        .map(|(figures, &weight)| Load {
-            n_sessions: u64::from(figures.active) + u64::from(figures.pending),
-            weight,
-        })
-        .collect();
-    let Some(first) = loads.first() else {
-        return 0;
-    };
-
-    let least = loads.iter().fold(
-        first,
-        |least, load| if load.is_less(least) { load } else { least },
-    );
-    let is_least = |load: &Load| !least.is_less(load);
-    let n_equal = loads.iter().filter(|load| is_least(load)).count() as u64;
-    let mut equals = (0..).zip(&loads).filter(|(_, load)| is_least(load));
-    equals
-        .nth((turn % n_equal) as usize)
-        .map_or(0, |(place, _)| place)
-}
-
-/// Sessions for each unit of weight.
-struct Load {
-    n_sessions: u64,
-    weight: u64,
-}
-
-impl Load {
-    /// Compares the fractions without dividing. Sessions fit in 33 bits and weights in 10.
-    fn is_less(&self, other: &Self) -> bool {
-        self.n_sessions * other.weight < other.n_sessions * self.weight
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use pointsman_sdk::testing::{PolicyHost, backend, request, weighted};
+    use pointsman_sdk::{
+        policy::Figures,
+        testing::{PolicyHost, backend, request, weighted},
+    };
     use serde_json::json;
 
     use super::*;
