@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::Instant;
 
@@ -71,6 +71,8 @@ pub(super) struct Control {
     pub(super) checks: HealthChecks,
     /// The text of `file`, as it was read last.
     pub(super) last_read: Option<String>,
+    /// Held while it is read and put in force.
+    pub(super) reload_turn: Arc<Mutex<()>>,
 }
 
 /// How much less than others the threads that compile are worth: +10 of nice's 20.
@@ -209,6 +211,12 @@ pub(super) async fn reload(control: &RefCell<Control>, cause: Cause) -> Outcome 
         tracing::warn!("{reason}");
         return Outcome::NotFound(reason.to_owned());
     };
+    // One after the other, so that what was read last is in force last.
+    let turn = Arc::clone(&control.borrow().reload_turn);
+    let _turn = turn.lock().await;
+    if control.borrow().drainer.has_started() {
+        return Outcome::Refused(vec!["the process is being drained".to_owned()]);
+    }
     systemd::reloading();
     let outcome = reload_from(control, &file, cause).await;
     systemd::ready();
@@ -225,12 +233,16 @@ async fn reload_from(control: &RefCell<Control>, file: &Path, cause: Cause) -> O
         }
         control.last_read = text.as_ref().ok().cloned();
     }
-    let read = match text {
-        Ok(text) => understand(file.parent().unwrap_or(Path::new("")), text).await,
-        Err(problems) => Err(problems),
-    };
-    let result = match read {
-        Ok((config, found)) => control.borrow_mut().apply(config, found),
+    let result = match text {
+        Ok(text) => {
+            let dir = file.parent().unwrap_or(Path::new(""));
+            let applied = match understand(dir, text.clone()).await {
+                Ok((config, found)) => control.borrow_mut().apply(config, found),
+                Err(problems) => Err(problems),
+            };
+            let located = |problem: Problem| problem.located_in(&text);
+            applied.map_err(|problems| problems.into_iter().map(located).collect())
+        }
         Err(problems) => Err(problems),
     };
     let control = control.borrow();

@@ -194,6 +194,7 @@ impl Server {
             drained: Drained::default(),
             checks: HealthChecks::default(),
             last_read: None,
+            reload_turn: Arc::default(),
         };
         let setup = control::Setup {
             control,
