@@ -35,6 +35,7 @@ use wit_parser::Resolve;
 
 const BATCHES: usize = 40;
 const N_BACKENDS: usize = 10;
+const N_BACKENDS_MANY: usize = 100;
 const HEADERS: [&str; 8] = ["x-a", "x-b", "x-c", "x-d", "x-e", "x-f", "x-g", "x-h"];
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -48,14 +49,16 @@ fn main() -> Result<()> {
     let (mut registry, _failures) = Registry::new(&settings, &[])?;
     let host = registry.host(0);
     let mut bench = Bench::default();
-    for name in ["round_robin", "least_connections", "random", "ip_hash"] {
+    for (name, config) in policies() {
         let generation = load(&mut registry, name, shipped(name)?)?;
-        choose(&mut bench, name, &generation, &host)?;
+        choose(&mut bench, name, &config, &generation, &host)?;
+        change_backends(&mut bench, name, &config, &generation, &host)?;
     }
     let generation = load(&mut registry, "wants_headers", policy_that_wants_headers()?)?;
     choose(
         &mut bench,
         "wants 8 headers, does nothing",
+        &json!({}),
         &generation,
         &host,
     )?;
@@ -68,20 +71,60 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn choose(
-    bench: &mut Bench,
-    what: &str,
-    generation: &Arc<Generation>,
-    host: &PluginHost,
-) -> Result<()> {
-    let mut policy = generation.policy(&json!({}), host)?;
+/// The shipped ones, with what they cannot be without.
+fn policies() -> [(&'static str, Value); 11] {
+    let secret = json!({"secret": "of sixteen letters"});
+    [
+        ("round_robin", json!({})),
+        ("least_connections", json!({})),
+        ("least_latency", json!({})),
+        ("power_of_two", json!({})),
+        ("random", json!({})),
+        ("first", json!({})),
+        ("sticky", secret),
+        ("ip_hash", json!({})),
+        ("rendezvous", json!({})),
+        ("maglev", json!({})),
+        ("consistent_hash", json!({})),
+    ]
+}
+
+fn candidates(n: usize) -> Vec<Candidate> {
     let candidate = |n| Candidate {
         address: format!("127.0.0.1:{n}"),
         weight: 1,
         labels: vec![],
     };
-    let candidates: Vec<_> = (3000..3000 + N_BACKENDS).map(candidate).collect();
-    policy.try_backends_changed(&candidates)?;
+    (3000..3000 + n).map(candidate).collect()
+}
+
+/// A policy has the call timeout for whatever it prepares.
+fn change_backends(
+    bench: &mut Bench,
+    what: &str,
+    config: &Value,
+    generation: &Arc<Generation>,
+    host: &PluginHost,
+) -> Result<()> {
+    let mut policy = generation.policy(config, host)?;
+    let candidates = candidates(N_BACKENDS_MANY);
+    bench.measure(
+        &format!("backends change to {N_BACKENDS_MANY}, {what}"),
+        5,
+        || policy.try_backends_changed(&candidates).unwrap(),
+    );
+    Ok(())
+}
+
+fn choose(
+    bench: &mut Bench,
+    what: &str,
+    config: &Value,
+    generation: &Arc<Generation>,
+    host: &PluginHost,
+) -> Result<()> {
+    let mut policy = generation.policy(config, host)?;
+    policy.try_backends_changed(&candidates(N_BACKENDS))?;
     let mut headers = HeaderMap::new();
     for name in HEADERS {
         headers.insert(
@@ -94,7 +137,7 @@ fn choose(
         &format!("instance of {what}: made, configured, dropped"),
         20,
         || {
-            black_box(generation.policy(&json!({}), host).unwrap());
+            black_box(generation.policy(config, host).unwrap());
         },
     );
     Ok(())

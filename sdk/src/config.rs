@@ -36,8 +36,9 @@ impl<'de> Deserialize<'de> for NoConfig {
 }
 
 /// Reads a configuration. The error is `key.in.key: what is wrong`. Where the text names the key
-/// itself (an unknown one), and where a check of the plugin's own fails, it is the key of the table
-/// around it: `serde_json` reports the latter at that table's end.
+/// itself (an unknown one), it is the key of the table around it. So it is where a check of the
+/// plugin's own fails at the last key of a table, because `serde_json` reports that at the table's
+/// end; such a check may name its key at the start of its text, and it is not said twice.
 pub(crate) fn read<C: DeserializeOwned>(json: &str) -> Result<C, String> {
     serde_json::from_str(json).map_err(|error| {
         let place = format!(" at line {} column {}", error.line(), error.column());
@@ -45,7 +46,14 @@ pub(crate) fn read<C: DeserializeOwned>(json: &str) -> Result<C, String> {
         let text = text.strip_suffix(&place).unwrap_or(&text);
         match key_path(text_before(json, error.line(), error.column())) {
             path if path.is_empty() => text.to_owned(),
-            path => format!("{path}: {text}"),
+            path => {
+                let key = path.rsplit('.').next().unwrap_or(&path);
+                let own_key = text.strip_prefix(key);
+                let text = own_key
+                    .and_then(|rest| rest.strip_prefix(": "))
+                    .unwrap_or(text);
+                format!("{path}: {text}")
+            }
         }
     })
 }
@@ -110,6 +118,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::policy::KeyKind;
 
     #[derive(Debug)]
     struct Limit;
@@ -147,6 +156,20 @@ mod tests {
             "b: invalid type: boolean `true`, expected a sequence",
         );
         check::<Rooms>("[]", "invalid type: sequence, expected a map");
+    }
+
+    #[test]
+    fn a_check_that_names_its_key_is_not_given_it_twice() {
+        #[derive(Debug, Deserialize)]
+        struct Hash {
+            #[serde(rename = "key")]
+            _key: KeyKind,
+        }
+        let expected = "key: \"ip\" is not allowed: one of \"client_ip\", \"path\", \"header\", \"cookie\", \"query\"";
+        check::<Hash>(r#"{"key": "ip"}"#, expected);
+        check::<Hash>(r#"{"key": "ip", "n": 1}"#, expected);
+        let expected = format!("hashes.{expected}");
+        check::<BTreeMap<String, Hash>>(r#"{"hashes": {"key": "ip", "n": 1}}"#, &expected);
     }
 
     #[test]

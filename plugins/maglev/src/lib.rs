@@ -17,7 +17,9 @@ pub struct Config {
     #[serde(default)]
     key: KeyKind,
     name: Option<String>,
-    /// A prime number, so that each backend's steps reach every cell. 251 to 1,000,003.
+    /// A prime number, so that each backend's steps reach every cell. 251 to 1,000,003. For 100
+    /// backends 65,537 cells take 2.3 ms, 262,147 take 11 ms and the most 50 ms; a call has 10 ms
+    /// unless the operator gives more.
     #[serde(default = "default_table_size")]
     table_size: i64,
 }
@@ -228,15 +230,17 @@ mod tests {
         assert_eq!(shares(&[1; 3], 2).iter().sum::<u64>(), 2);
     }
 
-    /// Maglev's bound for even loads is not one for moves: what else moves is less than 1 % of all
-    /// keys where the table has some hundred cells for each backend, as it has here.
+    /// The paper bounds the loads and measures the moves (section 5.3). Here, less than 1 % of all keys
+    /// move besides the backend's own where each has 500 cells, and less than 4 % where each has 100.
     #[test]
     fn a_backend_that_goes_moves_few_other_keys() {
-        for (weights, size) in [
-            (vec![1; 10], 65_537),
-            (vec![1; 100], 65_537),
-            (vec![1, 2, 3, 4, 5, 1, 2, 3, 4, 5], 65_537),
-            (vec![1; 10], 5003),
+        for (weights, size, bound) in [
+            (vec![1; 10], 65_537, 0.01),
+            (vec![1; 100], 65_537, 0.01),
+            (vec![1, 2, 3, 4, 5, 1, 2, 3, 4, 5], 65_537, 0.01),
+            (vec![1; 10], 5003, 0.01),
+            (vec![1; 10], 1009, 0.04),
+            (vec![1; 100], 10_007, 0.04),
         ] {
             let backends = backends(&weights);
             let before = cells(&backends, size);
@@ -247,7 +251,7 @@ mod tests {
                 let pairs = before.iter().zip(&after);
                 let n_moved = pairs.filter(|(then, now)| **then != gone && then != now);
                 let moved = n_moved.count() as f64 / f64::from(size);
-                assert!(moved < 0.01, "without {gone} of {weights:?}: {moved}");
+                assert!(moved < bound, "without {gone} of {weights:?}: {moved}");
             }
         }
     }

@@ -18,7 +18,7 @@ use sha2::Sha256;
 /// Characters. Less could be found by trying.
 const MIN_SECRET_LEN: usize = 16;
 
-/// Each costs a code for each backend whenever these change.
+/// Each costs a code for each backend whenever these change, 2 to 3 µs.
 const MAX_PREVIOUS_SECRETS: usize = 4;
 
 /// What browsers cut `Max-Age` to, 400 days in seconds (RFC 6265bis section 5.5).
