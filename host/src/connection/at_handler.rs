@@ -1,7 +1,9 @@
 //! Upgrades whose route leads to a handler: the WebSocket ends here, in a plugin.
 
+use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 
 use bytes::Bytes;
 use http::{StatusCode, request};
@@ -13,6 +15,7 @@ use super::{Answered, Exchange, Next, Refused, target_of};
 use crate::admin::metrics::UpgradeResult;
 use crate::config::{PluginName, Route};
 use crate::handshake::{self, Upgrade};
+use crate::messages::{Decoder, Encoder, End};
 use crate::session::handled::{Handled, OUTBOX_MESSAGES};
 use crate::session::handler::{Facts, Handler, HandlerError};
 use crate::session::{self, SessionId};
@@ -78,13 +81,13 @@ pub(super) fn upgrade(
 
 impl Upgraded {
     /// Serves until the end, and then says so wherever it matters.
-    pub(super) async fn run(
+    pub(super) fn run(
         self: Box<Self>,
         worker: Rc<Worker>,
         client: TcpStream,
         early: Bytes,
         count: ConnectionCount,
-    ) {
+    ) -> impl Future<Output = ()> {
         let Self {
             handler,
             facts,
@@ -98,22 +101,32 @@ impl Upgraded {
         };
         let registration = worker.register(facts.session, place);
         let (sender, outbox) = mpsc::channel(OUTBOX_MESSAGES);
-        let max_message_bytes = facts.max_message_bytes;
+        let max = usize::try_from(facts.max_message_bytes).unwrap_or(usize::MAX);
+        let codec = (
+            Decoder::new(End::Server, max, None),
+            Encoder::new(End::Server, None),
+        );
         record.opened(&worker);
         let opened = handler.open(&facts, sender);
-        drop((handler, facts));
-        let session = Handled::new(
+        let scratch = Rc::clone(&worker.scratch);
+        let mut session = Handled::new(
             client,
-            early,
-            max_message_bytes,
+            &early,
+            codec,
             opened,
             outbox,
             registration,
             counters,
+            scratch,
         );
-        let report = Box::pin(async { session.await.run().await }).await;
-        record.closed(&worker, &report);
-        drop(count);
+        drop((handler, facts, early));
+        poll_fn(move |cx| {
+            let report = ready!(session.poll_report(cx));
+            record.closed(&worker, &report);
+            // Counted until here, and open until the task is dropped.
+            let _ = &count;
+            Poll::Ready(())
+        })
     }
 }
 

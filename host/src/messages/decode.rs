@@ -21,8 +21,10 @@ const TOO_BIG: u16 = 1009;
 /// What came.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Incoming<'a> {
-    /// A whole data message; text is valid UTF-8.
-    Message(MessageKind, &'a [u8]),
+    /// A whole text message.
+    Text(&'a str),
+    /// A whole binary message.
+    Binary(&'a [u8]),
     /// To be answered with a Pong of the same payload.
     Ping(&'a [u8]),
     /// An answer, or a sign of life.
@@ -297,14 +299,10 @@ impl Decoder {
         if let Some(key) = frame.key {
             mask(payload, key, 0);
         }
-        let kind = match frame.opcode {
-            opcode::TEXT => MessageKind::Text,
-            _ => MessageKind::Binary,
-        };
-        if kind == MessageKind::Text && str::from_utf8(payload).is_err() {
-            return Err(invalid_text());
+        match frame.opcode {
+            opcode::TEXT => text(payload),
+            _ => Ok(Incoming::Binary(payload)),
         }
-        Ok(Incoming::Message(kind, payload))
     }
 
     /// Takes payload of the frame under way; true: that was all of it.
@@ -337,7 +335,10 @@ impl Decoder {
     fn show_assembled(&mut self) -> Result<Incoming<'_>, Violation> {
         self.is_shown = true;
         match &self.message {
-            Some(message) => Ok(Incoming::Message(message.kind, &message.payload)),
+            Some(message) => match message.kind {
+                MessageKind::Text => text(&message.payload),
+                MessageKind::Binary => Ok(Incoming::Binary(&message.payload)),
+            },
             None => Err(protocol_error("a fragment continues nothing")),
         }
     }
@@ -358,6 +359,11 @@ impl Partial {
         }
         Ok(())
     }
+}
+
+fn text(payload: &[u8]) -> Result<Incoming<'_>, Violation> {
+    let text = str::from_utf8(payload).map_err(|_| invalid_text())?;
+    Ok(Incoming::Text(text))
 }
 
 /// Takes `n` bytes off the front, or all there are.
@@ -429,6 +435,7 @@ mod tests {
     use super::super::Encoder;
     use super::super::deflate::Deflater;
     use super::*;
+    use crate::session::handler::Received;
 
     /// What `bytes` come to, given in pieces of `size`, a line each.
     fn read(decoder: &mut Decoder, bytes: &[u8], size: usize) -> Vec<String> {
@@ -440,9 +447,8 @@ mod tests {
                 // The decoder lends what it shows: each look is by itself.
                 let line = match decoder.next(&mut input) {
                     Ok(None) => break,
-                    Ok(Some(Incoming::Message(kind, payload))) => {
-                        format!("{kind:?} {}", outline(payload))
-                    }
+                    Ok(Some(Incoming::Text(text))) => format!("Text {}", outline(text.as_bytes())),
+                    Ok(Some(Incoming::Binary(payload))) => format!("Binary {}", outline(payload)),
                     Ok(Some(Incoming::Ping(payload))) => format!("Ping {}", outline(payload)),
                     Ok(Some(Incoming::Pong(payload))) => format!("Pong {}", outline(payload)),
                     Ok(Some(Incoming::Close(None))) => "Close".to_owned(),
@@ -477,7 +483,7 @@ mod tests {
     /// A frame as a client sends it, with any bits.
     fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        Encoder::new(End::Client, None).message(MessageKind::Binary, payload, &mut bytes);
+        Encoder::new(End::Client, None).message(Received::Binary(payload), &mut bytes);
         bytes[0] = first;
         bytes
     }
@@ -601,11 +607,11 @@ mod tests {
     fn compressed_messages_are_inflated_and_others_pass_between_them() {
         let (mut encoder, _) = deflating();
         let mut bytes = Vec::new();
-        encoder.message(MessageKind::Text, b"Hello, Hello", &mut bytes);
+        encoder.message(Received::Text("Hello, Hello"), &mut bytes);
         encoder.ping(b"?", &mut bytes);
         bytes.extend(frame(0x81, b"not compressed"));
-        encoder.message(MessageKind::Binary, &[7; 90_000], &mut bytes);
-        encoder.message(MessageKind::Text, b"", &mut bytes);
+        encoder.message(Received::Binary(&[7; 90_000]), &mut bytes);
+        encoder.message(Received::Text(""), &mut bytes);
         let expected = [
             "Text Hello, Hello",
             "Ping ?",
@@ -620,7 +626,7 @@ mod tests {
         }
         let (mut encoder, mut decoder) = deflating();
         let mut bytes = Vec::new();
-        encoder.message(MessageKind::Binary, &[7; 200_000], &mut bytes);
+        encoder.message(Received::Binary(&[7; 200_000]), &mut bytes);
         assert_eq!(
             read(&mut decoder, &bytes, 64),
             ["1009: a message is too long"]

@@ -2,8 +2,10 @@
 
 use super::deflate::Deflater;
 use super::{CONTROL_MAX_BYTES, End, FIN, MASKED, RSV1, mask, opcode};
-use crate::session::handler::MessageKind;
+use crate::session::handler::Received;
 
+/// Shorter messages are sent as they are, which the extension allows: they gain less than they cost.
+const DEFLATE_FROM_BYTES: usize = 1024;
 /// Longer than any header.
 const MAX_HEADER_BYTES: usize = 14;
 
@@ -21,18 +23,18 @@ impl Encoder {
     }
 
     /// Appends a whole data message, in one frame.
-    pub fn message(&mut self, kind: MessageKind, payload: &[u8], out: &mut Vec<u8>) {
-        let opcode = match kind {
-            MessageKind::Text => opcode::TEXT,
-            MessageKind::Binary => opcode::BINARY,
+    pub fn message(&mut self, message: Received<'_>, out: &mut Vec<u8>) {
+        let (opcode, payload) = match message {
+            Received::Text(text) => (opcode::TEXT, text.as_bytes()),
+            Received::Binary(bytes) => (opcode::BINARY, bytes),
         };
         match &mut self.deflater {
-            None => self.frame(FIN | opcode, payload, out),
-            Some(deflater) => {
+            Some(deflater) if payload.len() >= DEFLATE_FROM_BYTES => {
                 let mut small = Vec::new();
                 deflater.message(payload, &mut small);
                 self.frame(FIN | RSV1 | opcode, &small, out);
             }
+            _ => self.frame(FIN | opcode, payload, out),
         }
     }
 
