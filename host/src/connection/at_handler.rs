@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Poll, ready};
 
 use bytes::Bytes;
+use http::header::{self, HeaderValue};
 use http::{StatusCode, request};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -15,6 +16,7 @@ use super::{Answered, Exchange, Next, Refused, target_of};
 use crate::admin::metrics::UpgradeResult;
 use crate::config::{PluginName, Route};
 use crate::handshake::{self, Upgrade};
+use crate::messages::deflate::{self, Agreement};
 use crate::messages::{Decoder, Encoder, End};
 use crate::session::handled::{Handled, OUTBOX_MESSAGES};
 use crate::session::handler::{Facts, Handler, HandlerError};
@@ -26,6 +28,7 @@ pub(super) struct Upgraded {
     handler: Rc<dyn Handler>,
     facts: Facts,
     record: Record,
+    deflate: Option<Agreement>,
 }
 
 /// Leads an upgrade to a handler.
@@ -65,12 +68,20 @@ pub(super) fn upgrade(
         Ok(subprotocol) => subprotocol.filter(|name| asked.subprotocols.contains(name)),
         Err(refusal) => return Err(Refused::by_plugin(refusal, UpgradeResult::HandlerRefused)),
     };
-    let headers = handshake::accept_headers(&asked, subprotocol.as_deref());
+    let mut headers = handshake::accept_headers(&asked, subprotocol.as_deref());
+    let offers = handshake::offered_extensions(&head.headers);
+    let deflate = deflate::accept(&offers).filter(|_| route.deflate);
+    let deflate = deflate.map(|(agreed, answer)| {
+        let answer = HeaderValue::try_from(answer).ok();
+        headers.extend(answer.map(|answer| (header::SEC_WEBSOCKET_EXTENSIONS, answer)));
+        agreed
+    });
     let record = Record::new(exchange, route, &head, Place::Handler);
     let upgraded = Upgraded {
         handler,
         facts,
         record,
+        deflate,
     };
     Ok(Answered::upgraded(
         headers,
@@ -92,6 +103,7 @@ impl Upgraded {
             handler,
             facts,
             record,
+            deflate,
         } = *self;
         let route = Arc::clone(&record.route);
         let counters = worker.target_counters(&route.target);
@@ -103,8 +115,15 @@ impl Upgraded {
         let (sender, outbox) = mpsc::channel(OUTBOX_MESSAGES);
         let max = usize::try_from(facts.max_message_bytes).unwrap_or(usize::MAX);
         let codec = (
-            Decoder::new(End::Server, max, None),
-            Encoder::new(End::Server, None),
+            Decoder::new(
+                End::Server,
+                max,
+                deflate.map(|agreed| agreed.inflater(End::Server)),
+            ),
+            Encoder::new(
+                End::Server,
+                deflate.map(|agreed| agreed.deflater(End::Server)),
+            ),
         );
         record.opened(&worker);
         let opened = handler.open(&facts, sender);

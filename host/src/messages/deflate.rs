@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use super::End;
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
 const NAME: &str = "permessage-deflate";
@@ -28,6 +29,30 @@ pub struct Agreement {
     pub server_max_window_bits: u8,
     /// 8 to 15: the client's window.
     pub client_max_window_bits: u8,
+}
+
+impl Agreement {
+    /// For what the other end sends to this one.
+    pub fn inflater(&self, end: End) -> Inflater {
+        Inflater::new(match end {
+            End::Server => !self.client_no_context_takeover,
+            End::Client => !self.server_no_context_takeover,
+        })
+    }
+
+    /// For what this end sends.
+    pub fn deflater(&self, end: End) -> Deflater {
+        match end {
+            End::Server => Deflater::new(
+                self.server_max_window_bits,
+                !self.server_no_context_takeover,
+            ),
+            End::Client => Deflater::new(
+                self.client_max_window_bits,
+                !self.client_no_context_takeover,
+            ),
+        }
+    }
 }
 
 /// A message could not be inflated.
@@ -79,7 +104,7 @@ fn accept_one(parameters: &[Parameter<'_>]) -> Option<(Agreement, String)> {
             // A hint that it could: nothing follows from it, for any window can be inflated.
             ("client_max_window_bits", None) => {}
             ("client_max_window_bits", Some(bits)) => {
-                agreed.client_max_window_bits = window_bits(bits, 8)?;
+                agreed.client_max_window_bits = window_bits(bits, MIN_WINDOW_BITS - 1)?;
                 answer += &format!("; client_max_window_bits={bits}");
             }
             _ => return None,
