@@ -18,7 +18,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use pointsman::config::{self, PluginName, PluginSettings};
 use pointsman::plugins::generation::{Generation, Source};
@@ -27,7 +26,7 @@ use pointsman::plugins::policy::GuestPolicy;
 use pointsman::plugins::registry::{Loaded, Registry};
 use pointsman::routing::policy::{Candidate, ChoiceRequest, Figures, Policy};
 use pointsman::session::SessionId;
-use pointsman::session::handler::{Facts, Handler, Message, MessageKind};
+use pointsman::session::handler::{Facts, Handler, MessageKind, Received};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use wit_component::StringEncoding;
@@ -188,13 +187,16 @@ fn handle(bench: &mut Bench, generation: &Arc<Generation>, host: &PluginHost) ->
         (MessageKind::Binary, 1024),
         (MessageKind::Binary, 64 << 10),
     ] {
-        let payload = Bytes::from(vec![b'x'; n_bytes]);
-        let message = Message { kind, payload };
+        let text = "x".repeat(n_bytes);
+        let message = match kind {
+            MessageKind::Text => Received::Text(&text),
+            MessageKind::Binary => Received::Binary(text.as_bytes()),
+        };
         bench.measure(
             &format!("message, echo, {kind:?} of {n_bytes} bytes"),
             2000,
             || {
-                black_box(session.message(&message).unwrap());
+                black_box(session.message(message).unwrap());
             },
         );
     }

@@ -133,6 +133,13 @@ pub fn accept_headers(upgrade: &Upgrade, subprotocol: Option<&str>) -> HeaderMap
     headers
 }
 
+/// All that the client offers in `Sec-WebSocket-Extensions`, as one list.
+pub fn offered_extensions(headers: &HeaderMap) -> String {
+    let fields = headers.get_all(header::SEC_WEBSOCKET_EXTENSIONS);
+    let texts = fields.iter().filter_map(|field| field.to_str().ok());
+    texts.collect::<Vec<_>>().join(", ")
+}
+
 /// Headers that go with a refusal's status.
 pub fn refusal_headers(status: StatusCode) -> HeaderMap {
     let mut headers = HeaderMap::new();

@@ -11,6 +11,7 @@ pub mod forwarding;
 pub mod frames;
 pub mod handshake;
 pub mod listener;
+pub mod messages;
 pub mod proxy;
 pub mod relay;
 pub mod routing;

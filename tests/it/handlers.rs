@@ -2,7 +2,8 @@
 //! ends at one is answered as any other wasi:http host would have it answered.
 
 use anyhow::{Context, Result, ensure};
-use pointsman_tests::{Balancer, Wire, frame, upgrade_request};
+use flate2::{Compress, Compression, FlushCompress};
+use pointsman_tests::{Backend, Balancer, Wire, app, frame, upgrade_request};
 
 const TOML: &str = r#"
 [[route]]
@@ -13,6 +14,12 @@ max_message_bytes = 1024
 [[route]]
 path = "/"
 http = "hello"
+"#;
+
+const DEFLATING: &str = r#"
+[[route]]
+path = "/echo"
+handler = "echo"
 "#;
 
 const FIN: u8 = 0x80;
@@ -206,5 +213,75 @@ async fn a_plain_request_to_a_handler_is_told_to_upgrade() -> Result<()> {
     assert_eq!(answer.status, 426);
     let upgrade = answer.header("upgrade").context("upgrade")?;
     assert!(upgrade.eq_ignore_ascii_case("websocket"));
+    Ok(())
+}
+
+/// Sends `offer` and returns what is answered, and the socket behind it.
+async fn offer(balancer: &Balancer, path: &str, offer: &str) -> Result<(Option<String>, Wire)> {
+    let mut wire = Wire::connect(balancer.address()).await?;
+    let line = format!("Sec-WebSocket-Extensions: {offer}");
+    wire.send(upgrade_request(path, &[&line])).await?;
+    let answer = wire.head().await?;
+    assert_eq!(answer.status, 101);
+    let chosen = answer.header("sec-websocket-extensions");
+    Ok((chosen.map(str::to_owned), wire))
+}
+
+#[tokio::test]
+async fn compressed_messages_are_understood_and_long_answers_are_compressed() -> Result<()> {
+    let balancer = Balancer::start(DEFLATING).await?;
+    let (chosen, mut wire) = offer(
+        &balancer,
+        "/echo",
+        "permessage-deflate; client_max_window_bits",
+    )
+    .await?;
+    assert_eq!(chosen.as_deref(), Some("permessage-deflate"));
+    // "Hello" as in RFC 7692 section 7.2.3.1.
+    wire.send(frame(0xc1, &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00]))
+        .await?;
+    let echo = wire.frame().await?;
+    assert_eq!(
+        (echo.first_byte, &echo.payload[..]),
+        (0x81, &b"Hello"[..]),
+        "short: as it is"
+    );
+    wire.send(frame(0x81, &[b'x'; 5000])).await?;
+    let echo = wire.frame().await?;
+    assert_eq!(echo.first_byte, 0xc1, "long: compressed");
+    assert!(echo.payload.len() < 100, "{} bytes", echo.payload.len());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_bomb_is_too_big_before_it_is_inflated() -> Result<()> {
+    let balancer = Balancer::start(DEFLATING).await?;
+    let (_, mut wire) = offer(&balancer, "/echo", "permessage-deflate").await?;
+    let mut bomb = Vec::with_capacity(20_000);
+    let mut zeros = Compress::new(Compression::best(), false);
+    zeros.compress_vec(&vec![0; 10 << 20], &mut bomb, FlushCompress::Sync)?;
+    assert!((9000..12_000).contains(&bomb.len()), "{} bytes", bomb.len());
+    wire.send(frame(0xc2, &bomb)).await?;
+    let close = wire.frame().await?;
+    assert_eq!(close.close_code(), Some(1009));
+    Ok(())
+}
+
+#[tokio::test]
+async fn compression_is_left_out_where_the_route_says_so() -> Result<()> {
+    let backend = Backend::start().await?;
+    let toml = app("round_robin", &[backend.address()])
+        .replace("[[route]]", "[[route]]\ndeflate = \"strip\"")
+        + "[[route]]\npath = \"/echo\"\nhandler = \"echo\"\ndeflate = \"strip\"\n";
+    let balancer = Balancer::start(&toml).await?;
+    for path in ["/echo", "/websocket"] {
+        let (chosen, _) = offer(&balancer, path, "permessage-deflate").await?;
+        assert_eq!(chosen, None, "{path}");
+    }
+    let seen = backend.requests();
+    assert!(
+        seen.iter()
+            .all(|r| !r.headers().contains_key("sec-websocket-extensions"))
+    );
     Ok(())
 }

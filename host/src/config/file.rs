@@ -20,6 +20,7 @@ use super::{
 
 const TOKEN: &str = "a token of at least 16 visible ASCII characters";
 const ACCESS_LOG: &str = "\"stdout\" or \"off\"";
+const DEFLATE: &str = "\"on\" or \"strip\"";
 const ISOLATION: &str = "\"shared\" or \"session\"";
 
 const MAX_WORKERS: usize = 256;
@@ -260,9 +261,18 @@ pub(super) fn route_to(
         idle_timeout: s.secs("idle_timeout_secs", 1..=MAX_IDLE_SECS, 3600),
         ping_interval: Some(ping_interval).filter(|interval| !interval.is_zero()),
         max_message_bytes: max_message_bytes.or(default_message_bytes),
+        deflate: s.text("deflate", DEFLATE, deflate).unwrap_or(true),
         path: path?,
         target: target?,
     })
+}
+
+fn deflate(text: &str) -> Option<bool> {
+    match text {
+        "on" => Some(true),
+        "strip" => Some(false),
+        _ => None,
+    }
 }
 
 fn target(s: &mut Section<'_, '_>, upstreams: &Taken<UpstreamName>) -> Option<Target> {
@@ -372,6 +382,7 @@ origins = ["https://app.example.org"]
 idle_timeout_secs = 3600
 ping_interval_secs = 20
 max_message_bytes = 1048576
+deflate = "strip"
 
 [[route]]
 path = "/chat/*"
@@ -530,6 +541,7 @@ handler = 'echo'
                     idle_timeout: Duration::from_secs(3600),
                     ping_interval: Some(Duration::from_secs(20)),
                     max_message_bytes: Some(1 << 20),
+                    deflate: false,
                 },
                 Route {
                     host: None,
@@ -539,6 +551,7 @@ handler = 'echo'
                     idle_timeout: Duration::from_secs(3600),
                     ping_interval: None,
                     max_message_bytes: Some(1 << 20),
+                    deflate: true,
                 },
                 Route {
                     host: None,
@@ -548,6 +561,7 @@ handler = 'echo'
                     idle_timeout: Duration::from_secs(3600),
                     ping_interval: None,
                     max_message_bytes: None,
+                    deflate: true,
                 },
             ],
         };

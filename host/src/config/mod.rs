@@ -120,6 +120,9 @@ pub struct Route {
     /// Longest message. Default 1 MiB at a handler; at an upstream, where messages are relayed and
     /// not held, none unless it is written.
     pub max_message_bytes: Option<u64>,
+    /// Whether messages may be compressed (RFC 7692); otherwise what a client offers is left out.
+    /// `deflate = "on"` or `"strip"`, default on.
+    pub deflate: bool,
 }
 
 /// Where a route leads.

@@ -1,9 +1,12 @@
 //! Upgrades whose route leads to a handler: the WebSocket ends here, in a plugin.
 
+use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 
 use bytes::Bytes;
+use http::header::{self, HeaderValue};
 use http::{StatusCode, request};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -13,6 +16,8 @@ use super::{Answered, Exchange, Next, Refused, target_of};
 use crate::admin::metrics::UpgradeResult;
 use crate::config::{PluginName, Route};
 use crate::handshake::{self, Upgrade};
+use crate::messages::deflate::{self, Agreement};
+use crate::messages::{Decoder, Encoder, End};
 use crate::session::handled::{Handled, OUTBOX_MESSAGES};
 use crate::session::handler::{Facts, Handler, HandlerError};
 use crate::session::{self, SessionId};
@@ -23,6 +28,7 @@ pub(super) struct Upgraded {
     handler: Rc<dyn Handler>,
     facts: Facts,
     record: Record,
+    deflate: Option<Agreement>,
 }
 
 /// Leads an upgrade to a handler.
@@ -62,12 +68,20 @@ pub(super) fn upgrade(
         Ok(subprotocol) => subprotocol.filter(|name| asked.subprotocols.contains(name)),
         Err(refusal) => return Err(Refused::by_plugin(refusal, UpgradeResult::HandlerRefused)),
     };
-    let headers = handshake::accept_headers(&asked, subprotocol.as_deref());
+    let mut headers = handshake::accept_headers(&asked, subprotocol.as_deref());
+    let offers = handshake::offered_extensions(&head.headers);
+    let deflate = deflate::accept(&offers).filter(|_| route.deflate);
+    let deflate = deflate.map(|(agreed, answer)| {
+        let answer = HeaderValue::try_from(answer).ok();
+        headers.extend(answer.map(|answer| (header::SEC_WEBSOCKET_EXTENSIONS, answer)));
+        agreed
+    });
     let record = Record::new(exchange, route, &head, Place::Handler);
     let upgraded = Upgraded {
         handler,
         facts,
         record,
+        deflate,
     };
     Ok(Answered::upgraded(
         headers,
@@ -78,17 +92,18 @@ pub(super) fn upgrade(
 
 impl Upgraded {
     /// Serves until the end, and then says so wherever it matters.
-    pub(super) async fn run(
+    pub(super) fn run(
         self: Box<Self>,
         worker: Rc<Worker>,
         client: TcpStream,
         early: Bytes,
         count: ConnectionCount,
-    ) {
+    ) -> impl Future<Output = ()> {
         let Self {
             handler,
             facts,
             record,
+            deflate,
         } = *self;
         let route = Arc::clone(&record.route);
         let counters = worker.target_counters(&route.target);
@@ -98,22 +113,39 @@ impl Upgraded {
         };
         let registration = worker.register(facts.session, place);
         let (sender, outbox) = mpsc::channel(OUTBOX_MESSAGES);
-        let max_message_bytes = facts.max_message_bytes;
+        let max = usize::try_from(facts.max_message_bytes).unwrap_or(usize::MAX);
+        let codec = (
+            Decoder::new(
+                End::Server,
+                max,
+                deflate.map(|agreed| agreed.inflater(End::Server)),
+            ),
+            Encoder::new(
+                End::Server,
+                deflate.map(|agreed| agreed.deflater(End::Server)),
+            ),
+        );
         record.opened(&worker);
         let opened = handler.open(&facts, sender);
-        drop((handler, facts));
-        let session = Handled::new(
+        let scratch = Rc::clone(&worker.scratch);
+        let mut session = Handled::new(
             client,
-            early,
-            max_message_bytes,
+            &early,
+            codec,
             opened,
             outbox,
             registration,
             counters,
+            scratch,
         );
-        let report = Box::pin(async { session.await.run().await }).await;
-        record.closed(&worker, &report);
-        drop(count);
+        drop((handler, facts, early));
+        poll_fn(move |cx| {
+            let report = ready!(session.poll_report(cx));
+            record.closed(&worker, &report);
+            // Counted until here, and open until the task is dropped.
+            let _ = &count;
+            Poll::Ready(())
+        })
     }
 }
 

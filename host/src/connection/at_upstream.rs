@@ -53,13 +53,17 @@ pub(super) async fn upgrade(
     exchange: &Exchange,
     route: &Arc<Route>,
     upstream: &UpstreamName,
-    asked: Upgrade,
+    mut asked: Upgrade,
     head: request::Parts,
 ) -> Result<Answered, Box<Refused>> {
     let mut choice = place(exchange, upstream, &head).await?;
     let pool = Arc::clone(&choice.pool);
     let mut to_backend = head.clone();
     exchange.forward_head(&mut to_backend);
+    if !route.deflate {
+        to_backend.headers.remove(header::SEC_WEBSOCKET_EXTENSIONS);
+        asked.extensions.clear();
+    }
     let to_backend = dial::upgrade_request(to_backend);
     let mut failures = Failures::default();
     while let Some(pending) = choice.next(&mut failures)? {

@@ -5,7 +5,6 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
 use wit_component::StringEncoding;
 use wit_parser::Resolve;
@@ -17,7 +16,7 @@ use super::limits::Limits;
 use super::load::{Compiler, LoadError};
 use crate::config::PluginName;
 use crate::session::SessionId;
-use crate::session::handler::{Facts, Handler, Message, MessageKind};
+use crate::session::handler::{Facts, Handler, Received};
 
 /// As many interfaces of WASI as a test needs.
 const WASI: &str = r#"
@@ -217,11 +216,5 @@ pub(super) fn fail_once(handler: &GuestHandler) {
     };
     let (outbox, _inbox) = mpsc::channel(1);
     let mut session = handler.open(&facts, outbox).unwrap();
-    let payload = Bytes::from_static(b"hello");
-    session
-        .message(&Message {
-            kind: MessageKind::Binary,
-            payload,
-        })
-        .unwrap_err();
+    session.message(Received::Binary(b"hello")).unwrap_err();
 }

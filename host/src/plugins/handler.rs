@@ -26,7 +26,7 @@ use super::stats::Call;
 use crate::config::{Isolation, PluginSettings};
 use crate::routing::policy::Refusal;
 use crate::session::handler::{
-    Facts, Handler, HandlerError, HandlerSession, Interest, Message, MessageKind, Outbound, Verdict,
+    Facts, Handler, HandlerError, HandlerSession, Interest, Outbound, Received, Verdict,
 };
 use crate::session::{EndReport, SessionId};
 
@@ -416,8 +416,11 @@ impl HandlerSession for GuestSession {
         })
     }
 
-    fn message(&mut self, message: &Message) -> Result<Verdict, HandlerError> {
-        let lowered = lower(message)?;
+    fn message(&mut self, message: Received<'_>) -> Result<Verdict, HandlerError> {
+        let lowered = match message {
+            Received::Text(text) => types::MessageParam::Text(text),
+            Received::Binary(bytes) => types::MessageParam::Binary(bytes),
+        };
         self.verdict(Call::Message, |handler, store, session| {
             handler.session().call_message(store, session, lowered)
         })
@@ -435,17 +438,6 @@ impl HandlerSession for GuestSession {
             handler.session().call_closed(store, session, report)
         });
         closed.map_err(into_handler_error)
-    }
-}
-
-/// Borrows the payload. Text has been checked where it came in, so this check fails only if somebody
-/// forgot to.
-fn lower(message: &Message) -> Result<types::MessageParam<'_>, HandlerError> {
-    match message.kind {
-        MessageKind::Binary => Ok(types::MessageParam::Binary(&message.payload)),
-        MessageKind::Text => str::from_utf8(&message.payload)
-            .map(types::MessageParam::Text)
-            .map_err(|error| HandlerError(format!("the text is no UTF-8: {error}"))),
     }
 }
 
@@ -489,7 +481,6 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
     use std::time::Duration;
 
-    use bytes::Bytes;
     use tokio::sync::mpsc::Receiver;
 
     use super::*;
@@ -530,12 +521,8 @@ mod tests {
         (handler.open(&facts(session), outbox).unwrap(), inbox)
     }
 
-    fn text(text: &'static str) -> Message {
-        let payload = Bytes::from_static(text.as_bytes());
-        Message {
-            kind: MessageKind::Text,
-            payload,
-        }
+    fn text(text: &str) -> Received<'_> {
+        Received::Text(text)
     }
 
     fn report() -> EndReport {
@@ -564,7 +551,7 @@ mod tests {
             }
         );
         assert_eq!(session.opened().unwrap(), Verdict::Ignore);
-        assert_eq!(session.message(&text("hi")).unwrap(), Verdict::Echo);
+        assert_eq!(session.message(text("hi")).unwrap(), Verdict::Echo);
         session.closed(&report()).unwrap();
         assert!(inbox.is_closed());
         assert_eq!(
@@ -582,7 +569,7 @@ mod tests {
             let (handler, _) = handler(MOODY, Isolation::Shared);
             let (mut first, mut first_inbox) = open(&handler, 1);
             let (mut second, mut second_inbox) = open(&handler, 2);
-            assert!(first.message(&text(hostile)).is_err());
+            assert!(first.message(text(hostile)).is_err());
             assert_eq!(second_inbox.try_recv(), Ok(Outbound::Failed));
             assert_eq!(
                 second_inbox.try_recv(),
@@ -592,13 +579,13 @@ mod tests {
                 first_inbox.try_recv(),
                 Err(mpsc::error::TryRecvError::Disconnected)
             );
-            assert!(second.message(&text("hi")).is_err());
+            assert!(second.message(text("hi")).is_err());
             assert!(second.tick().is_err());
             second.closed(&report()).unwrap_err();
             drop(first);
 
             let (mut third, _inbox) = open(&handler, 3);
-            assert_eq!(third.message(&text("hi")).unwrap(), Verdict::Echo);
+            assert_eq!(third.message(text("hi")).unwrap(), Verdict::Echo);
         }
     }
 
@@ -607,8 +594,8 @@ mod tests {
         let (handler, _) = handler(MOODY, Isolation::Session);
         let (mut first, _first_inbox) = open(&handler, 1);
         let (mut second, mut second_inbox) = open(&handler, 2);
-        assert!(first.message(&text("trap")).is_err());
-        assert_eq!(second.message(&text("hi")).unwrap(), Verdict::Echo);
+        assert!(first.message(text("trap")).is_err());
+        assert_eq!(second.message(text("hi")).unwrap(), Verdict::Echo);
         assert_eq!(
             second_inbox.try_recv(),
             Err(mpsc::error::TryRecvError::Empty)
@@ -638,24 +625,8 @@ mod tests {
             (i32.store (i32.const 140) (i32.const 1048577))";
         let (handler, _) = handler(large, Isolation::Shared);
         let (mut session, _inbox) = open(&handler, 1);
-        let error = session.message(&text("hi")).unwrap_err();
+        let error = session.message(text("hi")).unwrap_err();
         assert!(error.0.contains("1048577 bytes"), "{error}");
-    }
-
-    #[test]
-    fn text_that_is_no_text_is_refused_before_the_guest() {
-        let (handler, _) = handler(MOODY, Isolation::Shared);
-        let (mut session, _inbox) = open(&handler, 1);
-        let payload = Bytes::from_static(b"\xff\xff");
-        assert!(
-            session
-                .message(&Message {
-                    kind: MessageKind::Text,
-                    payload
-                })
-                .is_err()
-        );
-        assert_eq!(session.message(&text("hi")).unwrap(), Verdict::Echo);
     }
 
     #[test]
@@ -688,7 +659,7 @@ mod tests {
             .unwrap();
         let (mut session, _inbox) = open(&handler, 1);
         assert_eq!(session.opened().unwrap(), Verdict::Ignore);
-        assert_eq!(session.message(&text("hello")).unwrap(), Verdict::Echo);
+        assert_eq!(session.message(text("hello")).unwrap(), Verdict::Echo);
         session.closed(&report()).unwrap();
     }
 }

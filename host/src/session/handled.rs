@@ -2,425 +2,431 @@
 //! messages.
 //!
 //! In go an upgraded stream and a handler's session; out comes the [`EndReport`]. Pings, fragments,
-//! sizes, UTF-8 and the closing handshake are settled here; the handler sees data messages only.
+//! sizes, UTF-8, compression and the closing handshake are settled here; the handler sees data messages
+//! only, where they were read. What one read brings is answered by one write, and a client that does
+//! not take its answers is not read from.
+//!
+//! ```text
+//!   Open ── their Close ─────> Answered ── flushed ─────────────────────────> Done
+//!    │
+//!    └─ our Close ──> Closing ── their Close, or their end ─────────────────> Done
+//!    └─ a violation: our Close ──> Refusing ── flushed, shut down, their end ─> Done
+//! ```
 
-use std::future::poll_fn;
-use std::io;
+use std::cell::RefCell;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::{SinkExt as _, StreamExt as _};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::AsyncWrite as _;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Error as WsError, Message as WsMessage, Utf8Bytes};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::handler::{
-    CloseReason, HandlerError, HandlerSession, Interest, Message, MessageKind, Outbound, Verdict,
+    CloseReason, HandlerError, HandlerSession, Interest, Message, Outbound, Received, Verdict,
 };
-use super::{Control, EndReport, Ender, LINGER, OpenCount, Order, Registration};
+use super::relayed::Scratch;
+use super::{EndReport, Ender, OpenCount, Order, Registration};
 use crate::admin::metrics::TargetCounters;
+use crate::messages::{Decoder, Encoder, Incoming, Violation};
+use crate::relay::stream::Stream as _;
 
 /// Messages that wait for one session other than as verdicts: sends of the plugin and of topics.
 pub const OUTBOX_MESSAGES: usize = 64;
 
-/// Read and write buffers of one session: enough for a few small messages, kept while it idles.
-const BUFFER_BYTES: usize = 4096;
+/// What a handler may have had sent before the client has taken any of it; then its outbox waits.
+const UNSENT_MAX_BYTES: usize = 64 * 1024;
 
 /// A session at a handler.
 #[derive(Debug)]
 pub struct Handled {
-    socket: WebSocketStream<Counted>,
+    stream: TcpStream,
+    decoder: Decoder,
+    /// Arrived behind the request, and not looked at yet.
+    early: Vec<u8>,
+    speaker: Speaker,
     /// None: it failed when the session was opened.
     handler: Option<Box<dyn HandlerSession>>,
     interest: Interest,
     outbox: mpsc::Receiver<Outbound>,
+    ticks: Option<Pin<Box<Interval>>>,
     registration: Registration,
     counters: Arc<TargetCounters>,
     _open: OpenCount,
+    scratch: Scratch,
     begun: Instant,
+    phase: Phase,
+    end: Option<(Ender, Option<u16>)>,
+    bytes_up: u64,
+    bytes_down: u64,
     messages_up: u64,
-    messages_down: u64,
 }
 
-/// Why a session is over, and which code the client has sent or is to be sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum End {
-    /// The client has sent its Close, or vanished without (then the code is none).
-    Theirs(Option<u16>),
-    /// We send this.
-    Ours(Ender, CloseReason),
-    /// Nothing can be sent any more.
-    Cut(Ender),
+/// What goes to the client.
+#[derive(Debug)]
+struct Speaker {
+    encoder: Encoder,
+    /// Empty, without memory, while the client takes what it is sent.
+    unsent: Vec<u8>,
+    sent: usize,
+    messages: u64,
 }
 
-/// What happened next.
-enum Event {
-    Message(Option<Result<WsMessage, WsError>>),
-    Outbound(Option<Outbound>),
-    Order(Order),
-    Tick,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    Answered,
+    Closing,
+    Refusing,
+    /// As `Refusing`, with our half of the connection ended: a reset, which is what a socket dropped
+    /// with unread input becomes, could overtake our Close.
+    Discarding,
+    Done,
 }
 
 impl Handled {
     /// Begins at the moment of the call. `early`: bytes that arrived behind the request.
-    pub async fn new(
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "all that a session is made of, once"
+    )]
+    pub fn new(
         stream: TcpStream,
-        early: Bytes,
-        max_message_bytes: u64,
+        early: &[u8],
+        (decoder, encoder): (Decoder, Encoder),
         handler: Result<Box<dyn HandlerSession>, HandlerError>,
         outbox: mpsc::Receiver<Outbound>,
         registration: Registration,
         counters: Arc<TargetCounters>,
+        scratch: Rc<RefCell<Box<[u8]>>>,
     ) -> Self {
-        let max = usize::try_from(max_message_bytes).ok();
-        let config = WebSocketConfig::default()
-            .read_buffer_size(BUFFER_BYTES)
-            .write_buffer_size(BUFFER_BYTES)
-            .max_message_size(max)
-            .max_frame_size(max);
-        let stream = Counted {
-            stream,
-            counters: Arc::clone(&counters),
-            bytes_up: early.len() as u64,
-            bytes_down: 0,
-        };
-        let _open = OpenCount::new(&counters);
-        counters.bytes_up.add(early.len() as u64);
-        let socket =
-            WebSocketStream::from_partially_read(stream, early.into(), Role::Server, Some(config))
-                .await;
         let handler = handler
             .inspect_err(|error| tracing::debug!(%error, "handler failed"))
             .ok();
         let interest = handler
             .as_ref()
             .map_or(Interest::NONE, |handler| handler.interest());
-        Self {
-            socket,
+        let _open = OpenCount::new(&counters);
+        counters.bytes_up.add(early.len() as u64);
+        let mut session = Self {
+            stream,
+            decoder,
+            early: early.to_vec(),
+            speaker: Speaker {
+                encoder,
+                unsent: Vec::new(),
+                sent: 0,
+                messages: 0,
+            },
             handler,
             interest,
             outbox,
+            ticks: ticks(interest.tick_interval_ms),
             registration,
             counters,
             _open,
+            scratch,
             begun: Instant::now(),
+            phase: Phase::Open,
+            end: None,
+            bytes_up: early.len() as u64,
+            bytes_down: 0,
             messages_up: 0,
-            messages_down: 0,
-        }
+        };
+        session.ask(|handler| handler.opened());
+        session
     }
 
-    /// Runs until the session is over. Dropping it cuts the client off.
-    pub async fn run(mut self) -> EndReport {
-        let end = match self.talk().await {
-            Ok(never) => match never {},
-            Err(end) => end,
-        };
-        let (ended_by, code) = self.close(end).await;
-        let moved = self.socket.get_ref();
+    /// Ready once the session is over; only dropping is left then. A method and no future, as
+    /// [`super::relayed::Relayed::poll_report`].
+    pub fn poll_report(&mut self, cx: &mut Context<'_>) -> Poll<EndReport> {
+        ready!(self.poll(cx));
+        let (ended_by, code) = self.end.unwrap_or((Ender::Client, None));
         let report = EndReport {
             ended_by,
             code,
             duration: self.begun.elapsed(),
-            bytes_up: moved.bytes_up,
-            bytes_down: moved.bytes_down,
+            bytes_up: self.bytes_up,
+            bytes_down: self.bytes_down,
             messages_up: self.messages_up,
-            messages_down: self.messages_down,
+            messages_down: self.speaker.messages,
         };
-        if let Some(Err(error)) = self.handler.map(|handler| handler.closed(&report)) {
+        if let Some(Err(error)) = self.handler.take().map(|handler| handler.closed(&report)) {
             tracing::debug!(%error, "handler failed at the end of a session");
         }
-        report
+        Poll::Ready(report)
     }
 
-    /// Greets, then answers one event after the other.
-    async fn talk(&mut self) -> Result<std::convert::Infallible, End> {
-        let greeting = self.ask(|handler| handler.opened())?;
-        self.obey(greeting, None).await?;
-        let mut ticks = ticks(self.interest.tick_interval_ms);
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            match self.next_event(&mut ticks).await {
-                Event::Message(message) => self.receive(message).await?,
-                Event::Outbound(Some(Outbound::Send(message))) => {
-                    self.send(websocket_message(message)?).await?
+            while let Poll::Ready(order) = self.registration.control.poll_order(cx) {
+                self.obey_order(order);
+            }
+            ready!(self.poll_flush(cx));
+            match self.phase {
+                Phase::Done => return Poll::Ready(()),
+                Phase::Answered => self.phase = Phase::Done,
+                Phase::Refusing => {
+                    // A failure says that the client is gone already, which is as good.
+                    let _ = ready!(Pin::new(&mut self.stream).poll_shutdown(cx));
+                    self.phase = Phase::Discarding;
                 }
-                Event::Outbound(Some(Outbound::Close(reason))) => {
-                    return Err(End::Ours(Ender::Plugin, reason));
-                }
-                Event::Outbound(Some(Outbound::Failed) | None) => {
-                    return Err(End::Ours(Ender::Plugin, plugin_failed()));
-                }
-                Event::Order(Order::Ping) => self.send(WsMessage::Ping(Bytes::new())).await?,
-                Event::Order(Order::Close(by, code)) => {
-                    return Err(End::Ours(
-                        by,
-                        CloseReason {
-                            code,
-                            reason: String::new(),
-                        },
-                    ));
-                }
-                Event::Order(Order::Cut(by)) => return Err(End::Cut(by)),
-                Event::Tick => {
-                    let verdict = self.ask(|handler| handler.tick())?;
-                    self.obey(verdict, None).await?;
-                }
+                Phase::Open | Phase::Closing | Phase::Discarding => ready!(self.poll_next(cx)),
             }
         }
     }
 
-    fn ask(
-        &mut self,
-        call: impl FnOnce(&mut dyn HandlerSession) -> Result<Verdict, HandlerError>,
-    ) -> Result<Verdict, End> {
-        let failed = || End::Ours(Ender::Plugin, plugin_failed());
-        let handler = self.handler.as_deref_mut().ok_or_else(failed)?;
-        call(handler).map_err(|error| {
-            tracing::debug!(%error, "handler failed");
-            failed()
-        })
-    }
-
-    /// Cancel safe: each arm is.
-    async fn next_event(&mut self, ticks: &mut Option<Interval>) -> Event {
-        let control = &self.registration.control;
-        tokio::select! {
-            biased;
-            order = poll_fn(|cx| control.poll_order(cx)) => Event::Order(order),
-            message = self.socket.next() => Event::Message(message),
-            outbound = self.outbox.recv() => Event::Outbound(outbound),
-            () = tick(ticks) => Event::Tick,
+    /// Takes one step: what the client sends, then what the handler has for it, then a tick.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.early.is_empty() {
+            let mut early = std::mem::take(&mut self.early);
+            self.read(&mut early);
+            return Poll::Ready(());
         }
-    }
-
-    async fn receive(&mut self, message: Option<Result<WsMessage, WsError>>) -> Result<(), End> {
-        self.registration.control.client_heard();
-        self.registration.control.backend_heard();
-        let message = match message {
-            Some(Ok(message)) => message,
-            Some(Err(error)) => return Err(end_for(&error)),
-            None => return Err(End::Theirs(None)),
-        };
-        let (kind, is_wanted) = match &message {
-            WsMessage::Text(_) => (MessageKind::Text, self.interest.text),
-            WsMessage::Binary(_) => (MessageKind::Binary, self.interest.binary),
-            WsMessage::Close(frame) => {
-                return Err(End::Theirs(frame.as_ref().map(|frame| frame.code.into())));
+        let scratch = Rc::clone(&self.scratch);
+        let mut scratch = scratch.borrow_mut();
+        if let Poll::Ready(received) = self.stream.poll_receive(cx, &mut scratch) {
+            match received.unwrap_or(0) {
+                0 => self.client_ended(),
+                n => {
+                    self.bytes_up += n as u64;
+                    self.counters.bytes_up.add(n as u64);
+                    self.registration.control.client_heard();
+                    self.registration.control.backend_heard();
+                    self.read(&mut scratch[..n]);
+                }
             }
-            // Pongs to their Pings go out with the next write or read, by the library.
-            WsMessage::Ping(_) | WsMessage::Pong(_) | WsMessage::Frame(_) => return Ok(()),
-        };
-        self.messages_up += 1;
-        self.counters.messages_up.add(1);
-        if !is_wanted {
-            return Ok(());
+            return Poll::Ready(());
         }
-        let shown = Message {
-            kind,
-            payload: message.clone().into_data(),
-        };
-        let verdict = self.ask(|handler| handler.message(&shown))?;
-        self.obey(verdict, Some(message)).await
+        drop(scratch);
+        if self.phase != Phase::Open {
+            return Poll::Pending;
+        }
+        if let Poll::Ready(outbound) = self.outbox.poll_recv(cx) {
+            match outbound {
+                Some(Outbound::Send(message)) => self.send(&message),
+                Some(Outbound::Close(reason)) => self.close(Ender::Plugin, reason),
+                Some(Outbound::Failed) | None => self.close(Ender::Plugin, plugin_failed()),
+            }
+            return Poll::Ready(());
+        }
+        let ticks = self.ticks.as_mut();
+        ready!(ticks.map_or(Poll::Pending, |ticks| ticks.poll_tick(cx).map(drop)));
+        self.ask(|handler| handler.tick());
+        Poll::Ready(())
     }
 
-    async fn obey(&mut self, verdict: Verdict, received: Option<WsMessage>) -> Result<(), End> {
+    /// Looks at bytes of the client.
+    fn read(&mut self, mut input: &mut [u8]) {
+        while matches!(self.phase, Phase::Open | Phase::Closing) {
+            let Self {
+                decoder,
+                speaker,
+                handler,
+                interest,
+                ..
+            } = self;
+            let (received, is_wanted) = match decoder.next(&mut input) {
+                Ok(None) => return,
+                Ok(Some(Incoming::Ping(payload))) => {
+                    if self.phase == Phase::Open {
+                        speaker.pong(payload);
+                    }
+                    continue;
+                }
+                Ok(Some(Incoming::Pong(_))) => continue,
+                Ok(Some(Incoming::Close(reason))) => return self.client_closed(reason),
+                Ok(Some(Incoming::Text(text))) => (Received::Text(text), interest.text),
+                Ok(Some(Incoming::Binary(bytes))) => (Received::Binary(bytes), interest.binary),
+                Err(violation) => return self.refuse(violation),
+            };
+            if self.phase != Phase::Open {
+                continue;
+            }
+            self.messages_up += 1;
+            self.counters.messages_up.add(1);
+            if !is_wanted {
+                continue;
+            }
+            let verdict = match handler {
+                Some(handler) => handler.message(received),
+                None => Err(HandlerError("it did not begin".to_owned())),
+            };
+            if matches!(verdict, Ok(Verdict::Echo)) {
+                speaker.message(received);
+                self.counters.messages_down.add(1);
+            } else {
+                self.obey(verdict);
+            }
+        }
+    }
+
+    fn ask(&mut self, call: impl FnOnce(&mut dyn HandlerSession) -> Result<Verdict, HandlerError>) {
+        let verdict = match self.handler.as_deref_mut() {
+            Some(handler) => call(handler),
+            None => Err(HandlerError("it did not begin".to_owned())),
+        };
+        self.obey(verdict);
+    }
+
+    fn obey(&mut self, verdict: Result<Verdict, HandlerError>) {
         match verdict {
-            Verdict::Ignore => {}
-            Verdict::Echo => {
-                if let Some(message) = received {
-                    self.send(message).await?;
-                }
+            // There is nothing to echo but a message, which `read` has sent.
+            Ok(Verdict::Ignore | Verdict::Echo) => {}
+            Ok(Verdict::Reply(messages)) => messages.iter().for_each(|message| self.send(message)),
+            Ok(Verdict::Close(reason)) => self.close(Ender::Plugin, reason),
+            Err(error) => {
+                tracing::debug!(%error, "handler failed");
+                self.close(Ender::Plugin, plugin_failed());
             }
-            Verdict::Reply(messages) => {
-                for message in messages {
-                    self.send(websocket_message(message)?).await?;
-                }
-            }
-            Verdict::Close(reason) => return Err(End::Ours(Ender::Plugin, reason)),
         }
-        Ok(())
     }
 
-    /// Waits for the client to take it: a client that does not read is not read from either.
-    async fn send(&mut self, message: WsMessage) -> Result<(), End> {
-        let is_data = message.is_text() || message.is_binary();
-        let control = &self.registration.control;
-        let mut sending = std::pin::pin!(self.socket.send(message));
-        loop {
-            tokio::select! {
-                biased;
-                sent = &mut sending => {
-                    sent.map_err(|error| end_for(&error))?;
-                    break;
-                }
-                order = poll_fn(|cx| control.poll_order(cx)) => match order {
-                    Order::Ping => {}
-                    // Half a message is out: no Close fits behind it, but it may yet go.
-                    Order::Close(..) => control.ending(),
-                    Order::Cut(by) => return Err(End::Cut(by)),
-                },
-            }
+    fn send(&mut self, message: &Message) {
+        if self.phase != Phase::Open {
+            return;
         }
-        if is_data {
-            control.backend_heard();
-            self.messages_down += 1;
-            self.counters.messages_down.add(1);
-        }
-        Ok(())
-    }
-
-    /// Ends the connection by RFC 6455 section 7.1; the client has [`LINGER`] for its part.
-    async fn close(&mut self, end: End) -> (Ender, Option<u16>) {
-        self.registration.control.ending();
-        let (by, code, frame) = match end {
-            End::Cut(by) => return (by, None),
-            End::Theirs(code) => (Ender::Client, code, None),
-            End::Ours(by, CloseReason { code, reason }) => (
-                by,
-                Some(code),
-                Some(CloseFrame {
-                    code: code.into(),
-                    reason: reason.into(),
-                }),
-            ),
+        let Some(message) = message.as_received() else {
+            return self.close(Ender::Plugin, plugin_failed());
         };
-        let (socket, control) = (&mut self.socket, &self.registration.control);
-        tokio::select! {
-            _ = timeout(LINGER, shake_hands(socket, frame)) => {}
-            () = cut(control) => {}
+        self.speaker.message(message);
+        self.counters.messages_down.add(1);
+    }
+
+    fn obey_order(&mut self, order: Order) {
+        let is_open = self.phase == Phase::Open;
+        match order {
+            Order::Ping if is_open => self.speaker.ping(),
+            Order::Close(by, code) if is_open => self.close(
+                by,
+                CloseReason {
+                    code,
+                    reason: String::new(),
+                },
+            ),
+            Order::Ping | Order::Close(..) => {}
+            Order::Cut(by) => {
+                self.ends(by, None);
+                self.speaker.forget();
+                self.phase = Phase::Done;
+            }
         }
-        (by, code)
     }
-}
 
-/// Sends our Close, if it is for us to begin, and reads on until both sides have closed.
-async fn shake_hands(socket: &mut WebSocketStream<Counted>, ours: Option<CloseFrame>) {
-    if ours.is_some() && socket.close(ours).await.is_err() {
-        return;
+    /// The client has sent its Close: if it was the first, it is answered in kind.
+    fn client_closed(&mut self, reason: Option<CloseReason>) {
+        if self.phase == Phase::Closing {
+            self.phase = Phase::Done;
+            return;
+        }
+        let code = reason.map(|reason| reason.code);
+        self.ends(Ender::Client, code);
+        self.speaker.close(code, "");
+        self.phase = Phase::Answered;
     }
-    // Where theirs came first, the library has its answer ready and writes it now.
-    while let Some(read) = socket.next().await {
-        if read.is_err() {
-            return discard(socket.get_mut()).await;
+
+    /// The client's half of the connection is over.
+    fn client_ended(&mut self) {
+        self.ends(Ender::Client, None);
+        self.phase = Phase::Done;
+    }
+
+    /// Begins the closing handshake (RFC 6455 section 7.1.2).
+    fn close(&mut self, by: Ender, CloseReason { code, reason }: CloseReason) {
+        if self.phase == Phase::Open {
+            self.ends(by, Some(code));
+            self.speaker.close(Some(code), &reason);
+            self.phase = Phase::Closing;
         }
     }
-}
 
-/// Ends the stream and reads it to its end: a reset, which is what a socket dropped with unread
-/// input becomes, could overtake our Close.
-async fn discard(stream: &mut Counted) {
-    let mut unread = [0; BUFFER_BYTES];
-    if stream.shutdown().await.is_ok() {
-        while stream.read(&mut unread).await.is_ok_and(|n| n > 0) {}
+    fn refuse(&mut self, Violation { code, reason }: Violation) {
+        self.ends(Ender::Client, Some(code));
+        if self.phase == Phase::Open {
+            self.speaker.close(Some(code), reason);
+        }
+        self.phase = Phase::Refusing;
+    }
+
+    /// The first to end it names the end; the rest should not take long.
+    fn ends(&mut self, by: Ender, code: Option<u16>) {
+        self.end.get_or_insert((by, code));
+        self.registration.control.ending();
+    }
+
+    /// Writes what there is. Not ready: the client takes no more, and is heard no more.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while let Some(bytes) = self.speaker.rest() {
+            match ready!(self.stream.poll_send(cx, bytes)) {
+                Ok(n) => {
+                    self.bytes_down += n as u64;
+                    self.counters.bytes_down.add(n as u64);
+                    self.registration.control.backend_heard();
+                    self.speaker.took(n);
+                }
+                Err(_) => {
+                    self.speaker.forget();
+                    self.client_ended();
+                }
+            }
+        }
+        Poll::Ready(())
     }
 }
 
-async fn cut(control: &Control) {
-    while !matches!(poll_fn(|cx| control.poll_order(cx)).await, Order::Cut(_)) {}
+impl Speaker {
+    fn message(&mut self, message: Received<'_>) {
+        self.encoder.message(message, &mut self.unsent);
+        self.messages += 1;
+    }
+
+    fn ping(&mut self) {
+        self.encoder.ping(&[], &mut self.unsent);
+    }
+
+    /// Pongs to a client that does not read are not piled up (RFC 6455 section 5.5.3).
+    fn pong(&mut self, payload: &[u8]) {
+        if self.unsent.len() - self.sent <= UNSENT_MAX_BYTES {
+            self.encoder.pong(payload, &mut self.unsent);
+        }
+    }
+
+    fn close(&mut self, code: Option<u16>, reason: &str) {
+        self.encoder.close(code, reason, &mut self.unsent);
+    }
+
+    fn rest(&self) -> Option<&[u8]> {
+        Some(&self.unsent[self.sent..]).filter(|rest| !rest.is_empty())
+    }
+
+    fn took(&mut self, n: usize) {
+        self.sent += n;
+        if self.sent == self.unsent.len() {
+            self.forget();
+        }
+    }
+
+    fn forget(&mut self) {
+        self.unsent = Vec::new();
+        self.sent = 0;
+    }
 }
 
-fn ticks(interval_ms: u32) -> Option<Interval> {
+fn ticks(interval_ms: u32) -> Option<Pin<Box<Interval>>> {
     let period = Duration::from_millis(interval_ms.into());
     (!period.is_zero()).then(|| {
         let mut ticks = interval_at(Instant::now() + period, period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        ticks
+        Box::pin(ticks)
     })
-}
-
-async fn tick(ticks: &mut Option<Interval>) {
-    match ticks {
-        Some(ticks) => _ = ticks.tick().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// What a failure of the socket means (RFC 6455 section 7.4.1).
-fn end_for(error: &WsError) -> End {
-    let ours = |code, reason: &str| {
-        End::Ours(
-            Ender::Client,
-            CloseReason {
-                code,
-                reason: reason.to_owned(),
-            },
-        )
-    };
-    match error {
-        WsError::Capacity(_) => ours(1009, "message too big"),
-        WsError::Utf8(_) => ours(1007, "text is not UTF-8"),
-        WsError::Protocol(
-            tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
-        ) => End::Theirs(None),
-        WsError::Protocol(error) => ours(1002, &error.to_string()),
-        _ => End::Theirs(None),
-    }
 }
 
 fn plugin_failed() -> CloseReason {
     CloseReason {
         code: 1011,
         reason: "plugin failed".to_owned(),
-    }
-}
-
-fn websocket_message(message: Message) -> Result<WsMessage, End> {
-    match message.kind {
-        MessageKind::Binary => Ok(WsMessage::Binary(message.payload)),
-        MessageKind::Text => match Utf8Bytes::try_from(message.payload) {
-            Ok(text) => Ok(WsMessage::Text(text)),
-            Err(_) => Err(End::Ours(Ender::Plugin, plugin_failed())),
-        },
-    }
-}
-
-/// A stream that counts.
-#[derive(Debug)]
-struct Counted {
-    stream: TcpStream,
-    counters: Arc<TargetCounters>,
-    bytes_up: u64,
-    bytes_down: u64,
-}
-
-impl AsyncRead for Counted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        let n = (buffer.filled().len() - before) as u64;
-        self.bytes_up += n;
-        self.counters.bytes_up.add(n);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Counted {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let n = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
-        self.bytes_down += n as u64;
-        self.counters.bytes_down.add(n as u64);
-        Poll::Ready(Ok(n))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -48,11 +48,11 @@ pub trait HandlerSession: fmt::Debug {
     /// This and the next three: the handler failed and the session is closed with 1011.
     fn opened(&mut self) -> Result<Verdict, HandlerError>;
 
-    /// A whole data message has come. Text is valid UTF-8.
+    /// A whole data message has come.
     ///
     /// # Errors
     /// See [`HandlerSession::opened`].
-    fn message(&mut self, message: &Message) -> Result<Verdict, HandlerError>;
+    fn message(&mut self, message: Received<'_>) -> Result<Verdict, HandlerError>;
 
     /// [`Interest::tick_interval_ms`] has passed.
     ///
@@ -117,6 +117,25 @@ pub struct Message {
     pub kind: MessageKind,
     /// Valid UTF-8 where the kind is text.
     pub payload: Bytes,
+}
+
+/// A whole data message, where it was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Received<'a> {
+    /// Opcode 1.
+    Text(&'a str),
+    /// Opcode 2.
+    Binary(&'a [u8]),
+}
+
+impl Message {
+    /// None: it says that it is text, and is no UTF-8.
+    pub fn as_received(&self) -> Option<Received<'_>> {
+        match self.kind {
+            MessageKind::Binary => Some(Received::Binary(&self.payload)),
+            MessageKind::Text => std::str::from_utf8(&self.payload).ok().map(Received::Text),
+        }
+    }
 }
 
 /// The two kinds of data messages (RFC 6455 section 5.6).

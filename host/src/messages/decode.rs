@@ -1,0 +1,652 @@
+//! Bytes in, messages out: frames checked, unmasked, assembled and inflated.
+//!
+//! The caller reads into a buffer of its own and has the decoder look at it; a message that came whole
+//! in one frame is shown where it lies. Only what is incomplete is kept.
+
+use std::str;
+
+use super::deflate::{InflateError, Inflater};
+use super::{CONTROL_MAX_BYTES, End, FIN, MASKED, RSV1, mask, opcode};
+use crate::session::handler::{CloseReason, MessageKind};
+
+const RSV2_RSV3: u8 = 0x30;
+const OPCODE: u8 = 0x0f;
+const IS_CONTROL: u8 = 0x08;
+
+/// RFC 6455 section 7.4.1.
+const PROTOCOL_ERROR: u16 = 1002;
+const INVALID_PAYLOAD: u16 = 1007;
+const TOO_BIG: u16 = 1009;
+
+/// What came.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Incoming<'a> {
+    /// A whole text message.
+    Text(&'a str),
+    /// A whole binary message.
+    Binary(&'a [u8]),
+    /// To be answered with a Pong of the same payload.
+    Ping(&'a [u8]),
+    /// An answer, or a sign of life.
+    Pong(&'a [u8]),
+    /// The far end sends nothing more; its code and reason, if it has said one.
+    Close(Option<CloseReason>),
+}
+
+/// The far end has broken the protocol: it is told this code, and no more of it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Violation {
+    /// 1002, 1007 or 1009.
+    pub code: u16,
+    /// For the log, and short enough for a Close frame.
+    pub reason: &'static str,
+}
+
+/// Reads what comes from one far end.
+#[derive(Debug)]
+pub struct Decoder {
+    end: End,
+    max_message_bytes: usize,
+    inflater: Option<Inflater>,
+    /// Bytes of a frame that is not whole yet: a header, or a control frame. Short.
+    held: Vec<u8>,
+    /// The data frame whose payload is coming in.
+    frame: Option<Frame>,
+    message: Option<Partial>,
+    /// The message that was shown last is let go of at the next call.
+    is_shown: bool,
+    /// The payload of the control frame that was shown last.
+    control: [u8; CONTROL_MAX_BYTES],
+}
+
+/// A frame's header.
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    is_final: bool,
+    is_compressed: bool,
+    opcode: u8,
+    key: Option<[u8; 4]>,
+    len: u64,
+    /// How much of the payload is still to come.
+    left: u64,
+    header_len: usize,
+}
+
+/// A message that is not whole yet, or has just become so.
+#[derive(Debug)]
+struct Partial {
+    kind: MessageKind,
+    is_compressed: bool,
+    payload: Vec<u8>,
+    /// How much of a text is known to be valid UTF-8.
+    valid: usize,
+}
+
+impl Decoder {
+    /// `max_message_bytes`: of one message, inflated. `inflater`: where permessage-deflate was agreed
+    /// on.
+    pub fn new(end: End, max_message_bytes: usize, inflater: Option<Inflater>) -> Self {
+        Self {
+            end,
+            max_message_bytes,
+            inflater,
+            held: Vec::new(),
+            frame: None,
+            message: None,
+            is_shown: false,
+            control: [0; CONTROL_MAX_BYTES],
+        }
+    }
+
+    /// Takes bytes off the front of `input` until something has come; none: all were taken, and more
+    /// are needed. Payload in `input` is unmasked where it lies.
+    ///
+    /// # Errors
+    /// See [`Violation`]; nothing may be read after it.
+    pub fn next<'s, 'i: 's>(
+        &'s mut self,
+        input: &mut &'i mut [u8],
+    ) -> Result<Option<Incoming<'s>>, Violation> {
+        if std::mem::take(&mut self.is_shown) {
+            self.message = None;
+        }
+        loop {
+            if self.frame.is_none() {
+                let Some(frame) = self.header(input)? else {
+                    return Ok(None);
+                };
+                if frame.opcode & IS_CONTROL != 0 {
+                    return self.control(frame, input);
+                }
+                self.begin(&frame)?;
+                if self.is_whole_in_one(&frame, input) {
+                    return self.show_in_place(&frame, input).map(Some);
+                }
+                self.frame = Some(frame);
+            }
+            let is_frame_over = self.payload(input)?;
+            if !is_frame_over {
+                return Ok(None);
+            }
+            if self.frame.take().is_some_and(|frame| frame.is_final) {
+                return self.show_assembled().map(Some);
+            }
+        }
+    }
+
+    /// The next header, with all of it taken off `input`; a control frame is taken whole.
+    fn header(&mut self, input: &mut &mut [u8]) -> Result<Option<Frame>, Violation> {
+        // Straight from the input where it has all that is needed.
+        if self.held.is_empty() {
+            if let Some(frame) = self.parse(input)? {
+                let is_data = frame.opcode & IS_CONTROL == 0;
+                if is_data || input.len() >= frame.header_len + frame.len as usize {
+                    take(input, frame.header_len);
+                    return Ok(Some(frame));
+                }
+            }
+            self.held.extend_from_slice(take(input, usize::MAX));
+            return Ok(None);
+        }
+        loop {
+            if let Some(frame) = self.parse(&self.held)? {
+                let is_data = frame.opcode & IS_CONTROL == 0;
+                let whole = match is_data {
+                    true => frame.header_len,
+                    false => frame.header_len + frame.len as usize,
+                };
+                if self.held.len() >= whole {
+                    return Ok(Some(frame));
+                }
+            }
+            match take(input, 1) {
+                [] => return Ok(None),
+                byte => self.held.extend_from_slice(byte),
+            }
+        }
+    }
+
+    /// None: there is not all of it yet.
+    fn parse(&self, bytes: &[u8]) -> Result<Option<Frame>, Violation> {
+        let &[first, second, ref rest @ ..] = bytes else {
+            return Ok(None);
+        };
+        let (opcode, is_final) = (first & OPCODE, first & FIN != 0);
+        let is_control = opcode & IS_CONTROL != 0;
+        let is_compressed = first & RSV1 != 0;
+        let may_compress =
+            self.inflater.is_some() && matches!(opcode, opcode::TEXT | opcode::BINARY);
+        check(first & RSV2_RSV3 == 0, "a reserved bit is set")?;
+        check(!is_compressed || may_compress, "a reserved bit is set")?;
+        check(
+            matches!(opcode, opcode::CONTINUATION..=opcode::BINARY | opcode::CLOSE..=opcode::PONG),
+            "an opcode is reserved",
+        )?;
+        let is_masked = second & MASKED != 0;
+        check(
+            is_masked == (self.end == End::Server),
+            "a frame is masked by the wrong side",
+        )?;
+        let short = second & !MASKED;
+        check(!is_control || is_final, "a control frame is fragmented")?;
+        check(
+            !is_control || usize::from(short) <= CONTROL_MAX_BYTES,
+            "a control frame is too long",
+        )?;
+        let n_len = match short {
+            126 => 2,
+            127 => 8,
+            _ => 0,
+        };
+        let Some(extended) = rest.get(..n_len) else {
+            return Ok(None);
+        };
+        let len = match n_len {
+            0 => u64::from(short),
+            _ => extended
+                .iter()
+                .fold(0, |len, &byte| len << 8 | u64::from(byte)),
+        };
+        check(len >> 63 == 0, "a length is too large")?;
+        let n_key = if is_masked { 4 } else { 0 };
+        let Some(key) = rest.get(n_len..n_len + n_key) else {
+            return Ok(None);
+        };
+        Ok(Some(Frame {
+            is_final,
+            is_compressed,
+            opcode,
+            key: key.try_into().ok(),
+            len,
+            left: len,
+            header_len: 2 + n_len + n_key,
+        }))
+    }
+
+    fn control(
+        &mut self,
+        frame: Frame,
+        input: &mut &mut [u8],
+    ) -> Result<Option<Incoming<'_>>, Violation> {
+        let len = frame.len as usize;
+        let payload = &mut self.control[..len];
+        match self.held.is_empty() {
+            true => payload.copy_from_slice(take(input, len)),
+            false => payload.copy_from_slice(&self.held[frame.header_len..]),
+        }
+        self.held = Vec::new();
+        if let Some(key) = frame.key {
+            mask(payload, key, 0);
+        }
+        let payload = &*payload;
+        Ok(Some(match frame.opcode {
+            opcode::PING => Incoming::Ping(payload),
+            opcode::PONG => Incoming::Pong(payload),
+            _ => Incoming::Close(close_reason(payload)?),
+        }))
+    }
+
+    /// A data frame begins, and with it a message or another piece of one.
+    fn begin(&mut self, frame: &Frame) -> Result<(), Violation> {
+        self.held = Vec::new();
+        let kind = match frame.opcode {
+            opcode::CONTINUATION => {
+                check(self.message.is_some(), "a fragment continues nothing")?;
+                None
+            }
+            opcode::TEXT => Some(MessageKind::Text),
+            _ => Some(MessageKind::Binary),
+        };
+        if let Some(kind) = kind {
+            check(self.message.is_none(), "a message begins within another")?;
+            self.message = Some(Partial {
+                kind,
+                is_compressed: frame.is_compressed,
+                payload: Vec::new(),
+                valid: 0,
+            });
+        }
+        let so_far = self
+            .message
+            .as_ref()
+            .map_or(0, |message| message.payload.len());
+        let room = (self.max_message_bytes - so_far.min(self.max_message_bytes)) as u64;
+        // What is compressed is measured while it is inflated.
+        let is_compressed = self
+            .message
+            .as_ref()
+            .is_some_and(|message| message.is_compressed);
+        match is_compressed || frame.len <= room {
+            true => Ok(()),
+            false => Err(too_big()),
+        }
+    }
+
+    fn is_whole_in_one(&self, frame: &Frame, input: &[u8]) -> bool {
+        frame.is_final
+            && frame.opcode != opcode::CONTINUATION
+            && !frame.is_compressed
+            && input.len() as u64 >= frame.len
+    }
+
+    fn show_in_place<'a>(
+        &mut self,
+        frame: &Frame,
+        input: &mut &'a mut [u8],
+    ) -> Result<Incoming<'a>, Violation> {
+        self.message = None;
+        let payload = take(input, frame.len as usize);
+        if let Some(key) = frame.key {
+            mask(payload, key, 0);
+        }
+        match frame.opcode {
+            opcode::TEXT => text(payload),
+            _ => Ok(Incoming::Binary(payload)),
+        }
+    }
+
+    /// Takes payload of the frame under way; true: that was all of it.
+    fn payload(&mut self, input: &mut &mut [u8]) -> Result<bool, Violation> {
+        let (Some(frame), Some(message)) = (&mut self.frame, &mut self.message) else {
+            return Ok(true);
+        };
+        let n = usize::try_from(frame.left).unwrap_or(usize::MAX);
+        let piece = take(input, n);
+        if let Some(key) = frame.key {
+            mask(piece, key, frame.len - frame.left);
+        }
+        frame.left -= piece.len() as u64;
+        let is_over = frame.left == 0;
+        match (&mut self.inflater, message.is_compressed) {
+            (Some(inflater), true) => {
+                let max = self.max_message_bytes;
+                let mut inflated = inflater.piece(piece, &mut message.payload, max);
+                if is_over && frame.is_final {
+                    inflated = inflated.and_then(|()| inflater.end(&mut message.payload, max));
+                }
+                inflated.map_err(Violation::from)?;
+            }
+            _ => message.payload.extend_from_slice(piece),
+        }
+        message.check_text(is_over && frame.is_final)?;
+        Ok(is_over)
+    }
+
+    fn show_assembled(&mut self) -> Result<Incoming<'_>, Violation> {
+        self.is_shown = true;
+        match &self.message {
+            Some(message) => match message.kind {
+                MessageKind::Text => text(&message.payload),
+                MessageKind::Binary => Ok(Incoming::Binary(&message.payload)),
+            },
+            None => Err(protocol_error("a fragment continues nothing")),
+        }
+    }
+}
+
+impl Partial {
+    /// Text is checked as it comes, so that what is wrong ends it at once (RFC 6455 section 8.1).
+    fn check_text(&mut self, is_whole: bool) -> Result<(), Violation> {
+        if self.kind == MessageKind::Binary {
+            return Ok(());
+        }
+        match str::from_utf8(&self.payload[self.valid..]) {
+            Ok(text) => self.valid += text.len(),
+            Err(error) if error.error_len().is_none() && !is_whole => {
+                self.valid += error.valid_up_to();
+            }
+            Err(_) => return Err(invalid_text()),
+        }
+        Ok(())
+    }
+}
+
+fn text(payload: &[u8]) -> Result<Incoming<'_>, Violation> {
+    let text = str::from_utf8(payload).map_err(|_| invalid_text())?;
+    Ok(Incoming::Text(text))
+}
+
+/// Takes `n` bytes off the front, or all there are.
+fn take<'a>(input: &mut &'a mut [u8], n: usize) -> &'a mut [u8] {
+    let all = std::mem::take(input);
+    let (taken, rest) = all.split_at_mut(n.min(all.len()));
+    *input = rest;
+    taken
+}
+
+/// RFC 6455 sections 5.5.1 and 7.4.
+fn close_reason(payload: &[u8]) -> Result<Option<CloseReason>, Violation> {
+    let (code, reason) = match payload {
+        [] => return Ok(None),
+        [_] => return Err(protocol_error("a Close has half a code")),
+        [high, low, reason @ ..] => (u16::from_be_bytes([*high, *low]), reason),
+    };
+    let may_be_sent = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
+    check(may_be_sent, "a Close has a code that is never sent")?;
+    let reason = str::from_utf8(reason).map_err(|_| invalid_text())?;
+    Ok(Some(CloseReason {
+        code,
+        reason: reason.to_owned(),
+    }))
+}
+
+fn check(is_fine: bool, reason: &'static str) -> Result<(), Violation> {
+    match is_fine {
+        true => Ok(()),
+        false => Err(protocol_error(reason)),
+    }
+}
+
+fn protocol_error(reason: &'static str) -> Violation {
+    Violation {
+        code: PROTOCOL_ERROR,
+        reason,
+    }
+}
+
+fn invalid_text() -> Violation {
+    Violation {
+        code: INVALID_PAYLOAD,
+        reason: "a text is not UTF-8",
+    }
+}
+
+fn too_big() -> Violation {
+    Violation {
+        code: TOO_BIG,
+        reason: "a message is too long",
+    }
+}
+
+impl From<InflateError> for Violation {
+    fn from(error: InflateError) -> Self {
+        match error {
+            InflateError::TooBig => too_big(),
+            InflateError::Corrupt => Self {
+                code: INVALID_PAYLOAD,
+                reason: "a message cannot be inflated",
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Encoder;
+    use super::super::deflate::Deflater;
+    use super::*;
+    use crate::session::handler::Received;
+
+    /// What `bytes` come to, given in pieces of `size`, a line each.
+    fn read(decoder: &mut Decoder, bytes: &[u8], size: usize) -> Vec<String> {
+        let mut lines = Vec::new();
+        for piece in bytes.chunks(size.max(1)) {
+            let mut piece = piece.to_vec();
+            let mut input = piece.as_mut_slice();
+            loop {
+                // The decoder lends what it shows: each look is by itself.
+                let line = match decoder.next(&mut input) {
+                    Ok(None) => break,
+                    Ok(Some(Incoming::Text(text))) => format!("Text {}", outline(text.as_bytes())),
+                    Ok(Some(Incoming::Binary(payload))) => format!("Binary {}", outline(payload)),
+                    Ok(Some(Incoming::Ping(payload))) => format!("Ping {}", outline(payload)),
+                    Ok(Some(Incoming::Pong(payload))) => format!("Pong {}", outline(payload)),
+                    Ok(Some(Incoming::Close(None))) => "Close".to_owned(),
+                    Ok(Some(Incoming::Close(Some(CloseReason { code, reason })))) => {
+                        format!("Close {code} {reason}")
+                    }
+                    Err(Violation { code, reason }) => {
+                        lines.push(format!("{code}: {reason}"));
+                        return lines;
+                    }
+                };
+                lines.push(line);
+            }
+        }
+        lines
+    }
+
+    fn outline(payload: &[u8]) -> String {
+        match payload.len() {
+            n if n > 40 => format!(
+                "{n} bytes, {}",
+                payload.iter().map(|&b| u64::from(b)).sum::<u64>()
+            ),
+            _ => String::from_utf8_lossy(payload).into_owned(),
+        }
+    }
+
+    fn server() -> Decoder {
+        Decoder::new(End::Server, 1 << 20, None)
+    }
+
+    /// A frame as a client sends it, with any bits.
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        Encoder::new(End::Client, None).message(Received::Binary(payload), &mut bytes);
+        bytes[0] = first;
+        bytes
+    }
+
+    #[test]
+    fn messages_come_out_whatever_the_pieces() {
+        let long = vec![b'x'; 70_000];
+        let bytes = [
+            frame(0x81, "grüße".as_bytes()),
+            frame(0x82, &long),
+            frame(0x01, &"grüße".as_bytes()[..3]),
+            frame(0x89, b"are you there"),
+            frame(0x00, &"grüße".as_bytes()[3..4]),
+            frame(0x80, &"grüße".as_bytes()[4..]),
+            frame(0x8a, b""),
+            frame(0x81, b""),
+            frame(0x02, b""),
+            frame(0x80, b""),
+            frame(0x82, &long[..300]),
+            frame(0x88, b"\x03\xe8bye"),
+        ]
+        .concat();
+        let expected = [
+            "Text grüße",
+            "Binary 70000 bytes, 8400000",
+            "Ping are you there",
+            "Text grüße",
+            "Pong ",
+            "Text ",
+            "Binary ",
+            "Binary 300 bytes, 36000",
+            "Close 1000 bye",
+        ];
+        for size in [1, 2, 3, 5, 7, 64, 1000, 4096, 65_536, bytes.len()] {
+            assert_eq!(read(&mut server(), &bytes, size), expected, "{size}");
+        }
+    }
+
+    #[test]
+    fn what_breaks_the_protocol_is_named() {
+        let unmasked = b"\x81\x02hi".to_vec();
+        let half_code = frame(0x88, b"\x03");
+        for (bytes, expected) in [
+            (frame(0xc1, b"x"), "1002: a reserved bit is set"),
+            (frame(0xa1, b"x"), "1002: a reserved bit is set"),
+            (frame(0x83, b"x"), "1002: an opcode is reserved"),
+            (frame(0x8b, b"x"), "1002: an opcode is reserved"),
+            (unmasked, "1002: a frame is masked by the wrong side"),
+            (frame(0x09, b"x"), "1002: a control frame is fragmented"),
+            (
+                frame(0x89, &[b'x'; 126]),
+                "1002: a control frame is too long",
+            ),
+            (frame(0x80, b"x"), "1002: a fragment continues nothing"),
+            (
+                [frame(0x01, b"x"), frame(0x81, b"y")].concat(),
+                "1002: a message begins within another",
+            ),
+            (half_code, "1002: a Close has half a code"),
+            (
+                frame(0x88, &1005_u16.to_be_bytes()),
+                "1002: a Close has a code that is never sent",
+            ),
+            (frame(0x88, b"\x03\xe8\xff"), "1007: a text is not UTF-8"),
+            (frame(0x81, b"\xff"), "1007: a text is not UTF-8"),
+            (
+                // Wrong in its first fragment: nobody waits for the last.
+                frame(0x01, b"\xce\xba\xed\xa0\x80"),
+                "1007: a text is not UTF-8",
+            ),
+            (
+                [frame(0x01, b"\xce"), frame(0x80, b"")].concat(),
+                "1007: a text is not UTF-8",
+            ),
+        ] {
+            for size in [1, bytes.len()] {
+                assert_eq!(read(&mut server(), &bytes, size), [expected], "{bytes:x?}");
+            }
+        }
+        let masked = frame(0x81, b"x");
+        let mut client = Decoder::new(End::Client, 100, None);
+        let expected = ["1002: a frame is masked by the wrong side"];
+        assert_eq!(read(&mut client, &masked, 100), expected);
+    }
+
+    #[test]
+    fn a_message_over_the_limit_is_refused_by_its_header() {
+        let too_long = frame(0x82, &[0; 101]);
+        let mut decoder = Decoder::new(End::Server, 100, None);
+        let header = &too_long[..6];
+        assert_eq!(
+            read(&mut decoder, header, 6),
+            ["1009: a message is too long"]
+        );
+        let in_pieces = [frame(0x02, &[0; 60]), frame(0x80, &[0; 41])].concat();
+        let mut decoder = Decoder::new(End::Server, 100, None);
+        assert_eq!(
+            read(&mut decoder, &in_pieces, 9),
+            ["1009: a message is too long"]
+        );
+        let mut decoder = Decoder::new(End::Server, 100, None);
+        let fits = [frame(0x02, &[0; 60]), frame(0x80, &[0; 40])].concat();
+        assert_eq!(read(&mut decoder, &fits, 9), ["Binary 100 bytes, 0"]);
+    }
+
+    #[test]
+    fn nothing_is_kept_between_messages() {
+        let mut decoder = server();
+        let bytes = [frame(0x01, &[b'a'; 500]), frame(0x80, b"b")].concat();
+        read(&mut decoder, &bytes, 11);
+        assert!(decoder.message.is_none() && decoder.held.capacity() == 0);
+    }
+
+    fn deflating() -> (Encoder, Decoder) {
+        let encoder = Encoder::new(End::Client, Some(Deflater::new(15, true)));
+        let decoder = Decoder::new(End::Server, 100_000, Some(Inflater::new(true)));
+        (encoder, decoder)
+    }
+
+    #[test]
+    fn compressed_messages_are_inflated_and_others_pass_between_them() {
+        let (mut encoder, _) = deflating();
+        let mut bytes = Vec::new();
+        encoder.message(Received::Text("Hello, Hello"), &mut bytes);
+        encoder.ping(b"?", &mut bytes);
+        bytes.extend(frame(0x81, b"not compressed"));
+        encoder.message(Received::Binary(&[7; 90_000]), &mut bytes);
+        encoder.message(Received::Text(""), &mut bytes);
+        let expected = [
+            "Text Hello, Hello",
+            "Ping ?",
+            "Text not compressed",
+            "Binary 90000 bytes, 630000",
+            "Text ",
+        ];
+        let n = bytes.len();
+        for size in [1, 3, n] {
+            let (_, mut decoder) = deflating();
+            assert_eq!(read(&mut decoder, &bytes, size), expected, "{size}");
+        }
+        let (mut encoder, mut decoder) = deflating();
+        let mut bytes = Vec::new();
+        encoder.message(Received::Binary(&[7; 200_000]), &mut bytes);
+        assert_eq!(
+            read(&mut decoder, &bytes, 64),
+            ["1009: a message is too long"]
+        );
+    }
+
+    #[test]
+    fn a_compressed_fragment_is_marked_at_its_beginning_only() {
+        let (_, mut decoder) = deflating();
+        let bytes = [frame(0x41, b"\xf2\x48"), frame(0xc0, b"\xcd")].concat();
+        assert_eq!(
+            read(&mut decoder, &bytes, 100),
+            ["1002: a reserved bit is set"]
+        );
+        let (_, mut decoder) = deflating();
+        let bytes = [
+            frame(0x41, b"\xf2\x48\xcd"),
+            frame(0x80, b"\xc9\xc9\x07\x00"),
+        ]
+        .concat();
+        assert_eq!(read(&mut decoder, &bytes, 2), ["Text Hello"]);
+    }
+}
