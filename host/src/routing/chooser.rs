@@ -472,7 +472,7 @@ mod tests {
         for (seconds, expected) in [
             (0, "a:1 10, b:1 1"),
             (5, "a:1 10, b:1 6"),
-            (5, "a:1 1, b:1 1"),
+            (5, "a:1 10, b:1 10"),
         ] {
             tokio::time::advance(Duration::from_secs(seconds)).await;
             chosen.plan(&second);

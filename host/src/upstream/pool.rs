@@ -210,8 +210,9 @@ impl Pool {
         }
     }
 
-    /// The backends of a tier that have room, each with its weight; while one of them starts slowly,
-    /// all weights are [`RAMP_STEPS`] times as large.
+    /// The backends of a tier that have room, each with its weight; where backends start slowly, all
+    /// weights are [`RAMP_STEPS`] times as large, always, so that policies which count by weight see
+    /// nobody change but who does.
     pub fn eligible(&self, tier: Tier, now: Instant) -> impl Iterator<Item = (&Arc<Backend>, u32)> {
         let ramp = move |backend: &Backend| backend.state.fitness.ramp(self.config.slow_start, now);
         let is_in = move |backend: &&Arc<Backend>| {
@@ -224,18 +225,12 @@ impl Pool {
             };
             belongs && !backend.config.is_draining && backend.has_room()
         };
-        let all = self.backends.iter().filter(is_in);
-        let is_ramping = !self.config.slow_start.is_zero()
-            && all.clone().any(|backend| ramp(backend) < RAMP_STEPS);
-        all.map(move |backend| {
-            let weight = backend.config.weight;
-            let weight = if is_ramping {
-                weight * ramp(backend)
-            } else {
-                weight
-            };
-            (backend, weight)
-        })
+        let scale = move |backend: &Backend| match self.config.slow_start.is_zero() {
+            true => 1,
+            false => ramp(backend),
+        };
+        let weighted = move |backend| (backend, backend.config.weight * scale(backend));
+        self.backends.iter().filter(is_in).map(weighted)
     }
 
     /// A backend did not answer a dial or a handshake as it should. Returns how long it is out, if
@@ -633,7 +628,7 @@ mod tests {
         let first = pool(&format!("{lines}]"), None);
         assert_eq!(
             eligible(&first),
-            "Primaries: a1 b2",
+            "Primaries: a10 b20",
             "all are new at the start"
         );
         let second = pool(&format!("{lines}, 'c:1']"), Some(&first));
@@ -641,7 +636,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(5)).await;
         assert_eq!(eligible(&second), "Primaries: a10 b20 c6");
         tokio::time::advance(Duration::from_secs(5)).await;
-        assert_eq!(eligible(&second), "Primaries: a1 b2 c1");
+        assert_eq!(eligible(&second), "Primaries: a10 b20 c10");
         down(&second.backends[1]);
         up(&second.backends[1]);
         assert_eq!(eligible(&second), "Primaries: a10 b2 c10");

@@ -948,7 +948,8 @@ pub mod policy {
   pub struct Backend {
     /// Host and port, as configured; it stays the same over reloads.
     pub address: _rt::String,
-    /// 1 to 1000; 1 unless configured.
+    /// 1 to 1000; 1 unless configured. Ten times as much where backends start slowly: the share
+    /// counts, beside the weights of the others.
     pub weight: u32,
     pub labels: _rt::Vec::<(_rt::String,_rt::String,)>,
   }
