@@ -4,6 +4,7 @@
 //! per worker owns the idle connections. It sends a request a second time only where not one byte of
 //! it can have reached a backend; whether more may be risked is the caller's to say.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
@@ -17,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
 
 use crate::body::Body;
-use crate::upstream::dial::{self, Deadlines, DialError};
+use crate::upstream::dial::{self, Deadlines, Destination, DialError};
 
 /// Connections kept for one backend by one worker.
 const MAX_KEPT: usize = 64;
@@ -51,24 +52,25 @@ impl Connections {
     /// See [`ProxyError`].
     pub async fn send(
         &self,
-        address: &str,
+        to: Destination<'_>,
         mut request: Request<Body>,
         deadlines: Deadlines,
     ) -> Result<Response<Incoming>, ProxyError> {
-        while let Some(mut sender) = self.take(address) {
+        let key = key(to);
+        while let Some(mut sender) = self.take(&key) {
             match exchange(&mut sender, request, deadlines.response).await {
                 // The backend closed it while it was idle: the next, or a new one.
                 Err(ProxyError::NotSent(_, unsent)) => request = *unsent,
-                Ok(response) => return self.keep(address, sender, response),
+                Ok(response) => return self.keep(key, sender, response),
                 lost => return lost,
             }
         }
-        let mut sender = match connect(address, deadlines).await {
+        let mut sender = match connect(to, deadlines).await {
             Ok(sender) => sender,
             Err(error) => return Err(ProxyError::NotSent(error, Box::new(request))),
         };
         let response = exchange(&mut sender, request, deadlines.response).await?;
-        self.keep(address, sender, response)
+        self.keep(key, sender, response)
     }
 
     /// Drops what is closed or has been idle too long. Call once in a while.
@@ -81,9 +83,9 @@ impl Connections {
     }
 
     /// The connection used last that is ready for a request.
-    fn take(&self, address: &str) -> Option<SendRequest<Body>> {
+    fn take(&self, key: &str) -> Option<SendRequest<Body>> {
         let mut all = self.0.borrow_mut();
-        let kept = all.get_mut(address)?;
+        let kept = all.get_mut(key)?;
         let now = Instant::now();
         kept.retain(|kept| !kept.sender.is_closed() && now - kept.since < MAX_KEPT_AGE);
         let place = kept.iter().rposition(|kept| kept.sender.is_ready())?;
@@ -93,7 +95,7 @@ impl Connections {
     /// Keeps a connection whose response may still be read; a 101 that nobody asked for ends it.
     fn keep(
         &self,
-        address: &str,
+        key: Cow<'_, str>,
         sender: SendRequest<Body>,
         response: Response<Incoming>,
     ) -> Result<Response<Incoming>, ProxyError> {
@@ -103,7 +105,7 @@ impl Connections {
             )));
         }
         let mut all = self.0.borrow_mut();
-        let kept = all.entry(address.to_owned()).or_default();
+        let kept = all.entry(key.into_owned()).or_default();
         if kept.len() < MAX_KEPT {
             kept.push(Kept {
                 sender,
@@ -114,8 +116,19 @@ impl Connections {
     }
 }
 
-async fn connect(address: &str, deadlines: Deadlines) -> Result<SendRequest<Body>, DialError> {
-    let stream = dial::connect(address, deadlines.connect).await?;
+/// Names connections that can stand for each other: those in TLS, only if it is the same.
+fn key(to: Destination<'_>) -> Cow<'_, str> {
+    match to.tls {
+        None => Cow::Borrowed(to.address),
+        Some(tls) => Cow::Owned(format!("{} tls {}", to.address, tls.id)),
+    }
+}
+
+async fn connect(
+    to: Destination<'_>,
+    deadlines: Deadlines,
+) -> Result<SendRequest<Body>, DialError> {
+    let stream = dial::connect(to, deadlines.connect).await?;
     let (sender, connection) = dial::client()
         .handshake(TokioIo::new(stream))
         .await

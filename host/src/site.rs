@@ -13,6 +13,7 @@ use crate::plugins::registry::Catalog;
 use crate::routing::table::RouteTable;
 use crate::session::Place;
 use crate::upstream::pool::Pool;
+use crate::upstream::tls::Tls;
 
 /// One moment's view. Never changes.
 #[derive(Debug)]
@@ -28,6 +29,18 @@ pub struct Site {
     /// What takes nothing new.
     pub drained: Arc<Drained>,
 }
+
+/// What a configuration leads to outside of itself.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Outside {
+    /// Backends that were found.
+    pub found: Found,
+    /// Certificates that were read, by upstream.
+    pub tls: Connectors,
+}
+
+/// How backends are connected to, by upstream.
+pub type Connectors = BTreeMap<UpstreamName, Arc<Tls>>;
 
 /// Backends that were found beside those that are written, by upstream.
 pub type Found = BTreeMap<UpstreamName, Vec<config::Backend>>;
@@ -47,17 +60,19 @@ impl Site {
     pub fn new(
         config: Arc<Config>,
         plugins: Arc<Catalog>,
-        found: &Found,
+        outside: &Outside,
         drained: Arc<Drained>,
         before: Option<&Self>,
     ) -> Self {
         let pool = |upstream: &Upstream| {
-            let backends = backends(upstream, found, &drained);
+            let backends = backends(upstream, &outside.found, &drained);
+            let tls = outside.tls.get(&upstream.name);
             let pool = match before.and_then(|site| site.pools.get(&upstream.name)) {
-                Some(same) if same.is_same(upstream, &backends) => Arc::clone(same),
+                Some(same) if same.is_same(upstream, &backends, tls) => Arc::clone(same),
                 other => Arc::new(Pool::new(
                     upstream.clone(),
                     &backends,
+                    tls.cloned(),
                     other.map(Arc::as_ref),
                 )),
             };

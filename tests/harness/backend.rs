@@ -24,8 +24,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::{Accept, TlsAcceptor};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -46,6 +51,7 @@ struct Seen {
     n_open: AtomicUsize,
     requests: Mutex<Vec<Request<()>>>,
     close_codes: Mutex<Vec<u16>>,
+    server_names: Mutex<Vec<String>>,
 }
 
 type Body = Either<Full<Bytes>, Incoming>;
@@ -58,6 +64,32 @@ impl Backend {
     /// There is no port.
     pub async fn start() -> Result<Self> {
         Self::start_at("127.0.0.1:0".parse()?).await
+    }
+
+    /// Starts one that is spoken to in TLS, with this certificate and this key.
+    ///
+    /// # Errors
+    ///
+    /// They do not belong together.
+    pub async fn start_tls(
+        certificate: CertificateDer<'static>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self> {
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)?;
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let seen = Arc::<Seen>::default();
+        let tls = TlsAcceptor::from(Arc::new(config));
+        let mut server = JoinSet::new();
+        server.spawn(serve(listener, address, Arc::clone(&seen), Some(tls)));
+        Ok(Self {
+            address,
+            seen,
+            _server: server,
+        })
     }
 
     /// Starts where one has been before.
@@ -73,7 +105,7 @@ impl Backend {
         let address = listener.local_addr()?;
         let seen = Arc::<Seen>::default();
         let mut server = JoinSet::new();
-        server.spawn(serve(listener, address, Arc::clone(&seen)));
+        server.spawn(serve(listener, address, Arc::clone(&seen), None));
         Ok(Self {
             address,
             seen,
@@ -92,6 +124,12 @@ impl Backend {
             backends.push(Self::start().await?);
         }
         Ok(backends)
+    }
+
+    /// What clients in TLS have asked for by name (SNI), in order; empty where they named none.
+    pub fn server_names(&self) -> Vec<String> {
+        let names = &self.seen.server_names;
+        names.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Where it listens; also its name in `x-backend`.
@@ -125,23 +163,46 @@ impl Backend {
     }
 }
 
-async fn serve(listener: TcpListener, address: SocketAddr, seen: Arc<Seen>) {
+async fn serve(
+    listener: TcpListener,
+    address: SocketAddr,
+    seen: Arc<Seen>,
+    tls: Option<TlsAcceptor>,
+) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => if let Ok((stream, _)) = accepted {
                 seen.n_connections.fetch_add(1, Ordering::SeqCst);
-                connections.spawn(connection(stream, address, Arc::clone(&seen)));
+                let seen = Arc::clone(&seen);
+                let _ = stream.set_nodelay(true);
+                match &tls {
+                    None => connections.spawn(connection(stream, address, seen)),
+                    Some(tls) => connections.spawn(secured(tls.accept(stream), address, seen)),
+                };
             },
             Some(_) = connections.join_next() => {}
         }
     }
 }
 
+async fn secured(accepted: Accept<TcpStream>, address: SocketAddr, seen: Arc<Seen>) {
+    let Ok(stream) = accepted.await else { return };
+    let name = stream.get_ref().1.server_name().unwrap_or_default();
+    let names = &seen.server_names;
+    names
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(name.to_owned());
+    connection(stream, address, seen).await;
+}
+
+/// What a client can come over.
+trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Transport for T {}
+
 /// One connection: requests until one is an upgrade, then the echo.
-async fn connection(stream: TcpStream, address: SocketAddr, seen: Arc<Seen>) {
-    // Nagle's algorithm would hold small echoes back (RFC 896).
-    let _ = stream.set_nodelay(true);
+async fn connection<S: Transport>(stream: S, address: SocketAddr, seen: Arc<Seen>) {
     let upgrade = Mutex::new(None);
     let service = service_fn(|request| {
         let answer = answer(request, address, &seen, &upgrade);
@@ -155,7 +216,7 @@ async fn connection(stream: TcpStream, address: SocketAddr, seen: Arc<Seen>) {
     let (Ok(()), Some(upgrade)) = (ended, upgrade) else {
         return;
     };
-    if let Some(socket) = upgraded(upgrade).await {
+    if let Some(socket) = upgraded::<S>(upgrade).await {
         seen.n_open.fetch_add(1, Ordering::SeqCst);
         let _ended = echo(socket, &seen).await;
         seen.n_open.fetch_sub(1, Ordering::SeqCst);
@@ -216,8 +277,8 @@ fn value(text: String) -> HeaderValue {
     HeaderValue::try_from(text).expect("keys, addresses and tokens are visible ASCII")
 }
 
-async fn upgraded(upgrade: OnUpgrade) -> Option<WebSocketStream<TcpStream>> {
-    let parts = upgrade.await.ok()?.downcast::<TokioIo<TcpStream>>().ok()?;
+async fn upgraded<S: Transport>(upgrade: OnUpgrade) -> Option<WebSocketStream<S>> {
+    let parts = upgrade.await.ok()?.downcast::<TokioIo<S>>().ok()?;
     let config = WebSocketConfig::default().max_frame_size(None);
     let read = parts.read_buf.to_vec();
     let stream = parts.io.into_inner();
@@ -225,7 +286,7 @@ async fn upgraded(upgrade: OnUpgrade) -> Option<WebSocketStream<TcpStream>> {
 }
 
 /// Text and binary go back; the library answers pings and Close frames.
-async fn echo(mut socket: WebSocketStream<TcpStream>, seen: &Seen) -> Result<()> {
+async fn echo<S: Transport>(mut socket: WebSocketStream<S>, seen: &Seen) -> Result<()> {
     while let Some(message) = socket.next().await {
         match message? {
             Message::Close(Some(frame)) => {

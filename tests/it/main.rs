@@ -22,4 +22,5 @@ mod slow_start;
 mod socketio;
 mod swap;
 mod systemd;
+mod tls;
 mod tutorial;

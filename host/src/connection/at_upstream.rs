@@ -30,6 +30,7 @@ use crate::session::{self, SessionId};
 use crate::site::Site;
 use crate::upstream::dial::{self, Answer, Deadlines, DialError};
 use crate::upstream::pool::{Active, Backend, Pending, Pool};
+use crate::upstream::tls::BackendStream;
 use crate::worker::guests::PolicyLabel;
 use crate::worker::{ConnectionCount, Worker};
 
@@ -41,7 +42,7 @@ const RETRY_AFTER_FULL: HeaderValue = HeaderValue::from_static("1");
 
 /// A backend's upgraded stream, and what the session's record says.
 pub(super) struct Upgraded {
-    stream: TcpStream,
+    stream: BackendStream,
     early: Bytes,
     active: Active,
     record: Record,
@@ -69,7 +70,7 @@ pub(super) async fn upgrade(
     while let Some(pending) = choice.next(&mut failures)? {
         let backend = &Arc::clone(pending.backend());
         let answer = dial::upgrade(
-            backend.address(),
+            pool.way_to(backend),
             to_backend.clone(),
             &asked,
             deadlines(&pool),
@@ -134,7 +135,7 @@ pub(super) async fn request(
         match exchange
             .worker
             .connections
-            .send(backend.address(), request, deadlines(&pool))
+            .send(pool.way_to(backend), request, deadlines(&pool))
             .await
         {
             Ok(response) => {

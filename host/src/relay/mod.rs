@@ -469,6 +469,9 @@ impl Flow {
             self.held = Vec::new();
             self.taken = 0;
         }
+        if ready!(destination.poll_clear(cx)).is_err() {
+            self.destination_lost();
+        }
         Poll::Ready(())
     }
 

@@ -33,6 +33,14 @@ pub trait Stream: AsyncRead + AsyncWrite + Unpin {
     fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(self).poll_write(cx, bytes)
     }
+
+    /// Sends on what was taken and has not left yet: only what encrypts keeps anything.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    fn poll_clear(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
 }
 
 impl Stream for TcpStream {

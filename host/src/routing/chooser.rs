@@ -365,7 +365,7 @@ mod tests {
         let config = Config::from_toml(&text, std::path::Path::new(".")).unwrap();
         let config = config.upstreams[0].clone();
         let backends = config.backends.clone();
-        Pool::new(config, &backends, None)
+        Pool::new(config, &backends, None, None)
     }
 
     const THREE: &str = r#""a:1", "b:1", "c:1""#;
@@ -467,7 +467,7 @@ mod tests {
             ..first.config.clone()
         };
         let joined = ["a:1", "b:1"].map(|address| config::Backend::at(address.to_owned()));
-        let second = Pool::new(config, &joined, Some(&first));
+        let second = Pool::new(config, &joined, None, Some(&first));
         let mut chosen = Chosen::new(&vec![Decision::Prefer(0); 3]);
         for (seconds, expected) in [
             (0, "a:1 10, b:1 1"),

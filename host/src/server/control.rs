@@ -34,7 +34,7 @@ use crate::plugins::failure::Failure;
 use crate::plugins::generation::Source;
 use crate::plugins::limits::Limits;
 use crate::plugins::registry::{self, Registry};
-use crate::site::{self, Drained, Found, Site};
+use crate::site::{self, Connectors, Drained, Outside, Site};
 use crate::systemd;
 use crate::watch::{Change, Watch};
 use crate::worker::{Ask, Census, Listen, ListenerKey};
@@ -64,8 +64,8 @@ pub(super) struct Control {
     /// One for each worker.
     pub(super) asks: Vec<mpsc::Sender<Ask>>,
     pub(super) started: Instant,
-    /// Backends found beside those that are written.
-    pub(super) found: Found,
+    /// Backends found beside those that are written, and certificates.
+    pub(super) outside: Outside,
     /// What the operator has taken out since the start.
     pub(super) drained: Drained,
     pub(super) checks: HealthChecks,
@@ -236,8 +236,9 @@ async fn reload_from(control: &RefCell<Control>, file: &Path, cause: Cause) -> O
     let result = match text {
         Ok(text) => {
             let dir = file.parent().unwrap_or(Path::new(""));
-            let applied = match understand(dir, text.clone()).await {
-                Ok((config, found)) => control.borrow_mut().apply(config, found),
+            let before = control.borrow().outside.tls.clone();
+            let applied = match understand(dir, text.clone(), before).await {
+                Ok((config, outside)) => control.borrow_mut().apply(config, outside),
                 Err(problems) => Err(problems),
             };
             let located = |problem: Problem| problem.located_in(&text);
@@ -268,7 +269,8 @@ async fn reload_from(control: &RefCell<Control>, file: &Path, cause: Cause) -> O
 /// Says what a configuration would change.
 pub(super) async fn plan(control: &RefCell<Control>, proposal: Proposal) -> Outcome {
     let Proposal { text, dir } = proposal;
-    let (config, found) = match understand(&dir, text).await {
+    let before = control.borrow().outside.tls.clone();
+    let (config, outside) = match understand(&dir, text, before).await {
         Ok(understood) => understood,
         Err(problems) => {
             return Outcome::Refused(problems.iter().map(ToString::to_string).collect());
@@ -288,7 +290,7 @@ pub(super) async fn plan(control: &RefCell<Control>, proposal: Proposal) -> Outc
     let site = control.site();
     let running = plan::Running {
         census: &census,
-        keeps: plan::keeps(&site, &config, &found),
+        keeps: plan::keeps(&site, &config, &outside),
     };
     Outcome::Planned(plan::plan(&site, &config, &running))
 }
@@ -301,12 +303,16 @@ async fn read_text(file: &Path) -> Result<String, Vec<Problem>> {
 }
 
 /// `dir`: where relative paths begin.
-async fn understand(dir: &Path, text: String) -> Result<(Config, Found), Vec<Problem>> {
+async fn understand(
+    dir: &Path,
+    text: String,
+    before: Connectors,
+) -> Result<(Config, Outside), Vec<Problem>> {
     let dir = dir.to_owned();
     let read = move || {
         let config = Config::from_toml(&text, &dir)?;
-        let found = discovery::read_all(&config)?;
-        Ok((config, found))
+        let outside = discovery::read_all(&config, &before)?;
+        Ok((config, outside))
     };
     let read = spawn_blocking(read).await;
     read.unwrap_or_else(|panic| Err(vec![unreadable(panic.to_string())]))
@@ -332,7 +338,7 @@ impl Control {
         let site = Arc::new(Site::new(
             Arc::clone(&self.config),
             self.registry.catalog(),
-            &self.found,
+            &self.outside,
             Arc::new(self.drained.clone()),
             Some(&before),
         ));
@@ -346,9 +352,9 @@ impl Control {
         upstream: &UpstreamName,
         backends: Vec<config::Backend>,
     ) -> bool {
-        let is_new = self.found.get(upstream) != Some(&backends);
+        let is_new = self.outside.found.get(upstream) != Some(&backends);
         if is_new {
-            self.found.insert(upstream.clone(), backends);
+            self.outside.found.insert(upstream.clone(), backends);
             self.publish();
             self.metrics
                 .reloads(ReloadKind::Backends, ReloadResult::Ok)
@@ -415,13 +421,19 @@ impl Control {
         }
     }
 
-    fn apply(&mut self, config: Config, found: Found) -> Result<ReloadResult, Vec<Problem>> {
+    fn apply(
+        &mut self,
+        config: Config,
+        mut outside: Outside,
+    ) -> Result<ReloadResult, Vec<Problem>> {
         // What DNS has found stays until it is asked again.
-        let is_read = |name: &UpstreamName| found.contains_key(name);
-        let kept = self.found.iter().filter(|(name, _)| !is_read(name));
-        let kept = kept.map(|(name, backends)| (name.clone(), backends.clone()));
-        let found: Found = kept.chain(found.clone()).collect();
-        if config == *self.config && found == self.found {
+        for upstream in config.upstreams.iter().filter(|u| u.dns.is_some()) {
+            let found = self.outside.found.get(&upstream.name).cloned();
+            outside
+                .found
+                .extend(found.map(|found| (upstream.name.clone(), found)));
+        }
+        if config == *self.config && outside == self.outside {
             return Ok(ReloadResult::Unchanged);
         }
         let fixed = self.changes_of_fixed_keys(&config);
@@ -437,7 +449,7 @@ impl Control {
         self.relisten(&config)?;
         self.registry.set_limits(&config.plugins);
         self.config = config;
-        self.found = found;
+        self.outside = outside;
         self.forget_what_is_gone();
         self.publish();
         Ok(ReloadResult::Ok)
@@ -512,7 +524,7 @@ impl Control {
     fn forget_what_is_gone(&mut self) {
         let Self {
             config,
-            found,
+            outside,
             drained,
             ..
         } = self;
@@ -520,7 +532,7 @@ impl Control {
         drained.backends.retain(|(name, address)| {
             let upstream = config.upstreams.iter().find(|u| u.name == *name);
             upstream.is_some_and(|upstream| {
-                let backends = site::backends(upstream, found, &nothing);
+                let backends = site::backends(upstream, &outside.found, &nothing);
                 backends.iter().any(|b| b.address == *address)
             })
         });

@@ -14,7 +14,8 @@ use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 use super::control::Control;
 use crate::admin::metrics::{ReloadKind, ReloadResult};
 use crate::config::{self, Config, Problem, UpstreamName};
-use crate::site::Found;
+use crate::site::{Connectors, Found, Outside};
+use crate::upstream::tls::Tls;
 use crate::watch::{Change, Watch};
 
 /// The watches under way. Dropping it ends them.
@@ -103,13 +104,24 @@ async fn update(control: &RefCell<Control>, upstream: &UpstreamName, path: &Path
     control.metrics.reloads(failed.0, failed.1).add(1);
 }
 
-/// Reads the files of backends of a configuration. Blocks.
+/// Reads the files of backends and of certificates of a configuration. Blocks. `before`: what was made
+/// of certificates already.
 ///
 /// # Errors
 /// Everything that is wrong with them, at the key that names the file.
-pub(super) fn read_all(config: &Config) -> Result<Found, Vec<Problem>> {
-    let (mut found, mut problems) = (Found::new(), Vec::new());
+pub(super) fn read_all(config: &Config, before: &Connectors) -> Result<Outside, Vec<Problem>> {
+    let (mut found, mut tls, mut problems) = (Found::new(), Connectors::new(), Vec::new());
     for (i, upstream) in config.upstreams.iter().enumerate() {
+        if let Some(config) = &upstream.tls {
+            match Tls::new(config, before.get(&upstream.name)) {
+                Ok(made) => _ = tls.insert(upstream.name.clone(), made),
+                Err(message) => problems.push(Problem {
+                    key: format!("upstream[{i}].tls"),
+                    line: None,
+                    message,
+                }),
+            }
+        }
         let Some(path) = &upstream.backends_file else {
             continue;
         };
@@ -123,7 +135,7 @@ pub(super) fn read_all(config: &Config) -> Result<Found, Vec<Problem>> {
         }
     }
     match problems.is_empty() {
-        true => Ok(found),
+        true => Ok(Outside { found, tls }),
         false => Err(problems),
     }
 }

@@ -10,6 +10,7 @@ use crate::config::{Health, UpstreamName};
 use crate::site::Site;
 use crate::upstream::health;
 use crate::upstream::pool::Backend;
+use crate::upstream::tls::Tls;
 
 /// The probes under way. Dropping it ends them.
 #[derive(Debug, Default)]
@@ -23,6 +24,7 @@ type Key = (UpstreamName, String);
 #[derive(Debug)]
 struct Running {
     health: Health,
+    tls: Option<Arc<Tls>>,
     backend: Arc<Backend>,
     task: AbortHandle,
 }
@@ -37,27 +39,28 @@ impl HealthChecks {
             };
             for backend in &pool.backends {
                 let key = (pool.config.name.clone(), backend.address().to_owned());
-                wanted.insert(key, (health, backend));
+                wanted.insert(key, (health, backend, &pool.tls));
             }
         }
         self.running.retain(|key, running| {
             let stays = wanted
                 .get(key)
-                .is_some_and(|(health, _)| **health == running.health);
+                .is_some_and(|(health, _, tls)| **health == running.health && **tls == running.tls);
             if !stays {
                 running.task.abort();
                 running.backend.fitness().unprobed();
             }
             stays
         });
-        for (key, (health, backend)) in wanted {
+        for (key, (health, backend, tls)) in wanted {
             if self.running.contains_key(&key) {
                 continue;
             }
             let upstream = key.0.to_string();
-            let probes = health::watch(upstream, Arc::clone(backend), health.clone());
+            let probes = health::watch(upstream, Arc::clone(backend), tls.clone(), health.clone());
             let running = Running {
                 health: health.clone(),
+                tls: tls.clone(),
                 backend: Arc::clone(backend),
                 task: self.tasks.spawn_local(probes),
             };

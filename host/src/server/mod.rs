@@ -31,7 +31,7 @@ use crate::admin::metrics::Metrics;
 use crate::config::{Config, Problem};
 use crate::drain;
 use crate::listener;
-use crate::site::{Drained, Site};
+use crate::site::{Connectors, Drained, Site};
 use crate::systemd::Inherited;
 use crate::watch::{Change, Watch};
 use crate::worker::loads::Loads;
@@ -112,7 +112,8 @@ impl Server {
         let watched = config.plugins.dir.as_deref().map(watch).transpose()?;
 
         // 3. Find what is to be found, and load what is there and what the configuration names.
-        let found = discovery::read_all(&config).map_err(StartError::Config)?;
+        let outside =
+            discovery::read_all(&config, &Connectors::new()).map_err(StartError::Config)?;
         let config = Arc::new(config);
         let existing = watched
             .as_ref()
@@ -133,7 +134,7 @@ impl Server {
         let (site, published) = watch::channel(Arc::new(Site::new(
             Arc::clone(&config),
             registry.catalog(),
-            &found,
+            &outside,
             Arc::default(),
             None,
         )));
@@ -190,7 +191,7 @@ impl Server {
             drainer,
             asks,
             started: Instant::now(),
-            found,
+            outside,
             drained: Drained::default(),
             checks: HealthChecks::default(),
             last_read: None,
@@ -273,7 +274,9 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     let existing = watched
         .as_ref()
         .map_or(&[][..], |(watch, _)| watch.existing());
-    let unusable = discovery::read_all(config).err().unwrap_or_default();
+    let unusable = discovery::read_all(config, &Connectors::new())
+        .err()
+        .unwrap_or_default();
     let refused = match load_plugins(&Arc::new(config.clone()), existing) {
         Ok(outcome) => outcome.refused_files,
         Err(StartError::Plugins(problems)) => problems,

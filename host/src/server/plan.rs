@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::admin::steer::{Change, ChangeKind, Plan};
 use crate::config::{Backend, Config, Listener, Route, Upstream};
 use crate::session::Place;
-use crate::site::{Drained, Found, Keeps, Site};
+use crate::site::{Drained, Keeps, Outside, Site};
 use crate::worker::Census;
 
 /// Open sessions and the places where they run.
@@ -110,13 +110,13 @@ pub(super) fn plan(site: &Site, new: &Config, running: &Running<'_>) -> Plan {
 }
 
 /// Where sessions may stay by a configuration that is not in force.
-pub(super) fn keeps(site: &Site, new: &Config, found: &Found) -> Keeps {
+pub(super) fn keeps(site: &Site, new: &Config, outside: &Outside) -> Keeps {
     let drained: &Drained = &site.drained;
     let plugins = std::sync::Arc::clone(&site.plugins);
     let config = std::sync::Arc::new(new.clone());
     let drained = std::sync::Arc::new(drained.clone());
     // No predecessor: nothing of what is known of backends may change by asking.
-    Keeps::new(&Site::new(config, plugins, found, drained, None))
+    Keeps::new(&Site::new(config, plugins, outside, drained, None))
 }
 
 fn change(what: &str, kind: ChangeKind, details: String, sessions_ended: u64) -> Change {

@@ -15,6 +15,7 @@ use super::{EndReport, OpenCount, Order, Registration};
 use crate::admin::metrics::TargetCounters;
 use crate::relay::pipe::Pipe;
 use crate::relay::{Moved, Relay, RelayEnd};
+use crate::upstream::tls::BackendStream;
 
 /// Where a worker's relays read to, one at a time, during a poll only.
 pub type Scratch = Rc<RefCell<Box<[u8]>>>;
@@ -22,7 +23,7 @@ pub type Scratch = Rc<RefCell<Box<[u8]>>>;
 /// A session at a backend.
 #[derive(Debug)]
 pub struct Relayed {
-    relay: Relay<TcpStream, TcpStream>,
+    relay: Relay<TcpStream, BackendStream>,
     registration: Registration,
     counters: Arc<TargetCounters>,
     _open: OpenCount,
@@ -36,7 +37,7 @@ pub struct Relayed {
 impl Relayed {
     /// Begins at the moment of the call.
     pub fn new(
-        relay: Relay<TcpStream, TcpStream>,
+        relay: Relay<TcpStream, BackendStream>,
         registration: Registration,
         counters: Arc<TargetCounters>,
         scratch: Scratch,

@@ -8,6 +8,7 @@ use std::fmt;
 use std::future::{Future as _, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,13 +23,14 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use super::tls::{BackendStream, Tls};
 use crate::body::{Body, BoxError};
 use crate::handshake::{self, Upgrade};
 
 /// How long a backend may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadlines {
-    /// Name resolution and connect.
+    /// Name resolution, connect and TLS.
     pub connect: Duration,
     /// From the request to the head of the answer.
     pub response: Duration,
@@ -40,7 +42,7 @@ pub enum Answer {
     /// A checked 101.
     Upgraded {
         /// Positioned behind the head.
-        stream: TcpStream,
+        stream: BackendStream,
         /// Bytes that arrived behind the head.
         early: Bytes,
         /// For the client, as received.
@@ -55,6 +57,8 @@ pub enum Answer {
 pub enum DialError {
     /// No address, refused, unreachable.
     Connect(io::Error),
+    /// No TLS, or a certificate that proves nothing.
+    Tls(io::Error),
     /// Longer than [`Deadlines::connect`].
     ConnectTimeout(Duration),
     /// Reset, closed early, or no HTTP.
@@ -65,17 +69,34 @@ pub enum DialError {
     BadHandshake(&'static str),
 }
 
-/// Opens a connection, with small writes sent at once.
+/// Where to connect, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Destination<'a> {
+    /// Host and port.
+    pub address: &'a str,
+    /// None: as it is.
+    pub tls: Option<&'a Arc<Tls>>,
+}
+
+/// Opens a connection, with small writes sent at once. `deadline` is for all of it.
 ///
 /// # Errors
-/// [`DialError::Connect`] and [`DialError::ConnectTimeout`].
-pub async fn connect(address: &str, deadline: Duration) -> Result<TcpStream, DialError> {
-    let connected = timeout(deadline, TcpStream::connect(address)).await;
-    let stream = connected
-        .map_err(|_| DialError::ConnectTimeout(deadline))?
-        .map_err(DialError::Connect)?;
-    stream.set_nodelay(true).map_err(DialError::Connect)?;
-    Ok(stream)
+/// [`DialError::Connect`], [`DialError::Tls`] and [`DialError::ConnectTimeout`].
+pub async fn connect(to: Destination<'_>, deadline: Duration) -> Result<BackendStream, DialError> {
+    let connect = async {
+        let stream = TcpStream::connect(to.address).await;
+        let stream = stream.map_err(DialError::Connect)?;
+        stream.set_nodelay(true).map_err(DialError::Connect)?;
+        match to.tls {
+            None => Ok(BackendStream::Plain(stream)),
+            Some(tls) => tls
+                .connect(stream, to.address)
+                .await
+                .map_err(DialError::Tls),
+        }
+    };
+    let connected = timeout(deadline, connect).await;
+    connected.map_err(|_| DialError::ConnectTimeout(deadline))?
 }
 
 /// Asks a backend for a WebSocket. `head`: as [`upgrade_request`] makes it.
@@ -83,12 +104,12 @@ pub async fn connect(address: &str, deadline: Duration) -> Result<TcpStream, Dia
 /// # Errors
 /// See [`DialError`].
 pub async fn upgrade(
-    address: &str,
+    to: Destination<'_>,
     head: request::Parts,
     asked: &Upgrade,
     deadlines: Deadlines,
 ) -> Result<Answer, DialError> {
-    let stream = connect(address, deadlines.connect).await?;
+    let stream = connect(to, deadlines.connect).await?;
     let exchange = exchange(stream, head);
     let exchanged = timeout(deadlines.response, exchange).await;
     let (response, mut connection, is_over) =
@@ -139,7 +160,7 @@ pub fn client() -> http1::Builder {
     builder
 }
 
-pub(super) type Connection = http1::Connection<TokioIo<TcpStream>, Empty<Bytes>>;
+pub(super) type Connection = http1::Connection<TokioIo<BackendStream>, Empty<Bytes>>;
 
 /// Sends a request without a body and waits for the head of the answer. Also says whether the
 /// connection has come to its end as HTTP, after which it must not be polled.
@@ -147,7 +168,7 @@ pub(super) type Connection = http1::Connection<TokioIo<TcpStream>, Empty<Bytes>>
 /// # Errors
 /// [`DialError::Exchange`].
 pub(super) async fn exchange(
-    stream: TcpStream,
+    stream: BackendStream,
     head: request::Parts,
 ) -> Result<(Response<Incoming>, Connection, bool), DialError> {
     let (mut sender, mut connection) = client()
@@ -237,7 +258,9 @@ impl DialError {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::ConnectTimeout(_) | Self::ResponseTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
-            Self::Connect(_) | Self::Exchange(_) | Self::BadHandshake(_) => StatusCode::BAD_GATEWAY,
+            Self::Connect(_) | Self::Tls(_) | Self::Exchange(_) | Self::BadHandshake(_) => {
+                StatusCode::BAD_GATEWAY
+            }
         }
     }
 }
@@ -246,6 +269,7 @@ impl fmt::Display for DialError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connect(error) => write!(f, "cannot connect: {error}"),
+            Self::Tls(error) => write!(f, "no TLS: {error}"),
             Self::ConnectTimeout(after) => write!(f, "no connection after {after:?}"),
             Self::Exchange(error) => match std::error::Error::source(error) {
                 Some(source) => write!(f, "no answer: {error}: {source}"),
@@ -260,7 +284,7 @@ impl fmt::Display for DialError {
 impl std::error::Error for DialError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Connect(error) => Some(error),
+            Self::Connect(error) | Self::Tls(error) => Some(error),
             Self::Exchange(error) => Some(error),
             Self::ConnectTimeout(_) | Self::ResponseTimeout(_) | Self::BadHandshake(_) => None,
         }

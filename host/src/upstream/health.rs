@@ -17,9 +17,10 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-use super::dial::{self, Answer, Deadlines, DialError};
+use super::dial::{self, Answer, Deadlines, Destination, DialError};
 use super::fitness::Turn;
 use super::pool::Backend;
+use super::tls::Tls;
 use crate::config::{Health, Probe};
 use crate::handshake::Upgrade;
 
@@ -31,9 +32,16 @@ const CLOSE_PATIENCE: Duration = Duration::from_millis(100);
 const USER_AGENT: HeaderValue = HeaderValue::from_static("pointsman-health");
 
 /// Probes until it is dropped. `upstream`: its name, for the log.
-pub async fn watch(upstream: String, backend: Arc<Backend>, health: Health) {
+pub async fn watch(upstream: String, backend: Arc<Backend>, tls: Option<Arc<Tls>>, health: Health) {
     loop {
-        let result = probe(backend.address(), &health).await;
+        let result = probe(
+            Destination {
+                address: backend.address(),
+                tls: tls.as_ref(),
+            },
+            &health,
+        )
+        .await;
         let backend_name = backend.address();
         match backend.probed(result, &health) {
             Some(Turn::Up) => tracing::info!(upstream, backend = backend_name, "backend is up"),
@@ -51,29 +59,29 @@ pub async fn watch(upstream: String, backend: Arc<Backend>, health: Health) {
 ///
 /// # Errors
 /// What is wrong with the backend, in a clause.
-pub async fn probe(address: &str, health: &Health) -> Result<(), String> {
+pub async fn probe(to: Destination<'_>, health: &Health) -> Result<(), String> {
     // One deadline holds for the whole: those of its parts come later.
     let later = health.timeout * 2;
     let probed = async {
         match &health.probe {
-            Probe::Tcp => tcp(address, later).await,
-            Probe::Http { path } => http(address, path, later).await,
-            Probe::WebSocket { path } => websocket(address, path, later).await,
+            Probe::Tcp => tcp(to, later).await,
+            Probe::Http { path } => http(to, path, later).await,
+            Probe::WebSocket { path } => websocket(to, path, later).await,
         }
     };
     let probed = timeout(health.timeout, probed).await;
     probed.unwrap_or_else(|_| Err(format!("no answer within {:?}", health.timeout)))
 }
 
-async fn tcp(address: &str, deadline: Duration) -> Result<(), String> {
-    let connected = dial::connect(address, deadline).await;
+async fn tcp(to: Destination<'_>, deadline: Duration) -> Result<(), String> {
+    let connected = dial::connect(to, deadline).await;
     connected.map(drop).map_err(|error| error.to_string())
 }
 
-async fn http(address: &str, path: &str, deadline: Duration) -> Result<(), String> {
+async fn http(to: Destination<'_>, path: &str, deadline: Duration) -> Result<(), String> {
     let said = |error: DialError| error.to_string();
-    let stream = dial::connect(address, deadline).await.map_err(said)?;
-    let exchanged = dial::exchange(stream, head(address, path)?).await;
+    let stream = dial::connect(to, deadline).await.map_err(said)?;
+    let exchanged = dial::exchange(stream, head(to.address, path)?).await;
     let (response, ..) = exchanged.map_err(said)?;
     match response.status() {
         status if status.is_success() || status.is_redirection() => Ok(()),
@@ -81,8 +89,8 @@ async fn http(address: &str, path: &str, deadline: Duration) -> Result<(), Strin
     }
 }
 
-async fn websocket(address: &str, path: &str, deadline: Duration) -> Result<(), String> {
-    let mut head = head(address, path)?;
+async fn websocket(to: Destination<'_>, path: &str, deadline: Duration) -> Result<(), String> {
+    let mut head = head(to.address, path)?;
     let asked = Upgrade {
         key: BASE64.encode(fastrand::u128(..).to_ne_bytes()),
         subprotocols: Vec::new(),
@@ -96,7 +104,7 @@ async fn websocket(address: &str, path: &str, deadline: Duration) -> Result<(), 
         connect: deadline,
         response: deadline,
     };
-    let answer = dial::upgrade(address, dial::upgrade_request(head), &asked, deadlines).await;
+    let answer = dial::upgrade(to, dial::upgrade_request(head), &asked, deadlines).await;
     let (stream, early) = match answer.map_err(|error| error.to_string())? {
         Answer::Upgraded { stream, early, .. } => (stream, early),
         Answer::Refused(response) => {
@@ -155,6 +163,10 @@ mod tests {
         }
     }
 
+    fn plain(address: &str) -> Destination<'_> {
+        Destination { address, tls: None }
+    }
+
     /// Answers one connection with `answer` and keeps it open.
     async fn backend(answer: &'static str) -> (String, impl Future<Output = ()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -174,7 +186,7 @@ mod tests {
         let (address, serve) = backend(answer).await;
         let health = health(kind);
         tokio::select! {
-            verdict = probe(&address, &health) => verdict,
+            verdict = probe(plain(&address), &health) => verdict,
             () = serve => unreachable!("it serves for ever"),
         }
     }
@@ -212,9 +224,11 @@ mod tests {
     async fn a_tcp_probe_wants_a_connection() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound").to_string();
-        assert_eq!(probe(&address, &health(Probe::Tcp)).await, Ok(()));
+        assert_eq!(probe(plain(&address), &health(Probe::Tcp)).await, Ok(()));
         drop(listener);
-        let said = probe(&address, &health(Probe::Tcp)).await.unwrap_err();
+        let said = probe(plain(&address), &health(Probe::Tcp))
+            .await
+            .unwrap_err();
         assert!(said.starts_with("cannot connect: "), "{said}");
     }
 }

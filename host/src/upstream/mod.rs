@@ -2,7 +2,8 @@
 //!
 //! [`pool`]: who the backends are and what is known of them; [`fitness`]: which of them should get
 //! new work; [`queue`] and [`budget`]: what may wait, and what may be tried again. [`dial`]:
-//! connecting, and the backend's half of the handshake; [`health`]: asking a backend how it is.
+//! connecting, and the backend's half of the handshake; [`tls`]:
+//! what is connected; [`health`]: asking a backend how it is.
 
 pub mod budget;
 pub mod dial;
@@ -10,3 +11,4 @@ pub mod fitness;
 pub mod health;
 pub mod pool;
 pub mod queue;
+pub mod tls;

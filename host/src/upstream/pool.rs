@@ -12,8 +12,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::budget::RetryBudget;
-use super::fitness::{Fitness, RAMP_STEPS, Turn};
+use super::dial::Destination;
+use super::fitness::{Fitness, Turn};
 use super::queue::Queue;
+use super::tls::Tls;
 use crate::config;
 use crate::routing::policy;
 
@@ -24,6 +26,8 @@ pub struct Pool {
     pub config: config::Upstream,
     /// In the order written or found.
     pub backends: Vec<Arc<Backend>>,
+    /// How they are connected to; none: as it is.
+    pub tls: Option<Arc<Tls>>,
     shared: Arc<Shared>,
 }
 
@@ -104,6 +108,7 @@ impl Pool {
     pub fn new(
         config: config::Upstream,
         backends: &[config::Backend],
+        tls: Option<Arc<Tls>>,
         before: Option<&Self>,
     ) -> Self {
         let known: HashMap<&str, &Arc<Backend>> = before
@@ -134,13 +139,29 @@ impl Pool {
         Self {
             backends: backends.iter().map(backend).collect(),
             config,
+            tls,
             shared,
         }
     }
 
     /// Whether a snapshot of these would be the same.
-    pub fn is_same(&self, config: &config::Upstream, backends: &[config::Backend]) -> bool {
-        self.config == *config && self.backends.iter().map(|b| &b.config).eq(backends)
+    pub fn is_same(
+        &self,
+        config: &config::Upstream,
+        backends: &[config::Backend],
+        tls: Option<&Arc<Tls>>,
+    ) -> bool {
+        self.config == *config
+            && self.backends.iter().map(|b| &b.config).eq(backends)
+            && self.tls.as_ref() == tls
+    }
+
+    /// How to reach one of its backends.
+    pub fn way_to<'a>(&'a self, backend: &'a Backend) -> Destination<'a> {
+        Destination {
+            address: backend.address(),
+            tls: self.tls.as_ref(),
+        }
     }
 
     /// The number of this choice: 0, 1, 2 and so on over all workers.
@@ -211,7 +232,7 @@ impl Pool {
     }
 
     /// The backends of a tier that have room, each with its weight; where backends start slowly, all
-    /// weights are [`RAMP_STEPS`] times as large, always, so that policies which count by weight see
+    /// weights are ten times as large, always, so that policies which count by weight see
     /// nobody change but who does.
     pub fn eligible(&self, tier: Tier, now: Instant) -> impl Iterator<Item = (&Arc<Backend>, u32)> {
         let ramp = move |backend: &Backend| backend.state.fitness.ramp(self.config.slow_start, now);
@@ -229,8 +250,8 @@ impl Pool {
             true => 1,
             false => ramp(backend),
         };
-        let weighted = move |backend| (backend, backend.config.weight * scale(backend));
-        self.backends.iter().filter(is_in).map(weighted)
+        let all = self.backends.iter().filter(is_in);
+        all.map(move |backend| (backend, backend.config.weight * scale(backend)))
     }
 
     /// A backend did not answer a dial or a handshake as it should. Returns how long it is out, if
@@ -476,7 +497,7 @@ mod tests {
     fn pool(lines: &str, before: Option<&Pool>) -> Pool {
         let config = upstream(lines);
         let backends = config.backends.clone();
-        Pool::new(config, &backends, before)
+        Pool::new(config, &backends, None, before)
     }
 
     /// First letters and weights of those who may be chosen.
