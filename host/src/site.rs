@@ -33,8 +33,10 @@ pub struct Site {
 /// What a configuration leads to outside of itself.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Outside {
-    /// Backends that were found.
+    /// Backends that files name.
     pub found: Found,
+    /// Backends that names stand for.
+    pub resolved: Found,
     /// Certificates that were read, by upstream.
     pub tls: Connectors,
 }
@@ -65,7 +67,7 @@ impl Site {
         before: Option<&Self>,
     ) -> Self {
         let pool = |upstream: &Upstream| {
-            let backends = backends(upstream, &outside.found, &drained);
+            let backends = backends(upstream, outside, &drained);
             let tls = outside.tls.get(&upstream.name);
             let pool = match before.and_then(|site| site.pools.get(&upstream.name)) {
                 Some(same) if same.is_same(upstream, &backends, tls) => Arc::clone(same),
@@ -108,12 +110,13 @@ impl Site {
 }
 
 /// Those written, and behind them those found; the first of an address counts.
-pub fn backends(upstream: &Upstream, found: &Found, drained: &Drained) -> Vec<config::Backend> {
+pub fn backends(upstream: &Upstream, outside: &Outside, drained: &Drained) -> Vec<config::Backend> {
     let mut known = HashSet::new();
     let all = upstream
         .backends
         .iter()
-        .chain(found.get(&upstream.name).into_iter().flatten());
+        .chain(outside.found.get(&upstream.name).into_iter().flatten())
+        .chain(outside.resolved.get(&upstream.name).into_iter().flatten());
     let mut backends: Vec<_> = all
         .filter(|backend| known.insert(backend.address.as_str()))
         .cloned()

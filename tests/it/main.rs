@@ -5,6 +5,7 @@ mod backends;
 mod backends_file;
 mod capacity;
 mod check;
+mod dns;
 mod drain;
 mod ejection;
 mod fences;

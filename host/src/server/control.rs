@@ -195,6 +195,15 @@ async fn next_change(changes: &mut Option<mpsc::Receiver<Change>>) -> Option<Cha
     }
 }
 
+/// What has found backends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FoundBy {
+    /// `backends_file`.
+    File,
+    /// `dns`.
+    Dns,
+}
+
 /// Why the configuration is read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cause {
@@ -349,18 +358,23 @@ impl Control {
     /// Takes over what was found for an upstream; false: nothing new.
     pub(super) fn found_backends(
         &mut self,
+        by: FoundBy,
         upstream: &UpstreamName,
         backends: Vec<config::Backend>,
     ) -> bool {
-        let is_new = self.outside.found.get(upstream) != Some(&backends);
-        if is_new {
-            self.outside.found.insert(upstream.clone(), backends);
-            self.publish();
-            self.metrics
-                .reloads(ReloadKind::Backends, ReloadResult::Ok)
-                .add(1);
+        let found = match by {
+            FoundBy::File => &mut self.outside.found,
+            FoundBy::Dns => &mut self.outside.resolved,
+        };
+        if found.get(upstream) == Some(&backends) {
+            return false;
         }
-        is_new
+        found.insert(upstream.clone(), backends);
+        self.publish();
+        self.metrics
+            .reloads(ReloadKind::Backends, ReloadResult::Ok)
+            .add(1);
+        true
     }
 
     /// Takes a backend or a route out of service, or puts it back.
@@ -426,12 +440,17 @@ impl Control {
         config: Config,
         mut outside: Outside,
     ) -> Result<ReloadResult, Vec<Problem>> {
-        // What DNS has found stays until it is asked again.
+        // What a name has stood for stays until it is asked again.
+        let old = |name: &UpstreamName| self.config.upstreams.iter().find(|u| u.name == *name);
         for upstream in config.upstreams.iter().filter(|u| u.dns.is_some()) {
-            let found = self.outside.found.get(&upstream.name).cloned();
-            outside
-                .found
-                .extend(found.map(|found| (upstream.name.clone(), found)));
+            let is_same = old(&upstream.name).is_some_and(|old| old.dns == upstream.dns);
+            let resolved = self
+                .outside
+                .resolved
+                .get(&upstream.name)
+                .filter(|_| is_same);
+            let resolved = resolved.map(|resolved| (upstream.name.clone(), resolved.clone()));
+            outside.resolved.extend(resolved);
         }
         if config == *self.config && outside == self.outside {
             return Ok(ReloadResult::Unchanged);
@@ -532,7 +551,7 @@ impl Control {
         drained.backends.retain(|(name, address)| {
             let upstream = config.upstreams.iter().find(|u| u.name == *name);
             upstream.is_some_and(|upstream| {
-                let backends = site::backends(upstream, &outside.found, &nothing);
+                let backends = site::backends(upstream, outside, &nothing);
                 backends.iter().any(|b| b.address == *address)
             })
         });

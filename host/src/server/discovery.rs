@@ -1,28 +1,37 @@
-//! Backends that are found while running: what a watched file says.
+//! Backends that are found while running: what a watched file says, and what a name stands for.
 //!
-//! Follows the snapshot: one watch for each upstream with `backends_file`. A file that cannot be used
-//! changes nothing.
+//! Follows the snapshot: one watch for each `backends_file`, one asker for each `dns`. What cannot be
+//! used changes nothing.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
+use tokio::time::{sleep, timeout};
 
-use super::control::Control;
+use super::control::{Control, FoundBy};
 use crate::admin::metrics::{ReloadKind, ReloadResult};
-use crate::config::{self, Config, Problem, UpstreamName};
+use crate::config::{self, Config, Dns, Problem, UpstreamName};
 use crate::site::{Connectors, Found, Outside};
+use crate::upstream::dns::{self, Answer};
 use crate::upstream::tls::Tls;
 use crate::watch::{Change, Watch};
+
+/// For one answer, all its parts included.
+const DNS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Answers that are valid for less are asked for no more often than so.
+const DNS_MIN_WAIT: Duration = Duration::from_secs(1);
 
 /// The watches under way. Dropping it ends them.
 #[derive(Debug, Default)]
 pub(super) struct Discovery {
     tasks: JoinSet<()>,
     files: HashMap<UpstreamName, (PathBuf, AbortHandle)>,
+    names: HashMap<UpstreamName, (Dns, AbortHandle)>,
 }
 
 impl Discovery {
@@ -36,6 +45,24 @@ impl Discovery {
             }
             stays
         });
+        self.names.retain(|name, (dns, task)| {
+            let of_name = config.upstreams.iter().find(|u| u.name == *name);
+            let stays = of_name.is_some_and(|u| u.dns.as_ref() == Some(dns));
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for upstream in &config.upstreams {
+            let Some(dns) = &upstream.dns else { continue };
+            if self.names.contains_key(&upstream.name) {
+                continue;
+            }
+            let asking = ask(Rc::clone(control), upstream.name.clone(), dns.clone());
+            let task = self.tasks.spawn_local(asking);
+            self.names
+                .insert(upstream.name.clone(), (dns.clone(), task));
+        }
         for upstream in &config.upstreams {
             let Some(path) = &upstream.backends_file else {
                 continue;
@@ -72,6 +99,50 @@ async fn watch(control: Rc<RefCell<Control>>, upstream: UpstreamName, path: Path
     }
 }
 
+/// Asks again and again, as often as answers are valid.
+async fn ask(control: Rc<RefCell<Control>>, upstream: UpstreamName, dns: Dns) {
+    let resolver = match dns::resolver(&dns) {
+        Ok(resolver) => resolver,
+        Err(error) => {
+            tracing::error!(%upstream, name = dns.name, error, "no name can be resolved");
+            return;
+        }
+    };
+    let mut said = None;
+    loop {
+        let answer = timeout(DNS_TIMEOUT, dns::ask(&resolver, &dns)).await;
+        let answer = answer.unwrap_or_else(|_| Err(format!("no answer in {DNS_TIMEOUT:?}")));
+        let wait = match answer {
+            Ok(Answer {
+                backends,
+                valid_for,
+            }) => {
+                let n = backends.len();
+                if control
+                    .borrow_mut()
+                    .found_backends(FoundBy::Dns, &upstream, backends)
+                {
+                    tracing::info!(%upstream, name = dns.name, backends = n, "backends resolved");
+                }
+                said = None;
+                valid_for
+            }
+            Err(error) => {
+                // What lasts is told once.
+                if said.as_ref() != Some(&error) {
+                    tracing::warn!(%upstream, name = dns.name, error, "name not resolved: those found last stay");
+                    let control = control.borrow();
+                    let failed = (ReloadKind::Backends, ReloadResult::Failed);
+                    control.metrics.reloads(failed.0, failed.1).add(1);
+                    said = Some(error);
+                }
+                dns.refresh
+            }
+        };
+        sleep(wait.max(DNS_MIN_WAIT)).await;
+    }
+}
+
 /// The newest of those that wait.
 async fn next(changes: &mut mpsc::Receiver<Change>) -> Option<Change> {
     let mut change = changes.recv().await?;
@@ -88,7 +159,7 @@ async fn update(control: &RefCell<Control>, upstream: &UpstreamName, path: &Path
         Ok(Ok(backends)) => {
             let mut control = control.borrow_mut();
             let n = backends.len();
-            if control.found_backends(upstream, backends) {
+            if control.found_backends(FoundBy::File, upstream, backends) {
                 tracing::info!(%upstream, path = %path.display(), backends = n, "file of backends in force");
             }
             return;
@@ -135,7 +206,11 @@ pub(super) fn read_all(config: &Config, before: &Connectors) -> Result<Outside, 
         }
     }
     match problems.is_empty() {
-        true => Ok(Outside { found, tls }),
+        true => Ok(Outside {
+            found,
+            tls,
+            ..Outside::default()
+        }),
         false => Err(problems),
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::{EMBEDDED, StartError};
-use crate::config::{Config, PluginName, Problem, Target};
+use crate::config::{Backend, Config, PluginName, Problem, Target};
 use crate::plugins::failure::Failure;
 use crate::plugins::generation::{Generation, Source};
 use crate::plugins::limits::{FILE_MAX_BYTES, Limits};
@@ -208,7 +208,12 @@ impl Trial {
             .iter()
             .filter(|upstream| upstream.policy == *name)
         {
-            let candidates: Vec<_> = upstream.backends.iter().map(Candidate::from).collect();
+            let mut candidates: Vec<_> = upstream.backends.iter().map(Candidate::from).collect();
+            if candidates.is_empty() {
+                // They are found later, and a policy is never told of none.
+                let stand_in = Backend::at("127.0.0.1:1".to_owned());
+                candidates.push(Candidate::from(&stand_in));
+            }
             let all = self.states.iter().flat_map(|states| &states.policies);
             let of_upstream = all.filter(|(name, _)| *name == upstream.name);
             let saved: Vec<_> = of_upstream.map(|(_, saved)| saved.clone()).collect();

@@ -3,10 +3,12 @@
 //! [`pool`]: who the backends are and what is known of them; [`fitness`]: which of them should get
 //! new work; [`queue`] and [`budget`]: what may wait, and what may be tried again. [`dial`]:
 //! connecting, and the backend's half of the handshake; [`tls`]:
-//! what is connected; [`health`]: asking a backend how it is.
+//! what is connected; [`health`]: asking a backend how it
+//! is; [`dns`]: asking who they are.
 
 pub mod budget;
 pub mod dial;
+pub mod dns;
 pub mod fitness;
 pub mod health;
 pub mod pool;
