@@ -39,6 +39,16 @@ const FENCES: &[Fence] = &[
         why: "only watch knows of file events",
     },
     Fence {
+        words: &["rustls::", "rustls_native_certs::"],
+        rooms: &["upstream/tls.rs"],
+        why: "only upstream/tls.rs knows of certificates",
+    },
+    Fence {
+        words: &["hickory_resolver::"],
+        rooms: &["upstream/dns.rs"],
+        why: "only upstream/dns.rs asks name servers",
+    },
+    Fence {
         words: &["flate2::"],
         rooms: &["messages/"],
         why: "only messages/ knows of compression",
