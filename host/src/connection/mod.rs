@@ -219,6 +219,7 @@ impl Exchange {
         found: &mut Option<Arc<Route>>,
     ) -> Result<Answered, Box<Refused>> {
         let site = self.worker.site();
+        handshake::check_head(&head)?;
         self.host = handshake::read_host(&head)?;
         let route = site
             .routes
