@@ -14,6 +14,9 @@ use crate::handshake;
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+/// What the names of all fields of that family begin with.
+const X_FORWARDED: &str = "x-forwarded-";
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -23,9 +26,17 @@ const MAX_REQUEST_ID_BYTES: usize = 128;
 
 /// Takes off what concerns one connection only, and what `Connection` names.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let named = handshake::list(headers, header::CONNECTION).unwrap_or_default();
-    for name in named {
-        headers.remove(name.as_str());
+    let lines = headers.get_all(header::CONNECTION).into_iter();
+    let named: Vec<_> = lines
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        .collect();
+    for name in named.into_iter().filter(|name| !is_for_all(name)) {
+        headers.remove(name);
+    }
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        // The chunks are what counts (RFC 9112 section 6.3).
+        headers.remove(header::CONTENT_LENGTH);
     }
     for name in [
         header::CONNECTION,
@@ -40,6 +51,12 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     ] {
         headers.remove(name);
     }
+}
+
+/// What no client may have taken out, because a request is another without it (RFC 9110 section
+/// 7.6.1: it is intended for all recipients).
+fn is_for_all(name: &HeaderName) -> bool {
+    *name == header::HOST || name.as_str().starts_with("sec-websocket-")
 }
 
 /// Who the client is: the far end, or, as long as that is a trusted proxy, whom it names last in
@@ -59,7 +76,8 @@ pub fn client_ip(far_end: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpA
 }
 
 /// Writes `X-Forwarded-For/-Proto/-Host`, `Forwarded` and `X-Request-Id`. What a trusted far end
-/// has written is extended, what a stranger has written is replaced.
+/// has written is extended, what a stranger has written is replaced: of other fields of the family
+/// `X-Real-IP` by its own address, the rest by nothing.
 pub fn write_forwarded(
     headers: &mut HeaderMap,
     far_end: SocketAddr,
@@ -67,14 +85,14 @@ pub fn write_forwarded(
     request_id: &HeaderValue,
 ) {
     let far_end = far_end.ip().to_canonical();
-    if !trusted.iter().any(|net| net.contains(&far_end)) {
-        for name in [
-            X_FORWARDED_FOR,
-            X_FORWARDED_HOST,
-            X_FORWARDED_PROTO,
-            header::FORWARDED,
-        ] {
-            headers.remove(name);
+    let is_trusted = trusted.iter().any(|net| net.contains(&far_end));
+    let is_unbelieved =
+        |name: &&HeaderName| speaks_of_client(name) && (!is_trusted || name.as_str().contains('_'));
+    let unbelieved: Vec<_> = headers.keys().filter(is_unbelieved).cloned().collect();
+    for name in unbelieved {
+        headers.remove(&name);
+        if name == X_REAL_IP {
+            append(headers, X_REAL_IP, &far_end.to_string());
         }
     }
     let host = headers.get(header::HOST).cloned();
@@ -101,6 +119,19 @@ pub fn write_forwarded(
         &format!("for={node}{};proto=http", host.unwrap_or_default()),
     );
     headers.insert(X_REQUEST_ID, request_id.clone());
+}
+
+/// Whether a field says who the client is or what it asked for. Underscores are read as hyphens, as
+/// CGI and its heirs do (RFC 3875 section 4.1.18).
+fn speaks_of_client(name: &HeaderName) -> bool {
+    let folded = || {
+        name.as_str()
+            .bytes()
+            .map(|byte| if byte == b'_' { b'-' } else { byte })
+    };
+    folded().take(X_FORWARDED.len()).eq(X_FORWARDED.bytes())
+        || folded().eq(X_REAL_IP.as_str().bytes())
+        || *name == header::FORWARDED
 }
 
 /// The request's id: the client's, if it has a fit one, or a new one of 32 hexadecimal digits.
@@ -244,6 +275,61 @@ mod tests {
             written("[2001:db8::1]:5")[3],
             "for=\"[2001:db8::1]\";host=\"example.org\";proto=http"
         );
+    }
+
+    #[test]
+    fn no_stranger_speaks_of_the_client_in_other_fields_either() {
+        let id = HeaderValue::from_static("id");
+        let kept = |far_end: &str| {
+            let mut fields = headers(&[
+                ("x-real-ip", "203.0.113.9"),
+                ("x-forwarded-port", "443"),
+                ("x_forwarded_for", "203.0.113.9"),
+                ("x_real_ip", "203.0.113.9"),
+                ("x-forward", "1"),
+            ]);
+            write_forwarded(
+                &mut fields,
+                far_end.parse().expect("an address"),
+                &trusted(),
+                &id,
+            );
+            [
+                "x-real-ip",
+                "x-forwarded-port",
+                "x_forwarded_for",
+                "x_real_ip",
+                "x-forward",
+            ]
+            .map(|name| {
+                let value = fields.get(name).map(|value| value.to_str().expect("text"));
+                value.unwrap_or_default().to_owned()
+            })
+        };
+        assert_eq!(kept("192.0.2.1:5"), ["192.0.2.1", "", "", "", "1"]);
+        assert_eq!(kept("10.0.0.1:5"), ["203.0.113.9", "443", "", "", "1"]);
+    }
+
+    #[test]
+    fn what_a_request_cannot_be_without_stays_though_connection_names_it() {
+        let mut fields = headers(&[
+            ("connection", "host, Sec-WebSocket-Key, x-secret"),
+            ("host", "a"),
+            ("sec-websocket-key", "b"),
+            ("x-secret", "c"),
+        ]);
+        strip_hop_by_hop(&mut fields);
+        assert_eq!(
+            fields,
+            headers(&[("host", "a"), ("sec-websocket-key", "b")])
+        );
+    }
+
+    #[test]
+    fn a_length_beside_chunks_is_no_length() {
+        let mut fields = headers(&[("transfer-encoding", "chunked"), ("content-length", "3")]);
+        strip_hop_by_hop(&mut fields);
+        assert!(fields.is_empty());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::Authority;
 use http::{Method, StatusCode, Version, request};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
@@ -31,6 +32,39 @@ pub struct HandshakeError {
 }
 
 const VERSION: &str = "13";
+
+/// Longest path with its query; RFC 9112 section 3 wants no less than 8000 bytes.
+const MAX_TARGET_BYTES: usize = 8192;
+
+/// Refuses what the HTTP parser lets pass, but other servers could read as something else.
+///
+/// # Errors
+/// The target is no path or too long, or the body's framing is not plain (RFC 9112 sections 3.2
+/// and 6.1).
+pub fn check_head(head: &request::Parts) -> Result<(), HandshakeError> {
+    let target = head
+        .uri
+        .path_and_query()
+        .map_or("", |target| target.as_str());
+    if target.len() > MAX_TARGET_BYTES {
+        return Err(HandshakeError {
+            status: StatusCode::URI_TOO_LONG,
+            reason: "the target is longer than 8 KiB",
+        });
+    }
+    if head.method == Method::CONNECT || !target.starts_with('/') {
+        return Err(bad_request("the target is no path"));
+    }
+    if !target.is_ascii() || head.uri.path().contains("%00") {
+        return Err(bad_request("the target has bytes that no path has"));
+    }
+    let coding = only(&head.headers, header::TRANSFER_ENCODING);
+    let is_chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    if head.headers.contains_key(header::TRANSFER_ENCODING) && !coding.is_some_and(is_chunked) {
+        return Err(bad_request("the only transfer coding here is chunked"));
+    }
+    Ok(())
+}
 
 /// Reads a request's head. None: it does not ask for a WebSocket. `has_body`: as the HTTP parser
 /// found it.
@@ -98,7 +132,7 @@ pub fn read_upgrade(
 /// The request's host, in lower case and without its port (RFC 9112 section 3.2).
 ///
 /// # Errors
-/// There is not exactly one valid `Host`.
+/// There is not exactly one valid `Host`, or the target names another (RFC 9112 section 3.2.2).
 pub fn read_host(head: &request::Parts) -> Result<String, HandshakeError> {
     let error = bad_request("Host is missing, repeated or invalid");
     let host = match only(&head.headers, header::HOST) {
@@ -108,11 +142,26 @@ pub fn read_host(head: &request::Parts) -> Result<String, HandshakeError> {
         }
         None => return Err(error),
     };
-    let authority: http::uri::Authority = host.parse().map_err(|_| error)?;
-    if authority.as_str().contains('@') {
+    let authority: Authority = host.parse().map_err(|_| error)?;
+    if authority.as_str().contains('@') || !has_valid_port(&authority) {
         return Err(error);
     }
+    if let Some(named) = head.uri.authority()
+        && (named.as_str().contains('@') || !named.host().eq_ignore_ascii_case(authority.host()))
+    {
+        return Err(bad_request("the target names another host than Host"));
+    }
     Ok(authority.host().trim_end_matches('.').to_ascii_lowercase())
+}
+
+/// None, or an empty one, is the scheme's own (RFC 3986 section 3.2.3).
+fn has_valid_port(authority: &Authority) -> bool {
+    let behind_host = authority.as_str().strip_prefix(authority.host());
+    match behind_host.map(|port| port.strip_prefix(':').unwrap_or(port)) {
+        Some("") => true,
+        Some(port) => port.bytes().all(|c| c.is_ascii_digit()) && port.parse::<u16>().is_ok(),
+        None => false,
+    }
 }
 
 /// What the client's 101 must carry (RFC 6455 section 4.2.2).
@@ -140,9 +189,13 @@ pub fn offered_extensions(headers: &HeaderMap) -> String {
     texts.collect::<Vec<_>>().join(", ")
 }
 
-/// Headers that go with a refusal's status.
+/// Headers that go with a refusal's status. After a bad request nothing more is read: what follows
+/// may be its body, or may not.
 pub fn refusal_headers(status: StatusCode) -> HeaderMap {
     let mut headers = HeaderMap::new();
+    if status == StatusCode::BAD_REQUEST {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     if status == StatusCode::UPGRADE_REQUIRED {
         headers.insert(
             header::SEC_WEBSOCKET_VERSION,
@@ -340,6 +393,42 @@ mod tests {
     }
 
     #[test]
+    fn what_other_servers_could_read_as_something_else_is_refused() {
+        let at = |target: &str, field: (&str, &str)| {
+            let mut head = head("GET", Version::HTTP_11, &[field]);
+            head.uri = target.parse().expect("a target");
+            let checked = check_head(&head).and_then(|()| read_host(&head));
+            checked.err().map_or(200, |error| error.status.as_u16())
+        };
+        let long = |n| format!("/{}", "x".repeat(n));
+        for (target, status) in [
+            ("/", 200),
+            ("http://example.org/", 200),
+            ("http://EXAMPLE.org:80", 200),
+            ("http://example.net/", 400),
+            ("http://me@example.org/", 400),
+            ("example.org:80", 400),
+            ("*", 400),
+            ("/a%00b", 400),
+            ("/?a%00b", 200),
+            ("/caf\u{e9}", 400),
+            (&long(8191), 200),
+            (&long(8192), 414),
+        ] {
+            assert_eq!(at(target, ("X", "y")), status, "{target}");
+        }
+        for (coding, status) in [
+            ("chunked", 200),
+            ("Chunked", 200),
+            ("gzip, chunked", 400),
+            ("chunked, chunked", 400),
+            ("identity", 400),
+        ] {
+            assert_eq!(at("/", ("Transfer-Encoding", coding)), status, "{coding}");
+        }
+    }
+
+    #[test]
     fn the_host_is_read_without_port_and_case() {
         for (host, expected) in [
             ("Example.ORG:8080", Some("example.org")),
@@ -348,6 +437,10 @@ mod tests {
             ("", None),
             ("a b", None),
             ("user@example.org", None),
+            ("example.org:", Some("example.org")),
+            ("example.org:65536", None),
+            ("example.org:+80", None),
+            ("[::1]:x", None),
         ] {
             assert_eq!(
                 read_host(&head("GET", Version::HTTP_11, &[("Host", host)]))

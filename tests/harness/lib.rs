@@ -19,6 +19,7 @@ mod wait;
 mod wire;
 
 pub mod guests;
+pub mod hostile;
 
 pub use backend::Backend;
 pub use balancer::Balancer;

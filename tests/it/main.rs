@@ -13,6 +13,7 @@ mod handlers;
 mod handshake;
 mod harness;
 mod health;
+mod hostile;
 mod limits;
 mod observe;
 mod policies;

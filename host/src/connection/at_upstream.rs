@@ -21,7 +21,7 @@ use crate::admin::metrics::UpgradeResult;
 use crate::body;
 use crate::config::{Route, UpstreamName};
 use crate::forwarding;
-use crate::handshake::Upgrade;
+use crate::handshake::{HandshakeError, Upgrade};
 use crate::proxy::ProxyError;
 use crate::relay::Relay;
 use crate::routing::chooser::Plan;
@@ -157,6 +157,14 @@ pub(super) async fn request(
             Err(ProxyError::NotSent(error, unsent)) => {
                 failures.note(exchange, &pool, backend, error);
                 request = *unsent;
+            }
+            // Counted against the backend, it would let any client have a good one ejected.
+            Err(ProxyError::Lost(DialError::Exchange(error))) if error.is_user() => {
+                return Err(HandshakeError {
+                    status: StatusCode::BAD_REQUEST,
+                    reason: "the request's body cannot be read",
+                }
+                .into());
             }
             Err(ProxyError::Lost(error)) => {
                 failures.note(exchange, &pool, backend, error);

@@ -7,6 +7,7 @@
 mod at_handler;
 mod at_plugin;
 mod at_upstream;
+mod paths;
 mod record;
 
 use std::cell::RefCell;
@@ -30,11 +31,12 @@ use tokio::time::Instant;
 use crate::admin::access_log::{Requested, Target as LogTarget};
 use crate::admin::metrics::UpgradeResult;
 use crate::body::{self, Body};
-use crate::config::{Listener, Route, Target};
+use crate::config::{Listener, PathPattern, Route, Target};
 use crate::forwarding;
 use crate::handshake::{self, HandshakeError};
 use crate::routing::chooser::RequestFacts;
 use crate::routing::policy::Refusal;
+use crate::site::Site;
 use crate::worker::{ConnectionCount, Worker};
 
 /// Most header fields of a request (RFC 6585 section 5 answers more with a 431).
@@ -219,6 +221,7 @@ impl Exchange {
         found: &mut Option<Arc<Route>>,
     ) -> Result<Answered, Box<Refused>> {
         let site = self.worker.site();
+        handshake::check_head(&head)?;
         self.host = handshake::read_host(&head)?;
         let route = site
             .routes
@@ -231,6 +234,7 @@ impl Exchange {
                 )
             })?;
         let route = found.insert(Arc::clone(route));
+        self.check_path(&site, route, head.uri.path())?;
         if site.is_drained(route) {
             return Err(drained());
         }
@@ -256,6 +260,38 @@ impl Exchange {
                 reason: "a WebSocket is served here",
             }
             .into()),
+        }
+    }
+
+    /// Refuses a path that would lead along another route if it were read as some servers do: its
+    /// backend could take the request for one that this route keeps out.
+    fn check_path(
+        &self,
+        site: &Site,
+        route: &Arc<Route>,
+        path: &str,
+    ) -> Result<(), HandshakeError> {
+        if paths::is_plain(path) {
+            return Ok(());
+        }
+        let leads_elsewhere = paths::WAYS.iter().any(|way| {
+            let path = way.read(path);
+            let found = site.routes.find(&self.host, &path);
+            // A pattern that is not plain itself is meant as a server would read it.
+            let is_meant = match &route.path {
+                PathPattern::Exact(exact) => !paths::is_plain(exact) && path == way.read(exact),
+                PathPattern::Prefix(prefix) => {
+                    !paths::is_plain(prefix) && path.starts_with(&way.read(prefix))
+                }
+            };
+            !is_meant && !found.is_some_and(|found| Arc::ptr_eq(found, route))
+        });
+        match leads_elsewhere {
+            true => Err(HandshakeError {
+                status: StatusCode::BAD_REQUEST,
+                reason: "the path can be read as one of another route",
+            }),
+            false => Ok(()),
         }
     }
 

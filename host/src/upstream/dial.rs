@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{Request, Response, StatusCode, Uri, request, response};
+use http::{Request, Response, StatusCode, Uri, Version, request, response};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
@@ -127,6 +127,9 @@ pub async fn upgrade(
         poll_fn(|cx| connection.poll_without_shutdown(cx))
             .await
             .map_err(DialError::Exchange)?;
+    }
+    if head.version != Version::HTTP_11 {
+        return Err(DialError::BadHandshake("its 101 is not HTTP/1.1"));
     }
     check_answer(asked, &head.headers).map_err(DialError::BadHandshake)?;
     let parts = connection.into_parts();
