@@ -297,8 +297,8 @@ async fn a_plan_says_what_changes_and_whom_it_touches() -> Result<()> {
         "~ upstream app (policy round_robin -> random)\n\
          - upstream app: backend {a}: ends 2 sessions\n\
          + upstream app: backend {c}\n\
-         - route /echo: ends 1 sessions\n\
-         4 changes, 3 sessions end\n"
+         - route /echo: ends 1 session\n\
+         4 changes, which end 3 sessions\n"
     );
     assert_eq!(ended.stdout, expected);
     for client in &mut open {

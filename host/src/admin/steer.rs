@@ -93,6 +93,13 @@ pub enum ChangeKind {
     Changed,
 }
 
+fn counted(n: u64, thing: &str) -> String {
+    match n {
+        1 => format!("1 {thing}"),
+        n => format!("{n} {thing}s"),
+    }
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.changes.is_empty() {
@@ -110,7 +117,7 @@ impl fmt::Display for Plan {
             }
             match change.sessions_ended {
                 0 => writeln!(f)?,
-                n => writeln!(f, ": ends {n} sessions")?,
+                n => writeln!(f, ": ends {}", counted(n, "session"))?,
             }
         }
         let ended: u64 = self
@@ -118,6 +125,7 @@ impl fmt::Display for Plan {
             .iter()
             .map(|change| change.sessions_ended)
             .sum();
-        writeln!(f, "{} changes, {ended} sessions end", self.changes.len())
+        let changes = counted(self.changes.len() as u64, "change");
+        writeln!(f, "{changes}, which end {}", counted(ended, "session"))
     }
 }
