@@ -21,6 +21,11 @@ for a head. An outcome that is not as wanted is in **bold**; that is a differenc
 peer may be right by another reading of an RFC, or may leave to the backend what Pointsman decides.
 *forwarded* says that a backend heard of the request, *with* what it should not have heard.
 
+Known, and left so: lines may end in a bare LF (RFC 9112 section 2.2 allows it), a fragment in a target is
+left out rather than refused, and of a length beside chunks only the chunks count, after which the connection
+is ended (section 6.3). The HTTP library decides these before Pointsman sees the request; what a backend is
+sent has CRLF, no fragment and one framing. A path that is escaped twice is read once.
+
 ";
 
 #[tokio::main(flavor = "current_thread")]

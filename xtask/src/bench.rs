@@ -46,7 +46,8 @@ fn peers(root: &Path) {
     }
 }
 
-fn debian(root: &Path) -> Result<()> {
+/// Installs what is missing of Debian's packages.
+pub(crate) fn debian(root: &Path) -> Result<()> {
     // Not every user's `PATH` leads to Debian's folder of servers.
     let is_missing = |(program, flag): &&(&str, &str)| {
         let places = [(*program).to_owned(), format!("/usr/sbin/{program}")];

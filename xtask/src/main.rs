@@ -27,6 +27,8 @@ usage: cargo xtask COMMAND
   test [ARGS]        setup, build, then all tests; ARGS go to `cargo test`
   bench [ARGS]       build, set up nginx, HAProxy, Envoy and Node.js, then measure Pointsman beside
                      them; ARGS go to `pointsman-bench` (`--list`, `--workload NAME...`)
+  hostile [--write]  build, set up nginx and HAProxy, then show what Pointsman and they do with hostile
+                     clients and lying backends; `--write`: in docs/hostile.md
   ci                 formatting, lints, documentation, then test
   bindings           make the SDK's bindings anew from sdk/wit/plugin.wit
 
@@ -39,7 +41,7 @@ fn main() -> ExitCode {
         Some((command, rest)) => (command.as_str(), rest),
         None => ("", &[][..]),
     };
-    let takes_args = matches!(command, "demo" | "test" | "bench");
+    let takes_args = matches!(command, "demo" | "test" | "bench" | "hostile");
     if !takes_args && !rest.is_empty() {
         return wrong_usage(&format!("`{command}` takes no arguments"));
     }
@@ -51,6 +53,11 @@ fn main() -> ExitCode {
         "demo" => demo(&root, rest),
         "test" => test(&root, rest),
         "bench" => bench(&root, rest),
+        "hostile" => match rest {
+            [] => hostile(&root, false),
+            [write] if write == "--write" => hostile(&root, true),
+            _ => return wrong_usage("`hostile` takes `--write` or nothing"),
+        },
         "ci" => ci(&root),
         "bindings" => bindings::write(&root),
         "help" | "-h" | "--help" => {
@@ -107,6 +114,19 @@ fn test(root: &Path, args: &[String]) -> Result<()> {
 fn bench(root: &Path, args: &[String]) -> Result<()> {
     build(root)?;
     bench::run(root, args)
+}
+
+fn hostile(root: &Path, writes: bool) -> Result<()> {
+    build(root)?;
+    bench::debian(root)?;
+    let args: &[&str] = if writes {
+        &["--write", "docs/hostile.md"]
+    } else {
+        &[]
+    };
+    Step::new(root, root.join("target/release/hostile"))
+        .args(args)
+        .run()
 }
 
 /// The plugins come before the lints: the host's build script reads them.
