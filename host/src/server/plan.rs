@@ -1,12 +1,13 @@
 //! What a configuration would change, compared with the one in force, and how many open sessions each
 //! change would end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::admin::steer::{Change, ChangeKind, Plan};
-use crate::config::{Backend, Config, Listener, Route, Upstream};
+use crate::config::{Backend, Config, Listener, Route, Target, Upstream};
 use crate::session::Place;
-use crate::site::{Drained, Keeps, Outside, Site};
+use crate::site::{Keeps, Outside, Site};
 use crate::worker::Census;
 
 /// Open sessions and the places where they run.
@@ -46,7 +47,7 @@ pub(super) fn plan(site: &Site, new: &Config, running: &Running<'_>) -> Plan {
     changed("admin", old.admin == new.admin);
     changed("plugins", old.plugins == new.plugins);
     let settings = old.plugin.keys().chain(new.plugin.keys());
-    let settings: std::collections::BTreeSet<_> = settings.collect();
+    let settings: BTreeSet<_> = settings.collect();
     for name in settings {
         changed(
             &format!("plugin {name}"),
@@ -78,11 +79,7 @@ pub(super) fn plan(site: &Site, new: &Config, running: &Running<'_>) -> Plan {
                 &after.backends,
                 key,
                 |address, kind, before, after| {
-                    let ends = running.leaving(|place| {
-                let is_of_upstream = matches!(&place.route.target, crate::config::Target::Upstream(of) if of.as_str() == name);
-                let backend = place.backend.as_ref().map(|b| b.address());
-                is_of_upstream && backend == Some(address)
-            });
+                    let ends = running.leaving(|place| is_at(place, name, address));
                     let details = before
                         .zip(after)
                         .map(|(b, a)| backend_details(b, a).join(", "));
@@ -109,12 +106,17 @@ pub(super) fn plan(site: &Site, new: &Config, running: &Running<'_>) -> Plan {
     Plan { changes }
 }
 
+fn is_at(place: &Place, upstream: &str, address: &str) -> bool {
+    let is_of_upstream =
+        matches!(&place.route.target, Target::Upstream(name) if name.as_str() == upstream);
+    let backend = place.backend.as_ref().map(|backend| backend.address());
+    is_of_upstream && backend == Some(address)
+}
+
 /// Where sessions may stay by a configuration that is not in force.
 pub(super) fn keeps(site: &Site, new: &Config, outside: &Outside) -> Keeps {
-    let drained: &Drained = &site.drained;
-    let plugins = std::sync::Arc::clone(&site.plugins);
-    let config = std::sync::Arc::new(new.clone());
-    let drained = std::sync::Arc::new(drained.clone());
+    let config = Arc::new(new.clone());
+    let (plugins, drained) = (Arc::clone(&site.plugins), Arc::clone(&site.drained));
     // No predecessor: nothing of what is known of backends may change by asking.
     Keeps::new(&Site::new(config, plugins, outside, drained, None))
 }
