@@ -176,6 +176,7 @@ fn handle(bench: &mut Bench, generation: &Arc<Generation>, host: &PluginHost) ->
         request_id: "0123456789abcdef".to_owned(),
         max_message_bytes: 1 << 20,
         offered_subprotocols: vec![],
+        subprotocol: None,
         headers: vec![],
     };
     let (outbox, _inbox) = mpsc::channel(1);

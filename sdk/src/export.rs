@@ -230,7 +230,7 @@ impl<F: Filter> contract::filter::Guest for Filters<F> {
         Ok(wants)
     }
 
-    fn accept(facts: Facts) -> Result<(), Refusal> {
+    fn accept(facts: Facts) -> Result<filter::Admission, Refusal> {
         with(|filter: &mut F| filter.accept(&facts))
     }
 }

@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 
 pub use crate::bindings::exports::pointsman::plugin::filter::{
-    Direction, Interest, Verdict, Wants,
+    Admission, Direction, Interest, Verdict, Wants,
 };
 use crate::{Facts, Message, Refusal, Report};
 
@@ -59,13 +59,13 @@ pub trait Filter: Sized + 'static {
         Wants::default()
     }
 
-    /// Called before the backend is dialled, if [`Wants::accept`].
+    /// Called before the backend is dialled, if [`Wants::accept`]: what changes in its request.
     ///
     /// # Errors
     ///
     /// The client gets the refusal as an HTTP answer, and there is no session.
-    fn accept(&mut self, _facts: &Facts) -> Result<(), Refusal> {
-        Ok(())
+    fn accept(&mut self, _facts: &Facts) -> Result<Admission, Refusal> {
+        Ok(Admission::default())
     }
 
     /// A session begins.

@@ -123,6 +123,22 @@ pub mod store {
         imports::store::delete(key);
     }
 
+    /// Sets the value if the one that is there is `expected`; `None`: if there is none. Says whether
+    /// it did. Nothing comes between the look and the change: who finds another value than expected
+    /// reads it again and begins anew.
+    ///
+    /// # Errors
+    ///
+    /// As for [`set`].
+    pub fn compare_and_set(
+        key: &str,
+        expected: Option<&[u8]>,
+        value: &[u8],
+        ttl: Option<Duration>,
+    ) -> Result<bool, StoreError> {
+        imports::store::compare_and_set(key, expected, value, millis(ttl))
+    }
+
     /// Adds and returns the sum, atomically; a missing key counts as 0. `ttl` counts from the making
     /// of the key.
     ///
@@ -155,7 +171,7 @@ pub mod topics {
     }
 
     /// Sends to every session of the topic, and says to how many. A session whose queue is full
-    /// misses the message.
+    /// misses this message or its oldest, or ends, as the operator wants it.
     pub fn publish(topic: &str, message: &Message) -> u32 {
         imports::topics::publish(topic, message)
     }

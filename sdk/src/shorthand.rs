@@ -98,12 +98,7 @@ impl Request {
     /// and two hexadecimal digits are a byte, other `%` stand for themselves, and what is not UTF-8
     /// becomes U+FFFD. A name without `=` has an empty value.
     pub fn query(&self, name: &str) -> Option<Cow<'_, str>> {
-        let (_, query) = self.path.split_once('?')?;
-        let mut pairs = query
-            .split('&')
-            .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        let (_, value) = pairs.find(|(found, _)| form_decoded(found) == name)?;
-        Some(form_decoded(value))
+        query(&self.path, name)
     }
 }
 
@@ -119,6 +114,20 @@ impl Facts {
     pub fn header(&self, name: &str) -> Option<&str> {
         find(&self.headers, name)
     }
+
+    /// As [`Request::query`].
+    pub fn query(&self, name: &str) -> Option<Cow<'_, str>> {
+        query(&self.path, name)
+    }
+}
+
+fn query<'a>(path: &'a str, name: &str) -> Option<Cow<'a, str>> {
+    let (_, query) = path.split_once('?')?;
+    let mut pairs = query
+        .split('&')
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let (_, value) = pairs.find(|(found, _)| form_decoded(found) == name)?;
+    Some(form_decoded(value))
 }
 
 fn form_decoded(text: &str) -> Cow<'_, str> {
@@ -179,6 +188,16 @@ impl Default for filter::Wants {
         Self {
             headers: Vec::new(),
             accept: false,
+        }
+    }
+}
+
+/// Nothing changes.
+impl Default for filter::Admission {
+    fn default() -> Self {
+        Self {
+            hide_subprotocols: Vec::new(),
+            set_headers: Vec::new(),
         }
     }
 }

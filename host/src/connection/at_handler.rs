@@ -53,7 +53,7 @@ pub(super) fn upgrade(
         .handler(&site, plugin)
         .map_err(failed)?;
     let allowed = route.max_message_bytes.unwrap_or(u64::MAX);
-    let facts = Facts {
+    let mut facts = Facts {
         session: SessionId::next(),
         route: route.path.to_string(),
         client_ip: exchange.client_ip,
@@ -62,12 +62,14 @@ pub(super) fn upgrade(
         request_id: exchange.id().to_owned(),
         max_message_bytes: allowed.min(handler.max_message_bytes()),
         offered_subprotocols: asked.subprotocols.clone(),
+        subprotocol: None,
         headers: wanted(handler.wanted_headers(), &head),
     };
     let subprotocol = match handler.accept(&facts).map_err(failed)? {
         Ok(subprotocol) => subprotocol.filter(|name| asked.subprotocols.contains(name)),
         Err(refusal) => return Err(Refused::by_plugin(refusal, UpgradeResult::HandlerRefused)),
     };
+    facts.subprotocol.clone_from(&subprotocol);
     let mut headers = handshake::accept_headers(&asked, subprotocol.as_deref());
     let offers = handshake::offered_extensions(&head.headers);
     let deflate = deflate::accept(&offers).filter(|_| route.deflate);

@@ -115,9 +115,9 @@ pub(super) fn handler(message: &str) -> Vec<u8> {
             (global $sessions (mut i32) (i32.const 0))
             (func (export "pointsman:plugin/handler@0.1.0#configure") (param i32 i32) (result i32) (i32.const 16))
             (func (export "pointsman:plugin/handler@0.1.0#accept")
-                (param i64 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32) (i32.const 16))
+                (param $facts i32) (result i32) (i32.const 16))
             (func (export "pointsman:plugin/handler@0.1.0#[constructor]session")
-                (param i64 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)
+                (param $facts i32) (result i32)
                 (global.set $sessions (i32.add (global.get $sessions) (i32.const 1)))
                 (call $session (i32.const 7)))
             (func (export "pointsman:plugin/handler@0.1.0#[method]session.interest") (param i32) (result i32)
@@ -212,6 +212,7 @@ pub(super) fn fail_once(handler: &GuestHandler) {
         request_id: String::new(),
         max_message_bytes: 1 << 20,
         offered_subprotocols: Vec::new(),
+        subprotocol: None,
         headers: Vec::new(),
     };
     let (outbox, _inbox) = mpsc::channel(1);

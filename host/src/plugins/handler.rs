@@ -342,6 +342,7 @@ impl<'a> LoweredFacts<'a> {
             path: &self.facts.path,
             request_id: &self.facts.request_id,
             offered_subprotocols: &lists.offered_subprotocols,
+            subprotocol: self.facts.subprotocol.as_deref(),
             headers: &lists.headers,
         }
     }
@@ -512,6 +513,7 @@ mod tests {
             request_id: "1".to_owned(),
             max_message_bytes: 1 << 20,
             offered_subprotocols: vec!["chat".to_owned()],
+            subprotocol: None,
             headers: vec![("x".to_owned(), "1".to_owned())],
         }
     }

@@ -162,6 +162,22 @@ impl store::Host for HostState {
         store.set(key, value, ttl_ms, now_ms()).map_err(store_error)
     }
 
+    fn compare_and_set(
+        &mut self,
+        key: String,
+        expected: Option<Vec<u8>>,
+        value: Vec<u8>,
+        ttl_ms: Option<u64>,
+    ) -> Result<bool, store::StoreError> {
+        let mut store = self
+            .share
+            .store
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let set = store.compare_and_set(key, expected.as_deref(), value, ttl_ms, now_ms());
+        set.map_err(store_error)
+    }
+
     fn delete(&mut self, key: String) {
         let mut store = self
             .share

@@ -71,6 +71,21 @@ impl KeyValues {
         self.keep(key, Value::Bytes(value), expiry(ttl_ms, now_ms), now_ms)
     }
 
+    /// False: there is another value than `expected`, which stays. None: there is to be no value.
+    pub(super) fn compare_and_set(
+        &mut self,
+        key: String,
+        expected: Option<&[u8]>,
+        value: Vec<u8>,
+        ttl_ms: Option<u64>,
+        now_ms: u64,
+    ) -> Result<bool, KeepError> {
+        if self.get(&key, now_ms).as_deref() != expected {
+            return Ok(false);
+        }
+        self.set(key, value, ttl_ms, now_ms).map(|()| true)
+    }
+
     pub(super) fn delete(&mut self, key: &str) {
         if let Some(entry) = self.entries.remove(key) {
             self.used_bytes -= cost(key, &entry.value);

@@ -86,6 +86,8 @@ pub struct Facts {
     pub max_message_bytes: u64,
     /// In the client's order.
     pub offered_subprotocols: Vec<String>,
+    /// What the client was answered with; none before that is known.
+    pub subprotocol: Option<String>,
     /// Those that [`Handler::wanted_headers`] names; names in lower case.
     pub headers: Vec<(String, String)>,
 }

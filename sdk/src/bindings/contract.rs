@@ -286,12 +286,14 @@ pub mod pointsman {
         pub request_id: _rt::String,
         /// The subprotocols that the client offers, in its order.
         pub offered_subprotocols: _rt::Vec::<_rt::String>,
+        /// The subprotocol that the client was answered with; none in `accept`, where it is not known.
+        pub subprotocol: Option<_rt::String>,
         /// Those of the request's headers that `configure` asked for, in the order received.
         pub headers: _rt::Vec::<Header>,
       }
       impl ::core::fmt::Debug for Facts {
         fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-          f.debug_struct("Facts").field("session", &self.session).field("route", &self.route).field("client-ip", &self.client_ip).field("host", &self.host).field("path", &self.path).field("request-id", &self.request_id).field("offered-subprotocols", &self.offered_subprotocols).field("headers", &self.headers).finish()
+          f.debug_struct("Facts").field("session", &self.session).field("route", &self.route).field("client-ip", &self.client_ip).field("host", &self.host).field("path", &self.path).field("request-id", &self.request_id).field("offered-subprotocols", &self.offered_subprotocols).field("subprotocol", &self.subprotocol).field("headers", &self.headers).finish()
         }
       }
 
@@ -575,6 +577,72 @@ pub mod pointsman {
         }
       }
       #[allow(unused_unsafe, clippy::all)]
+      /// Sets the value if the one that is there is `expected`; none: if there is none. Says whether it
+      /// did. Nothing comes between the look and the change.
+      #[allow(async_fn_in_trait)]
+      pub fn compare_and_set(key: &str,expected: Option<&[u8]>,value: &[u8],ttl_ms: Option<u64>,) -> Result<bool,StoreError>{
+        unsafe {
+
+          #[repr(align(1))]
+          struct RetArea([::core::mem::MaybeUninit::<u8>; 2]);
+          let mut ret_area = RetArea([::core::mem::MaybeUninit::uninit(); 2]);
+          let vec0 = key;
+          let ptr0 = vec0.as_ptr().cast::<u8>();
+          let len0 = vec0.len();
+          let (result2_0,result2_1,result2_2,) = match expected {
+            Some(e) => {
+              let vec1 = e;
+              let ptr1 = vec1.as_ptr().cast::<u8>();
+              let len1 = vec1.len();
+
+              (1i32, ptr1.cast_mut(), len1)
+            },
+            None => {
+              (0i32, ::core::ptr::null_mut(), 0usize)
+            },
+          };let vec3 = value;
+          let ptr3 = vec3.as_ptr().cast::<u8>();
+          let len3 = vec3.len();
+          let (result4_0,result4_1,) = match ttl_ms {
+            Some(e) => (1i32, _rt::as_i64(e)),
+            None => {
+              (0i32, 0i64)
+            },
+          };let ptr5 = ret_area.0.as_mut_ptr().cast::<u8>();
+          #[cfg(target_arch = "wasm32")]
+          #[link(wasm_import_module = "pointsman:plugin/store@0.1.0")]
+          unsafe extern "C" {
+            #[link_name = "compare-and-set"]
+            fn wit_import6(_: *mut u8, _: usize, _: i32, _: *mut u8, _: usize, _: *mut u8, _: usize, _: i32, _: i64, _: *mut u8, );
+          }
+
+          #[cfg(not(target_arch = "wasm32"))]
+          unsafe extern "C" fn wit_import6(_: *mut u8, _: usize, _: i32, _: *mut u8, _: usize, _: *mut u8, _: usize, _: i32, _: i64, _: *mut u8, ) { unreachable!() }
+          wit_import6(ptr0.cast_mut(), len0, result2_0, result2_1, result2_2, ptr3.cast_mut(), len3, result4_0, result4_1, ptr5);
+          let l7 = i32::from(*ptr5.add(0).cast::<u8>());
+          let result10 = match l7 {
+            0 => {
+              let e = {
+                let l8 = i32::from(*ptr5.add(1).cast::<u8>());
+
+                _rt::bool_lift(l8 as u8)
+              };
+              Ok(e)
+            }
+            1 => {
+              let e = {
+                let l9 = i32::from(*ptr5.add(1).cast::<u8>());
+
+                StoreError::_lift(l9 as u8)
+              };
+              Err(e)
+            }
+            _ => _rt::invalid_enum_discriminant(),
+          };
+          result10
+        }
+      }
+      #[allow(unused_unsafe, clippy::all)]
       /// Adds and returns the sum, atomically; a missing key counts as 0. `ttl-ms` counts from the
       /// making of the key.
       #[allow(async_fn_in_trait)]
@@ -678,8 +746,9 @@ pub mod pointsman {
         }
       }
       #[allow(unused_unsafe, clippy::all)]
-      /// Sends to every session of the topic, and says to how many. A session whose queue is full
-      /// misses the message, which is counted.
+      /// Sends to every session of the topic, and says to how many. What becomes of a session whose
+      /// queue is full is the operator's choice: it misses this message, or its oldest, which is
+      /// counted, or it ends with 1013.
       #[allow(async_fn_in_trait)]
       pub fn publish(topic: &str,message: &Message,) -> u32{
         unsafe {
@@ -728,7 +797,8 @@ pub mod pointsman {
       pub type Message = super::super::super::pointsman::plugin::types::Message;
       pub type Ending = super::super::super::pointsman::plugin::types::Close;
       #[allow(unused_unsafe, clippy::all)]
-      /// False if there is no such session, or its queue is full.
+      /// False if there is no such session, or its queue is full and takes no more; see
+      /// `topics.publish`. A filter's session is sent to at its client, past the other filters.
       #[allow(async_fn_in_trait)]
       pub fn send(session: u64,message: &Message,) -> bool{
         unsafe {
@@ -1497,7 +1567,8 @@ static mut _RET_AREA: _RetArea = _RetArea([::core::mem::MaybeUninit::uninit(); 6
 
 }
 
-/// Sits between a client and a backend, and sees whole messages.
+/// Sits between a client and a backend, and sees whole messages. Of several filters the first is
+/// next to the client and the last next to the backend.
 #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
 pub mod filter {
 
@@ -1518,6 +1589,20 @@ pub mod filter {
   impl ::core::fmt::Debug for Wants {
     fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
       f.debug_struct("Wants").field("headers", &self.headers).field("accept", &self.accept).finish()
+    }
+  }
+  /// What changes in the request that the backend gets.
+  #[derive(Clone, PartialEq)]
+  pub struct Admission {
+    /// Of the offered subprotocols, those that it does not get: a token, say.
+    pub hide_subprotocols: _rt::Vec::<_rt::String>,
+    /// Fields that take the place of the client's fields of these names, or are added. Those that
+    /// belong to the connection or the handshake are dropped.
+    pub set_headers: _rt::Vec::<Header>,
+  }
+  impl ::core::fmt::Debug for Admission {
+    fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+      f.debug_struct("Admission").field("hide-subprotocols", &self.hide_subprotocols).field("set-headers", &self.set_headers).finish()
     }
   }
   #[repr(u8)]
@@ -1573,9 +1658,9 @@ pub mod filter {
     Replace(Message),
     /// Nothing passes on.
     Drop,
-    /// Nothing passes on; these go back to where the message came from.
+    /// Nothing passes on; these go back to where the message came from, past the other filters.
     Answer(_rt::Vec::<Message>),
-    /// The session ends, on both sides.
+    /// The session ends, on both sides, with this code.
     Close(Close),
   }
   impl ::core::fmt::Debug for Verdict {
@@ -1811,204 +1896,340 @@ pub unsafe fn __post_return_configure<T_: Guest>(arg0: *mut u8,) { unsafe {
 } }
 #[doc(hidden)]
 #[allow(non_snake_case, unused_unsafe)]
-pub unsafe fn _export_accept_cabi<T_: Guest>(arg0: i64,arg1: *mut u8,arg2: usize,arg3: *mut u8,arg4: usize,arg5: *mut u8,arg6: usize,arg7: *mut u8,arg8: usize,arg9: *mut u8,arg10: usize,arg11: *mut u8,arg12: usize,arg13: *mut u8,arg14: usize,) -> *mut u8 { unsafe {#[cfg(target_arch="wasm32")]
-_rt::run_ctors_once();let result16 = {
-  let len0 = arg2;
-  let bytes0 = _rt::Vec::from_raw_parts(arg1.cast(), len0, len0);
-  let len1 = arg4;
-  let bytes1 = _rt::Vec::from_raw_parts(arg3.cast(), len1, len1);
-  let len2 = arg6;
-  let bytes2 = _rt::Vec::from_raw_parts(arg5.cast(), len2, len2);
-  let len3 = arg8;
-  let bytes3 = _rt::Vec::from_raw_parts(arg7.cast(), len3, len3);
-  let len4 = arg10;
-  let bytes4 = _rt::Vec::from_raw_parts(arg9.cast(), len4, len4);
-  let base8 = arg11;
-  let len8 = arg12;
-  let mut result8 = _rt::Vec::with_capacity(len8);
-  for i in 0..len8 {
-    let base = base8.add(i * (2*::core::mem::size_of::<*const u8>()));
-    let e8 = {
-      let l5 = *base.add(0).cast::<*mut u8>();
-      let l6 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
-      let len7 = l6;
-      let bytes7 = _rt::Vec::from_raw_parts(l5.cast(), len7, len7);
+pub unsafe fn _export_accept_cabi<T_: Guest>(arg0: *mut u8,) -> *mut u8 { unsafe {#[cfg(target_arch="wasm32")]
+_rt::run_ctors_once();let result35 = {
+  let l0 = *arg0.add(0).cast::<i64>();
+  let l1 = *arg0.add(8).cast::<*mut u8>();
+  let l2 = *arg0.add(8+1*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let len3 = l2;
+  let bytes3 = _rt::Vec::from_raw_parts(l1.cast(), len3, len3);
+  let l4 = *arg0.add(8+2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l5 = *arg0.add(8+3*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let len6 = l5;
+  let bytes6 = _rt::Vec::from_raw_parts(l4.cast(), len6, len6);
+  let l7 = *arg0.add(8+4*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l8 = *arg0.add(8+5*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let len9 = l8;
+  let bytes9 = _rt::Vec::from_raw_parts(l7.cast(), len9, len9);
+  let l10 = *arg0.add(8+6*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l11 = *arg0.add(8+7*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let len12 = l11;
+  let bytes12 = _rt::Vec::from_raw_parts(l10.cast(), len12, len12);
+  let l13 = *arg0.add(8+8*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l14 = *arg0.add(8+9*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let len15 = l14;
+  let bytes15 = _rt::Vec::from_raw_parts(l13.cast(), len15, len15);
+  let l16 = *arg0.add(8+10*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l17 = *arg0.add(8+11*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let base21 = l16;
+  let len21 = l17;
+  let mut result21 = _rt::Vec::with_capacity(len21);
+  for i in 0..len21 {
+    let base = base21.add(i * (2*::core::mem::size_of::<*const u8>()));
+    let e21 = {
+      let l18 = *base.add(0).cast::<*mut u8>();
+      let l19 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
+      let len20 = l19;
+      let bytes20 = _rt::Vec::from_raw_parts(l18.cast(), len20, len20);
 
-      _rt::string_lift(bytes7)
+      _rt::string_lift(bytes20)
     };
-    result8.push(e8);
+    result21.push(e21);
   }
-  _rt::cabi_dealloc(base8, len8 * (2*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
-  let base15 = arg13;
-  let len15 = arg14;
-  let mut result15 = _rt::Vec::with_capacity(len15);
-  for i in 0..len15 {
-    let base = base15.add(i * (4*::core::mem::size_of::<*const u8>()));
-    let e15 = {
-      let l9 = *base.add(0).cast::<*mut u8>();
-      let l10 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
-      let len11 = l10;
-      let bytes11 = _rt::Vec::from_raw_parts(l9.cast(), len11, len11);
-      let l12 = *base.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
-      let l13 = *base.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
-      let len14 = l13;
-      let bytes14 = _rt::Vec::from_raw_parts(l12.cast(), len14, len14);
+  _rt::cabi_dealloc(base21, len21 * (2*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
+  let l22 = i32::from(*arg0.add(8+12*::core::mem::size_of::<*const u8>()).cast::<u8>());
+  let l26 = *arg0.add(8+15*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l27 = *arg0.add(8+16*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let base34 = l26;
+  let len34 = l27;
+  let mut result34 = _rt::Vec::with_capacity(len34);
+  for i in 0..len34 {
+    let base = base34.add(i * (4*::core::mem::size_of::<*const u8>()));
+    let e34 = {
+      let l28 = *base.add(0).cast::<*mut u8>();
+      let l29 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
+      let len30 = l29;
+      let bytes30 = _rt::Vec::from_raw_parts(l28.cast(), len30, len30);
+      let l31 = *base.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+      let l32 = *base.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
+      let len33 = l32;
+      let bytes33 = _rt::Vec::from_raw_parts(l31.cast(), len33, len33);
 
       super::super::super::super::pointsman::plugin::types::Header{
-        name: _rt::string_lift(bytes11),
-        value: _rt::string_lift(bytes14),
+        name: _rt::string_lift(bytes30),
+        value: _rt::string_lift(bytes33),
       }
     };
-    result15.push(e15);
+    result34.push(e34);
   }
-  _rt::cabi_dealloc(base15, len15 * (4*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
+  _rt::cabi_dealloc(base34, len34 * (4*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
   T_::accept(super::super::super::super::pointsman::plugin::types::Facts{
-    session: arg0 as u64,
-    route: _rt::string_lift(bytes0),
-    client_ip: _rt::string_lift(bytes1),
-    host: _rt::string_lift(bytes2),
-    path: _rt::string_lift(bytes3),
-    request_id: _rt::string_lift(bytes4),
-    offered_subprotocols: result8,
-    headers: result15,
+    session: l0 as u64,
+    route: _rt::string_lift(bytes3),
+    client_ip: _rt::string_lift(bytes6),
+    host: _rt::string_lift(bytes9),
+    path: _rt::string_lift(bytes12),
+    request_id: _rt::string_lift(bytes15),
+    offered_subprotocols: result21,
+    subprotocol: match l22 {
+      0 => None,
+      1 => {
+        let e = {
+          let l23 = *arg0.add(8+13*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+          let l24 = *arg0.add(8+14*::core::mem::size_of::<*const u8>()).cast::<usize>();
+          let len25 = l24;
+          let bytes25 = _rt::Vec::from_raw_parts(l23.cast(), len25, len25);
+
+          _rt::string_lift(bytes25)
+        };
+        Some(e)
+      }
+      _ => _rt::invalid_enum_discriminant(),
+    },
+    headers: result34,
   })
 };
-let ptr17 = (&raw mut _RET_AREA.0).cast::<u8>();
-match result16 {
-  Ok(_) => { {
-    *ptr17.add(0).cast::<u8>() = (0i32) as u8;
-  } },
-  Err(e) => { {
-    *ptr17.add(0).cast::<u8>() = (1i32) as u8;
-    let super::super::super::super::pointsman::plugin::types::Refusal{ status:status18, headers:headers18, body:body18, } = e;
-    *ptr17.add(::core::mem::size_of::<*const u8>()).cast::<u16>() = (_rt::as_i32(status18)) as u16;
-    let vec22 = headers18;
-    let len22 = vec22.len();
-    let layout22 = _rt::alloc::Layout::from_size_align(vec22.len() * (4*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>()).unwrap();
-    let (result22, _cleanup22) = wit_bindgen::rt::Cleanup::new(layout22);if let Some(cleanup) = _cleanup22 { cleanup.forget(); }
-    for (i, e) in vec22.into_iter().enumerate() {
-      let base = result22.add(i * (4*::core::mem::size_of::<*const u8>()));
+_rt::cabi_dealloc(arg0, 16+16*::core::mem::size_of::<*const u8>(), 8);
+let ptr36 = (&raw mut _RET_AREA.0).cast::<u8>();
+match result35 {
+  Ok(e) => { {
+    *ptr36.add(0).cast::<u8>() = (0i32) as u8;
+    let Admission{ hide_subprotocols:hide_subprotocols37, set_headers:set_headers37, } = e;
+    let vec39 = hide_subprotocols37;
+    let len39 = vec39.len();
+    let layout39 = _rt::alloc::Layout::from_size_align(vec39.len() * (2*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>()).unwrap();
+    let (result39, _cleanup39) = wit_bindgen::rt::Cleanup::new(layout39);if let Some(cleanup) = _cleanup39 { cleanup.forget(); }
+    for (i, e) in vec39.into_iter().enumerate() {
+      let base = result39.add(i * (2*::core::mem::size_of::<*const u8>()));
       {
-        let super::super::super::super::pointsman::plugin::types::Header{ name:name19, value:value19, } = e;
-        let vec20 = (name19.into_bytes()).into_boxed_slice();
-        let ptr20 = vec20.as_ptr().cast::<u8>();
-        let len20 = vec20.len();
-        ::core::mem::forget(vec20);
-        *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>() = len20;
-        *base.add(0).cast::<*mut u8>() = ptr20.cast_mut();
-        let vec21 = (value19.into_bytes()).into_boxed_slice();
-        let ptr21 = vec21.as_ptr().cast::<u8>();
-        let len21 = vec21.len();
-        ::core::mem::forget(vec21);
-        *base.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>() = len21;
-        *base.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr21.cast_mut();
+        let vec38 = (e.into_bytes()).into_boxed_slice();
+        let ptr38 = vec38.as_ptr().cast::<u8>();
+        let len38 = vec38.len();
+        ::core::mem::forget(vec38);
+        *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>() = len38;
+        *base.add(0).cast::<*mut u8>() = ptr38.cast_mut();
       }
     }
-    *ptr17.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>() = len22;
-    *ptr17.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = result22;
-    let vec23 = (body18.into_bytes()).into_boxed_slice();
-    let ptr23 = vec23.as_ptr().cast::<u8>();
-    let len23 = vec23.len();
-    ::core::mem::forget(vec23);
-    *ptr17.add(5*::core::mem::size_of::<*const u8>()).cast::<usize>() = len23;
-    *ptr17.add(4*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr23.cast_mut();
+    *ptr36.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>() = len39;
+    *ptr36.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = result39;
+    let vec43 = set_headers37;
+    let len43 = vec43.len();
+    let layout43 = _rt::alloc::Layout::from_size_align(vec43.len() * (4*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>()).unwrap();
+    let (result43, _cleanup43) = wit_bindgen::rt::Cleanup::new(layout43);if let Some(cleanup) = _cleanup43 { cleanup.forget(); }
+    for (i, e) in vec43.into_iter().enumerate() {
+      let base = result43.add(i * (4*::core::mem::size_of::<*const u8>()));
+      {
+        let super::super::super::super::pointsman::plugin::types::Header{ name:name40, value:value40, } = e;
+        let vec41 = (name40.into_bytes()).into_boxed_slice();
+        let ptr41 = vec41.as_ptr().cast::<u8>();
+        let len41 = vec41.len();
+        ::core::mem::forget(vec41);
+        *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>() = len41;
+        *base.add(0).cast::<*mut u8>() = ptr41.cast_mut();
+        let vec42 = (value40.into_bytes()).into_boxed_slice();
+        let ptr42 = vec42.as_ptr().cast::<u8>();
+        let len42 = vec42.len();
+        ::core::mem::forget(vec42);
+        *base.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>() = len42;
+        *base.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr42.cast_mut();
+      }
+    }
+    *ptr36.add(4*::core::mem::size_of::<*const u8>()).cast::<usize>() = len43;
+    *ptr36.add(3*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = result43;
   } },
-};ptr17
+  Err(e) => { {
+    *ptr36.add(0).cast::<u8>() = (1i32) as u8;
+    let super::super::super::super::pointsman::plugin::types::Refusal{ status:status44, headers:headers44, body:body44, } = e;
+    *ptr36.add(::core::mem::size_of::<*const u8>()).cast::<u16>() = (_rt::as_i32(status44)) as u16;
+    let vec48 = headers44;
+    let len48 = vec48.len();
+    let layout48 = _rt::alloc::Layout::from_size_align(vec48.len() * (4*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>()).unwrap();
+    let (result48, _cleanup48) = wit_bindgen::rt::Cleanup::new(layout48);if let Some(cleanup) = _cleanup48 { cleanup.forget(); }
+    for (i, e) in vec48.into_iter().enumerate() {
+      let base = result48.add(i * (4*::core::mem::size_of::<*const u8>()));
+      {
+        let super::super::super::super::pointsman::plugin::types::Header{ name:name45, value:value45, } = e;
+        let vec46 = (name45.into_bytes()).into_boxed_slice();
+        let ptr46 = vec46.as_ptr().cast::<u8>();
+        let len46 = vec46.len();
+        ::core::mem::forget(vec46);
+        *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>() = len46;
+        *base.add(0).cast::<*mut u8>() = ptr46.cast_mut();
+        let vec47 = (value45.into_bytes()).into_boxed_slice();
+        let ptr47 = vec47.as_ptr().cast::<u8>();
+        let len47 = vec47.len();
+        ::core::mem::forget(vec47);
+        *base.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>() = len47;
+        *base.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr47.cast_mut();
+      }
+    }
+    *ptr36.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>() = len48;
+    *ptr36.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = result48;
+    let vec49 = (body44.into_bytes()).into_boxed_slice();
+    let ptr49 = vec49.as_ptr().cast::<u8>();
+    let len49 = vec49.len();
+    ::core::mem::forget(vec49);
+    *ptr36.add(5*::core::mem::size_of::<*const u8>()).cast::<usize>() = len49;
+    *ptr36.add(4*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr49.cast_mut();
+  } },
+};ptr36
 } }
 #[doc(hidden)]
 #[allow(non_snake_case)]
 pub unsafe fn __post_return_accept<T_: Guest>(arg0: *mut u8,) { unsafe {
   let l0 = i32::from(*arg0.add(0).cast::<u8>());
   match l0 {
-    0 => (),
-    _ => {
-      let l1 = *arg0.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
-      let l2 = *arg0.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
-      let base7 = l1;
-      let len7 = l2;
-      for i in 0..len7 {
-        let base = base7.add(i * (4*::core::mem::size_of::<*const u8>()));
+    0 => {
+      let l1 = *arg0.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+      let l2 = *arg0.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>();
+      let base5 = l1;
+      let len5 = l2;
+      for i in 0..len5 {
+        let base = base5.add(i * (2*::core::mem::size_of::<*const u8>()));
         {
           let l3 = *base.add(0).cast::<*mut u8>();
           let l4 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
           _rt::cabi_dealloc(l3, l4, 1);
-          let l5 = *base.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
-          let l6 = *base.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
-          _rt::cabi_dealloc(l5, l6, 1);
         }
       }
-      _rt::cabi_dealloc(base7, len7 * (4*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
-      let l8 = *arg0.add(4*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
-      let l9 = *arg0.add(5*::core::mem::size_of::<*const u8>()).cast::<usize>();
-      _rt::cabi_dealloc(l8, l9, 1);
+      _rt::cabi_dealloc(base5, len5 * (2*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
+      let l6 = *arg0.add(3*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+      let l7 = *arg0.add(4*::core::mem::size_of::<*const u8>()).cast::<usize>();
+      let base12 = l6;
+      let len12 = l7;
+      for i in 0..len12 {
+        let base = base12.add(i * (4*::core::mem::size_of::<*const u8>()));
+        {
+          let l8 = *base.add(0).cast::<*mut u8>();
+          let l9 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
+          _rt::cabi_dealloc(l8, l9, 1);
+          let l10 = *base.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+          let l11 = *base.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
+          _rt::cabi_dealloc(l10, l11, 1);
+        }
+      }
+      _rt::cabi_dealloc(base12, len12 * (4*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
+    },
+    _ => {
+      let l13 = *arg0.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+      let l14 = *arg0.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
+      let base19 = l13;
+      let len19 = l14;
+      for i in 0..len19 {
+        let base = base19.add(i * (4*::core::mem::size_of::<*const u8>()));
+        {
+          let l15 = *base.add(0).cast::<*mut u8>();
+          let l16 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
+          _rt::cabi_dealloc(l15, l16, 1);
+          let l17 = *base.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+          let l18 = *base.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
+          _rt::cabi_dealloc(l17, l18, 1);
+        }
+      }
+      _rt::cabi_dealloc(base19, len19 * (4*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
+      let l20 = *arg0.add(4*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+      let l21 = *arg0.add(5*::core::mem::size_of::<*const u8>()).cast::<usize>();
+      _rt::cabi_dealloc(l20, l21, 1);
     },
   }
 } }
 #[doc(hidden)]
 #[allow(non_snake_case, unused_unsafe)]
-pub unsafe fn _export_constructor_session_cabi<T_: GuestSession>(arg0: i64,arg1: *mut u8,arg2: usize,arg3: *mut u8,arg4: usize,arg5: *mut u8,arg6: usize,arg7: *mut u8,arg8: usize,arg9: *mut u8,arg10: usize,arg11: *mut u8,arg12: usize,arg13: *mut u8,arg14: usize,) -> i32 { unsafe {#[cfg(target_arch="wasm32")]
-_rt::run_ctors_once();let result16 = {
-  let len0 = arg2;
-  let bytes0 = _rt::Vec::from_raw_parts(arg1.cast(), len0, len0);
-  let len1 = arg4;
-  let bytes1 = _rt::Vec::from_raw_parts(arg3.cast(), len1, len1);
-  let len2 = arg6;
-  let bytes2 = _rt::Vec::from_raw_parts(arg5.cast(), len2, len2);
-  let len3 = arg8;
-  let bytes3 = _rt::Vec::from_raw_parts(arg7.cast(), len3, len3);
-  let len4 = arg10;
-  let bytes4 = _rt::Vec::from_raw_parts(arg9.cast(), len4, len4);
-  let base8 = arg11;
-  let len8 = arg12;
-  let mut result8 = _rt::Vec::with_capacity(len8);
-  for i in 0..len8 {
-    let base = base8.add(i * (2*::core::mem::size_of::<*const u8>()));
-    let e8 = {
-      let l5 = *base.add(0).cast::<*mut u8>();
-      let l6 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
-      let len7 = l6;
-      let bytes7 = _rt::Vec::from_raw_parts(l5.cast(), len7, len7);
+pub unsafe fn _export_constructor_session_cabi<T_: GuestSession>(arg0: *mut u8,) -> i32 { unsafe {#[cfg(target_arch="wasm32")]
+_rt::run_ctors_once();let result35 = {
+  let l0 = *arg0.add(0).cast::<i64>();
+  let l1 = *arg0.add(8).cast::<*mut u8>();
+  let l2 = *arg0.add(8+1*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let len3 = l2;
+  let bytes3 = _rt::Vec::from_raw_parts(l1.cast(), len3, len3);
+  let l4 = *arg0.add(8+2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l5 = *arg0.add(8+3*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let len6 = l5;
+  let bytes6 = _rt::Vec::from_raw_parts(l4.cast(), len6, len6);
+  let l7 = *arg0.add(8+4*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l8 = *arg0.add(8+5*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let len9 = l8;
+  let bytes9 = _rt::Vec::from_raw_parts(l7.cast(), len9, len9);
+  let l10 = *arg0.add(8+6*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l11 = *arg0.add(8+7*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let len12 = l11;
+  let bytes12 = _rt::Vec::from_raw_parts(l10.cast(), len12, len12);
+  let l13 = *arg0.add(8+8*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l14 = *arg0.add(8+9*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let len15 = l14;
+  let bytes15 = _rt::Vec::from_raw_parts(l13.cast(), len15, len15);
+  let l16 = *arg0.add(8+10*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l17 = *arg0.add(8+11*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let base21 = l16;
+  let len21 = l17;
+  let mut result21 = _rt::Vec::with_capacity(len21);
+  for i in 0..len21 {
+    let base = base21.add(i * (2*::core::mem::size_of::<*const u8>()));
+    let e21 = {
+      let l18 = *base.add(0).cast::<*mut u8>();
+      let l19 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
+      let len20 = l19;
+      let bytes20 = _rt::Vec::from_raw_parts(l18.cast(), len20, len20);
 
-      _rt::string_lift(bytes7)
+      _rt::string_lift(bytes20)
     };
-    result8.push(e8);
+    result21.push(e21);
   }
-  _rt::cabi_dealloc(base8, len8 * (2*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
-  let base15 = arg13;
-  let len15 = arg14;
-  let mut result15 = _rt::Vec::with_capacity(len15);
-  for i in 0..len15 {
-    let base = base15.add(i * (4*::core::mem::size_of::<*const u8>()));
-    let e15 = {
-      let l9 = *base.add(0).cast::<*mut u8>();
-      let l10 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
-      let len11 = l10;
-      let bytes11 = _rt::Vec::from_raw_parts(l9.cast(), len11, len11);
-      let l12 = *base.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
-      let l13 = *base.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
-      let len14 = l13;
-      let bytes14 = _rt::Vec::from_raw_parts(l12.cast(), len14, len14);
+  _rt::cabi_dealloc(base21, len21 * (2*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
+  let l22 = i32::from(*arg0.add(8+12*::core::mem::size_of::<*const u8>()).cast::<u8>());
+  let l26 = *arg0.add(8+15*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l27 = *arg0.add(8+16*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let base34 = l26;
+  let len34 = l27;
+  let mut result34 = _rt::Vec::with_capacity(len34);
+  for i in 0..len34 {
+    let base = base34.add(i * (4*::core::mem::size_of::<*const u8>()));
+    let e34 = {
+      let l28 = *base.add(0).cast::<*mut u8>();
+      let l29 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
+      let len30 = l29;
+      let bytes30 = _rt::Vec::from_raw_parts(l28.cast(), len30, len30);
+      let l31 = *base.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+      let l32 = *base.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
+      let len33 = l32;
+      let bytes33 = _rt::Vec::from_raw_parts(l31.cast(), len33, len33);
 
       super::super::super::super::pointsman::plugin::types::Header{
-        name: _rt::string_lift(bytes11),
-        value: _rt::string_lift(bytes14),
+        name: _rt::string_lift(bytes30),
+        value: _rt::string_lift(bytes33),
       }
     };
-    result15.push(e15);
+    result34.push(e34);
   }
-  _rt::cabi_dealloc(base15, len15 * (4*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
+  _rt::cabi_dealloc(base34, len34 * (4*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
   Session::new(T_::new(super::super::super::super::pointsman::plugin::types::Facts{
-    session: arg0 as u64,
-    route: _rt::string_lift(bytes0),
-    client_ip: _rt::string_lift(bytes1),
-    host: _rt::string_lift(bytes2),
-    path: _rt::string_lift(bytes3),
-    request_id: _rt::string_lift(bytes4),
-    offered_subprotocols: result8,
-    headers: result15,
+    session: l0 as u64,
+    route: _rt::string_lift(bytes3),
+    client_ip: _rt::string_lift(bytes6),
+    host: _rt::string_lift(bytes9),
+    path: _rt::string_lift(bytes12),
+    request_id: _rt::string_lift(bytes15),
+    offered_subprotocols: result21,
+    subprotocol: match l22 {
+      0 => None,
+      1 => {
+        let e = {
+          let l23 = *arg0.add(8+13*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+          let l24 = *arg0.add(8+14*::core::mem::size_of::<*const u8>()).cast::<usize>();
+          let len25 = l24;
+          let bytes25 = _rt::Vec::from_raw_parts(l23.cast(), len25, len25);
+
+          _rt::string_lift(bytes25)
+        };
+        Some(e)
+      }
+      _ => _rt::invalid_enum_discriminant(),
+    },
+    headers: result34,
   }))
 };
-(result16).take_handle() as i32
+_rt::cabi_dealloc(arg0, 16+16*::core::mem::size_of::<*const u8>(), 8);
+(result35).take_handle() as i32
 } }
 #[doc(hidden)]
 #[allow(non_snake_case, unused_unsafe)]
@@ -2375,7 +2596,7 @@ pub trait Guest {
   fn configure(config: _rt::String,) -> Result<Wants,_rt::String>;
   /// Called before the backend is dialled, if `wants.accept`. An error answers the client.
   #[allow(async_fn_in_trait)]
-  fn accept(facts: Facts,) -> Result<(),Refusal>;
+  fn accept(facts: Facts,) -> Result<Admission,Refusal>;
 }
 pub trait GuestSession: wit_bindgen::rt::Resource {
 
@@ -2493,16 +2714,16 @@ macro_rules! __export_pointsman_plugin_filter_0_1_0_cabi{
       unsafe { $($path_to_types)*::__post_return_configure::<$ty>(arg0) }
     }
     #[unsafe(export_name = "pointsman:plugin/filter@0.1.0#accept")]
-    unsafe extern "C" fn export_accept(arg0: i64,arg1: *mut u8,arg2: usize,arg3: *mut u8,arg4: usize,arg5: *mut u8,arg6: usize,arg7: *mut u8,arg8: usize,arg9: *mut u8,arg10: usize,arg11: *mut u8,arg12: usize,arg13: *mut u8,arg14: usize,) -> *mut u8 {
-      unsafe { $($path_to_types)*::_export_accept_cabi::<$ty>(arg0, arg1, arg2, arg3, arg4, arg5, arg6, arg7, arg8, arg9, arg10, arg11, arg12, arg13, arg14) }
+    unsafe extern "C" fn export_accept(arg0: *mut u8,) -> *mut u8 {
+      unsafe { $($path_to_types)*::_export_accept_cabi::<$ty>(arg0) }
     }
     #[unsafe(export_name = "cabi_post_pointsman:plugin/filter@0.1.0#accept")]
     unsafe extern "C" fn _post_return_accept(arg0: *mut u8,) {
       unsafe { $($path_to_types)*::__post_return_accept::<$ty>(arg0) }
     }
     #[unsafe(export_name = "pointsman:plugin/filter@0.1.0#[constructor]session")]
-    unsafe extern "C" fn export_constructor_session(arg0: i64,arg1: *mut u8,arg2: usize,arg3: *mut u8,arg4: usize,arg5: *mut u8,arg6: usize,arg7: *mut u8,arg8: usize,arg9: *mut u8,arg10: usize,arg11: *mut u8,arg12: usize,arg13: *mut u8,arg14: usize,) -> i32 {
-      unsafe { $($path_to_types)*::_export_constructor_session_cabi::<<$ty as $($path_to_types)*::Guest>::Session>(arg0, arg1, arg2, arg3, arg4, arg5, arg6, arg7, arg8, arg9, arg10, arg11, arg12, arg13, arg14) }
+    unsafe extern "C" fn export_constructor_session(arg0: *mut u8,) -> i32 {
+      unsafe { $($path_to_types)*::_export_constructor_session_cabi::<<$ty as $($path_to_types)*::Guest>::Session>(arg0) }
     }
     #[unsafe(export_name = "pointsman:plugin/filter@0.1.0#[method]session.interest")]
     unsafe extern "C" fn export_method_session_interest(arg0: *mut u8,) -> i32 {
@@ -2832,124 +3053,156 @@ pub unsafe fn __post_return_configure<T_: Guest>(arg0: *mut u8,) { unsafe {
 } }
 #[doc(hidden)]
 #[allow(non_snake_case, unused_unsafe)]
-pub unsafe fn _export_accept_cabi<T_: Guest>(arg0: i64,arg1: *mut u8,arg2: usize,arg3: *mut u8,arg4: usize,arg5: *mut u8,arg6: usize,arg7: *mut u8,arg8: usize,arg9: *mut u8,arg10: usize,arg11: *mut u8,arg12: usize,arg13: *mut u8,arg14: usize,) -> *mut u8 { unsafe {#[cfg(target_arch="wasm32")]
-_rt::run_ctors_once();let result16 = {
-  let len0 = arg2;
-  let bytes0 = _rt::Vec::from_raw_parts(arg1.cast(), len0, len0);
-  let len1 = arg4;
-  let bytes1 = _rt::Vec::from_raw_parts(arg3.cast(), len1, len1);
-  let len2 = arg6;
-  let bytes2 = _rt::Vec::from_raw_parts(arg5.cast(), len2, len2);
-  let len3 = arg8;
-  let bytes3 = _rt::Vec::from_raw_parts(arg7.cast(), len3, len3);
-  let len4 = arg10;
-  let bytes4 = _rt::Vec::from_raw_parts(arg9.cast(), len4, len4);
-  let base8 = arg11;
-  let len8 = arg12;
-  let mut result8 = _rt::Vec::with_capacity(len8);
-  for i in 0..len8 {
-    let base = base8.add(i * (2*::core::mem::size_of::<*const u8>()));
-    let e8 = {
-      let l5 = *base.add(0).cast::<*mut u8>();
-      let l6 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
-      let len7 = l6;
-      let bytes7 = _rt::Vec::from_raw_parts(l5.cast(), len7, len7);
+pub unsafe fn _export_accept_cabi<T_: Guest>(arg0: *mut u8,) -> *mut u8 { unsafe {#[cfg(target_arch="wasm32")]
+_rt::run_ctors_once();let result35 = {
+  let l0 = *arg0.add(0).cast::<i64>();
+  let l1 = *arg0.add(8).cast::<*mut u8>();
+  let l2 = *arg0.add(8+1*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let len3 = l2;
+  let bytes3 = _rt::Vec::from_raw_parts(l1.cast(), len3, len3);
+  let l4 = *arg0.add(8+2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l5 = *arg0.add(8+3*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let len6 = l5;
+  let bytes6 = _rt::Vec::from_raw_parts(l4.cast(), len6, len6);
+  let l7 = *arg0.add(8+4*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l8 = *arg0.add(8+5*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let len9 = l8;
+  let bytes9 = _rt::Vec::from_raw_parts(l7.cast(), len9, len9);
+  let l10 = *arg0.add(8+6*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l11 = *arg0.add(8+7*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let len12 = l11;
+  let bytes12 = _rt::Vec::from_raw_parts(l10.cast(), len12, len12);
+  let l13 = *arg0.add(8+8*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l14 = *arg0.add(8+9*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let len15 = l14;
+  let bytes15 = _rt::Vec::from_raw_parts(l13.cast(), len15, len15);
+  let l16 = *arg0.add(8+10*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l17 = *arg0.add(8+11*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let base21 = l16;
+  let len21 = l17;
+  let mut result21 = _rt::Vec::with_capacity(len21);
+  for i in 0..len21 {
+    let base = base21.add(i * (2*::core::mem::size_of::<*const u8>()));
+    let e21 = {
+      let l18 = *base.add(0).cast::<*mut u8>();
+      let l19 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
+      let len20 = l19;
+      let bytes20 = _rt::Vec::from_raw_parts(l18.cast(), len20, len20);
 
-      _rt::string_lift(bytes7)
+      _rt::string_lift(bytes20)
     };
-    result8.push(e8);
+    result21.push(e21);
   }
-  _rt::cabi_dealloc(base8, len8 * (2*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
-  let base15 = arg13;
-  let len15 = arg14;
-  let mut result15 = _rt::Vec::with_capacity(len15);
-  for i in 0..len15 {
-    let base = base15.add(i * (4*::core::mem::size_of::<*const u8>()));
-    let e15 = {
-      let l9 = *base.add(0).cast::<*mut u8>();
-      let l10 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
-      let len11 = l10;
-      let bytes11 = _rt::Vec::from_raw_parts(l9.cast(), len11, len11);
-      let l12 = *base.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
-      let l13 = *base.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
-      let len14 = l13;
-      let bytes14 = _rt::Vec::from_raw_parts(l12.cast(), len14, len14);
+  _rt::cabi_dealloc(base21, len21 * (2*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
+  let l22 = i32::from(*arg0.add(8+12*::core::mem::size_of::<*const u8>()).cast::<u8>());
+  let l26 = *arg0.add(8+15*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l27 = *arg0.add(8+16*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let base34 = l26;
+  let len34 = l27;
+  let mut result34 = _rt::Vec::with_capacity(len34);
+  for i in 0..len34 {
+    let base = base34.add(i * (4*::core::mem::size_of::<*const u8>()));
+    let e34 = {
+      let l28 = *base.add(0).cast::<*mut u8>();
+      let l29 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
+      let len30 = l29;
+      let bytes30 = _rt::Vec::from_raw_parts(l28.cast(), len30, len30);
+      let l31 = *base.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+      let l32 = *base.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
+      let len33 = l32;
+      let bytes33 = _rt::Vec::from_raw_parts(l31.cast(), len33, len33);
 
       super::super::super::super::pointsman::plugin::types::Header{
-        name: _rt::string_lift(bytes11),
-        value: _rt::string_lift(bytes14),
+        name: _rt::string_lift(bytes30),
+        value: _rt::string_lift(bytes33),
       }
     };
-    result15.push(e15);
+    result34.push(e34);
   }
-  _rt::cabi_dealloc(base15, len15 * (4*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
+  _rt::cabi_dealloc(base34, len34 * (4*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
   T_::accept(super::super::super::super::pointsman::plugin::types::Facts{
-    session: arg0 as u64,
-    route: _rt::string_lift(bytes0),
-    client_ip: _rt::string_lift(bytes1),
-    host: _rt::string_lift(bytes2),
-    path: _rt::string_lift(bytes3),
-    request_id: _rt::string_lift(bytes4),
-    offered_subprotocols: result8,
-    headers: result15,
+    session: l0 as u64,
+    route: _rt::string_lift(bytes3),
+    client_ip: _rt::string_lift(bytes6),
+    host: _rt::string_lift(bytes9),
+    path: _rt::string_lift(bytes12),
+    request_id: _rt::string_lift(bytes15),
+    offered_subprotocols: result21,
+    subprotocol: match l22 {
+      0 => None,
+      1 => {
+        let e = {
+          let l23 = *arg0.add(8+13*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+          let l24 = *arg0.add(8+14*::core::mem::size_of::<*const u8>()).cast::<usize>();
+          let len25 = l24;
+          let bytes25 = _rt::Vec::from_raw_parts(l23.cast(), len25, len25);
+
+          _rt::string_lift(bytes25)
+        };
+        Some(e)
+      }
+      _ => _rt::invalid_enum_discriminant(),
+    },
+    headers: result34,
   })
 };
-let ptr17 = (&raw mut _RET_AREA.0).cast::<u8>();
-match result16 {
+_rt::cabi_dealloc(arg0, 16+16*::core::mem::size_of::<*const u8>(), 8);
+let ptr36 = (&raw mut _RET_AREA.0).cast::<u8>();
+match result35 {
   Ok(e) => { {
-    *ptr17.add(0).cast::<u8>() = (0i32) as u8;
+    *ptr36.add(0).cast::<u8>() = (0i32) as u8;
     match e {
       Some(e) => {
-        *ptr17.add(::core::mem::size_of::<*const u8>()).cast::<u8>() = (1i32) as u8;
-        let vec18 = (e.into_bytes()).into_boxed_slice();
-        let ptr18 = vec18.as_ptr().cast::<u8>();
-        let len18 = vec18.len();
-        ::core::mem::forget(vec18);
-        *ptr17.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>() = len18;
-        *ptr17.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr18.cast_mut();
+        *ptr36.add(::core::mem::size_of::<*const u8>()).cast::<u8>() = (1i32) as u8;
+        let vec37 = (e.into_bytes()).into_boxed_slice();
+        let ptr37 = vec37.as_ptr().cast::<u8>();
+        let len37 = vec37.len();
+        ::core::mem::forget(vec37);
+        *ptr36.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>() = len37;
+        *ptr36.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr37.cast_mut();
       },
       None => {
         {
-          *ptr17.add(::core::mem::size_of::<*const u8>()).cast::<u8>() = (0i32) as u8;
+          *ptr36.add(::core::mem::size_of::<*const u8>()).cast::<u8>() = (0i32) as u8;
         }
       },
     };} },
     Err(e) => { {
-      *ptr17.add(0).cast::<u8>() = (1i32) as u8;
-      let super::super::super::super::pointsman::plugin::types::Refusal{ status:status19, headers:headers19, body:body19, } = e;
-      *ptr17.add(::core::mem::size_of::<*const u8>()).cast::<u16>() = (_rt::as_i32(status19)) as u16;
-      let vec23 = headers19;
-      let len23 = vec23.len();
-      let layout23 = _rt::alloc::Layout::from_size_align(vec23.len() * (4*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>()).unwrap();
-      let (result23, _cleanup23) = wit_bindgen::rt::Cleanup::new(layout23);if let Some(cleanup) = _cleanup23 { cleanup.forget(); }
-      for (i, e) in vec23.into_iter().enumerate() {
-        let base = result23.add(i * (4*::core::mem::size_of::<*const u8>()));
+      *ptr36.add(0).cast::<u8>() = (1i32) as u8;
+      let super::super::super::super::pointsman::plugin::types::Refusal{ status:status38, headers:headers38, body:body38, } = e;
+      *ptr36.add(::core::mem::size_of::<*const u8>()).cast::<u16>() = (_rt::as_i32(status38)) as u16;
+      let vec42 = headers38;
+      let len42 = vec42.len();
+      let layout42 = _rt::alloc::Layout::from_size_align(vec42.len() * (4*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>()).unwrap();
+      let (result42, _cleanup42) = wit_bindgen::rt::Cleanup::new(layout42);if let Some(cleanup) = _cleanup42 { cleanup.forget(); }
+      for (i, e) in vec42.into_iter().enumerate() {
+        let base = result42.add(i * (4*::core::mem::size_of::<*const u8>()));
         {
-          let super::super::super::super::pointsman::plugin::types::Header{ name:name20, value:value20, } = e;
-          let vec21 = (name20.into_bytes()).into_boxed_slice();
-          let ptr21 = vec21.as_ptr().cast::<u8>();
-          let len21 = vec21.len();
-          ::core::mem::forget(vec21);
-          *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>() = len21;
-          *base.add(0).cast::<*mut u8>() = ptr21.cast_mut();
-          let vec22 = (value20.into_bytes()).into_boxed_slice();
-          let ptr22 = vec22.as_ptr().cast::<u8>();
-          let len22 = vec22.len();
-          ::core::mem::forget(vec22);
-          *base.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>() = len22;
-          *base.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr22.cast_mut();
+          let super::super::super::super::pointsman::plugin::types::Header{ name:name39, value:value39, } = e;
+          let vec40 = (name39.into_bytes()).into_boxed_slice();
+          let ptr40 = vec40.as_ptr().cast::<u8>();
+          let len40 = vec40.len();
+          ::core::mem::forget(vec40);
+          *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>() = len40;
+          *base.add(0).cast::<*mut u8>() = ptr40.cast_mut();
+          let vec41 = (value39.into_bytes()).into_boxed_slice();
+          let ptr41 = vec41.as_ptr().cast::<u8>();
+          let len41 = vec41.len();
+          ::core::mem::forget(vec41);
+          *base.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>() = len41;
+          *base.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr41.cast_mut();
         }
       }
-      *ptr17.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>() = len23;
-      *ptr17.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = result23;
-      let vec24 = (body19.into_bytes()).into_boxed_slice();
-      let ptr24 = vec24.as_ptr().cast::<u8>();
-      let len24 = vec24.len();
-      ::core::mem::forget(vec24);
-      *ptr17.add(5*::core::mem::size_of::<*const u8>()).cast::<usize>() = len24;
-      *ptr17.add(4*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr24.cast_mut();
+      *ptr36.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>() = len42;
+      *ptr36.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = result42;
+      let vec43 = (body38.into_bytes()).into_boxed_slice();
+      let ptr43 = vec43.as_ptr().cast::<u8>();
+      let len43 = vec43.len();
+      ::core::mem::forget(vec43);
+      *ptr36.add(5*::core::mem::size_of::<*const u8>()).cast::<usize>() = len43;
+      *ptr36.add(4*::core::mem::size_of::<*const u8>()).cast::<*mut u8>() = ptr43.cast_mut();
     } },
-  };ptr17
+  };ptr36
 } }
 #[doc(hidden)]
 #[allow(non_snake_case)]
@@ -2992,69 +3245,101 @@ pub unsafe fn __post_return_accept<T_: Guest>(arg0: *mut u8,) { unsafe {
 } }
 #[doc(hidden)]
 #[allow(non_snake_case, unused_unsafe)]
-pub unsafe fn _export_constructor_session_cabi<T_: GuestSession>(arg0: i64,arg1: *mut u8,arg2: usize,arg3: *mut u8,arg4: usize,arg5: *mut u8,arg6: usize,arg7: *mut u8,arg8: usize,arg9: *mut u8,arg10: usize,arg11: *mut u8,arg12: usize,arg13: *mut u8,arg14: usize,) -> i32 { unsafe {#[cfg(target_arch="wasm32")]
-_rt::run_ctors_once();let result16 = {
-  let len0 = arg2;
-  let bytes0 = _rt::Vec::from_raw_parts(arg1.cast(), len0, len0);
-  let len1 = arg4;
-  let bytes1 = _rt::Vec::from_raw_parts(arg3.cast(), len1, len1);
-  let len2 = arg6;
-  let bytes2 = _rt::Vec::from_raw_parts(arg5.cast(), len2, len2);
-  let len3 = arg8;
-  let bytes3 = _rt::Vec::from_raw_parts(arg7.cast(), len3, len3);
-  let len4 = arg10;
-  let bytes4 = _rt::Vec::from_raw_parts(arg9.cast(), len4, len4);
-  let base8 = arg11;
-  let len8 = arg12;
-  let mut result8 = _rt::Vec::with_capacity(len8);
-  for i in 0..len8 {
-    let base = base8.add(i * (2*::core::mem::size_of::<*const u8>()));
-    let e8 = {
-      let l5 = *base.add(0).cast::<*mut u8>();
-      let l6 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
-      let len7 = l6;
-      let bytes7 = _rt::Vec::from_raw_parts(l5.cast(), len7, len7);
+pub unsafe fn _export_constructor_session_cabi<T_: GuestSession>(arg0: *mut u8,) -> i32 { unsafe {#[cfg(target_arch="wasm32")]
+_rt::run_ctors_once();let result35 = {
+  let l0 = *arg0.add(0).cast::<i64>();
+  let l1 = *arg0.add(8).cast::<*mut u8>();
+  let l2 = *arg0.add(8+1*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let len3 = l2;
+  let bytes3 = _rt::Vec::from_raw_parts(l1.cast(), len3, len3);
+  let l4 = *arg0.add(8+2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l5 = *arg0.add(8+3*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let len6 = l5;
+  let bytes6 = _rt::Vec::from_raw_parts(l4.cast(), len6, len6);
+  let l7 = *arg0.add(8+4*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l8 = *arg0.add(8+5*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let len9 = l8;
+  let bytes9 = _rt::Vec::from_raw_parts(l7.cast(), len9, len9);
+  let l10 = *arg0.add(8+6*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l11 = *arg0.add(8+7*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let len12 = l11;
+  let bytes12 = _rt::Vec::from_raw_parts(l10.cast(), len12, len12);
+  let l13 = *arg0.add(8+8*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l14 = *arg0.add(8+9*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let len15 = l14;
+  let bytes15 = _rt::Vec::from_raw_parts(l13.cast(), len15, len15);
+  let l16 = *arg0.add(8+10*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l17 = *arg0.add(8+11*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let base21 = l16;
+  let len21 = l17;
+  let mut result21 = _rt::Vec::with_capacity(len21);
+  for i in 0..len21 {
+    let base = base21.add(i * (2*::core::mem::size_of::<*const u8>()));
+    let e21 = {
+      let l18 = *base.add(0).cast::<*mut u8>();
+      let l19 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
+      let len20 = l19;
+      let bytes20 = _rt::Vec::from_raw_parts(l18.cast(), len20, len20);
 
-      _rt::string_lift(bytes7)
+      _rt::string_lift(bytes20)
     };
-    result8.push(e8);
+    result21.push(e21);
   }
-  _rt::cabi_dealloc(base8, len8 * (2*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
-  let base15 = arg13;
-  let len15 = arg14;
-  let mut result15 = _rt::Vec::with_capacity(len15);
-  for i in 0..len15 {
-    let base = base15.add(i * (4*::core::mem::size_of::<*const u8>()));
-    let e15 = {
-      let l9 = *base.add(0).cast::<*mut u8>();
-      let l10 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
-      let len11 = l10;
-      let bytes11 = _rt::Vec::from_raw_parts(l9.cast(), len11, len11);
-      let l12 = *base.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
-      let l13 = *base.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
-      let len14 = l13;
-      let bytes14 = _rt::Vec::from_raw_parts(l12.cast(), len14, len14);
+  _rt::cabi_dealloc(base21, len21 * (2*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
+  let l22 = i32::from(*arg0.add(8+12*::core::mem::size_of::<*const u8>()).cast::<u8>());
+  let l26 = *arg0.add(8+15*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+  let l27 = *arg0.add(8+16*::core::mem::size_of::<*const u8>()).cast::<usize>();
+  let base34 = l26;
+  let len34 = l27;
+  let mut result34 = _rt::Vec::with_capacity(len34);
+  for i in 0..len34 {
+    let base = base34.add(i * (4*::core::mem::size_of::<*const u8>()));
+    let e34 = {
+      let l28 = *base.add(0).cast::<*mut u8>();
+      let l29 = *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
+      let len30 = l29;
+      let bytes30 = _rt::Vec::from_raw_parts(l28.cast(), len30, len30);
+      let l31 = *base.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+      let l32 = *base.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
+      let len33 = l32;
+      let bytes33 = _rt::Vec::from_raw_parts(l31.cast(), len33, len33);
 
       super::super::super::super::pointsman::plugin::types::Header{
-        name: _rt::string_lift(bytes11),
-        value: _rt::string_lift(bytes14),
+        name: _rt::string_lift(bytes30),
+        value: _rt::string_lift(bytes33),
       }
     };
-    result15.push(e15);
+    result34.push(e34);
   }
-  _rt::cabi_dealloc(base15, len15 * (4*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
+  _rt::cabi_dealloc(base34, len34 * (4*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
   Session::new(T_::new(super::super::super::super::pointsman::plugin::types::Facts{
-    session: arg0 as u64,
-    route: _rt::string_lift(bytes0),
-    client_ip: _rt::string_lift(bytes1),
-    host: _rt::string_lift(bytes2),
-    path: _rt::string_lift(bytes3),
-    request_id: _rt::string_lift(bytes4),
-    offered_subprotocols: result8,
-    headers: result15,
+    session: l0 as u64,
+    route: _rt::string_lift(bytes3),
+    client_ip: _rt::string_lift(bytes6),
+    host: _rt::string_lift(bytes9),
+    path: _rt::string_lift(bytes12),
+    request_id: _rt::string_lift(bytes15),
+    offered_subprotocols: result21,
+    subprotocol: match l22 {
+      0 => None,
+      1 => {
+        let e = {
+          let l23 = *arg0.add(8+13*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+          let l24 = *arg0.add(8+14*::core::mem::size_of::<*const u8>()).cast::<usize>();
+          let len25 = l24;
+          let bytes25 = _rt::Vec::from_raw_parts(l23.cast(), len25, len25);
+
+          _rt::string_lift(bytes25)
+        };
+        Some(e)
+      }
+      _ => _rt::invalid_enum_discriminant(),
+    },
+    headers: result34,
   }))
 };
-(result16).take_handle() as i32
+_rt::cabi_dealloc(arg0, 16+16*::core::mem::size_of::<*const u8>(), 8);
+(result35).take_handle() as i32
 } }
 #[doc(hidden)]
 #[allow(non_snake_case, unused_unsafe)]
@@ -3691,16 +3976,16 @@ macro_rules! __export_pointsman_plugin_handler_0_1_0_cabi{
       unsafe { $($path_to_types)*::__post_return_configure::<$ty>(arg0) }
     }
     #[unsafe(export_name = "pointsman:plugin/handler@0.1.0#accept")]
-    unsafe extern "C" fn export_accept(arg0: i64,arg1: *mut u8,arg2: usize,arg3: *mut u8,arg4: usize,arg5: *mut u8,arg6: usize,arg7: *mut u8,arg8: usize,arg9: *mut u8,arg10: usize,arg11: *mut u8,arg12: usize,arg13: *mut u8,arg14: usize,) -> *mut u8 {
-      unsafe { $($path_to_types)*::_export_accept_cabi::<$ty>(arg0, arg1, arg2, arg3, arg4, arg5, arg6, arg7, arg8, arg9, arg10, arg11, arg12, arg13, arg14) }
+    unsafe extern "C" fn export_accept(arg0: *mut u8,) -> *mut u8 {
+      unsafe { $($path_to_types)*::_export_accept_cabi::<$ty>(arg0) }
     }
     #[unsafe(export_name = "cabi_post_pointsman:plugin/handler@0.1.0#accept")]
     unsafe extern "C" fn _post_return_accept(arg0: *mut u8,) {
       unsafe { $($path_to_types)*::__post_return_accept::<$ty>(arg0) }
     }
     #[unsafe(export_name = "pointsman:plugin/handler@0.1.0#[constructor]session")]
-    unsafe extern "C" fn export_constructor_session(arg0: i64,arg1: *mut u8,arg2: usize,arg3: *mut u8,arg4: usize,arg5: *mut u8,arg6: usize,arg7: *mut u8,arg8: usize,arg9: *mut u8,arg10: usize,arg11: *mut u8,arg12: usize,arg13: *mut u8,arg14: usize,) -> i32 {
-      unsafe { $($path_to_types)*::_export_constructor_session_cabi::<<$ty as $($path_to_types)*::Guest>::Session>(arg0, arg1, arg2, arg3, arg4, arg5, arg6, arg7, arg8, arg9, arg10, arg11, arg12, arg13, arg14) }
+    unsafe extern "C" fn export_constructor_session(arg0: *mut u8,) -> i32 {
+      unsafe { $($path_to_types)*::_export_constructor_session_cabi::<<$ty as $($path_to_types)*::Guest>::Session>(arg0) }
     }
     #[unsafe(export_name = "pointsman:plugin/handler@0.1.0#[method]session.interest")]
     unsafe extern "C" fn export_method_session_interest(arg0: *mut u8,) -> i32 {

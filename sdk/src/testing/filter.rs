@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::{
     Facts, Message, Refusal, Report, State, config,
-    filter::{Direction, Filter, FilterSession, Interest, Verdict, Wants},
+    filter::{Admission, Direction, Filter, FilterSession, Interest, Verdict, Wants},
     testing::{keep_wanted, world},
 };
 
@@ -43,15 +43,17 @@ impl<F: Filter> FilterHost<F> {
         keep_wanted(&mut facts.headers, &self.wants.headers);
         facts.session = world::with(|world| world.open_session());
         let id = facts.session;
-        if self.wants.accept {
-            self.filter.accept(&facts)?;
-        }
+        let admission = match self.wants.accept {
+            true => self.filter.accept(&facts)?,
+            false => Admission::default(),
+        };
         let session = self.filter.open(facts);
         Ok(OpenFilterSession {
             interest: session.interest(),
             tick_interval_ms: session.tick_interval_ms(),
             session,
             id,
+            admission,
         })
     }
 
@@ -84,6 +86,8 @@ pub struct OpenFilterSession<S> {
     pub id: u64,
     /// How often the session wants a tick; 0: never.
     pub tick_interval_ms: u32,
+    /// What `accept` said.
+    pub admission: Admission,
 }
 
 impl<S: FilterSession> OpenFilterSession<S> {

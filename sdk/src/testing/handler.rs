@@ -58,6 +58,7 @@ impl<H: Handler> HandlerHost<H> {
                 "the client did not offer subprotocol `{chosen}`"
             );
         }
+        facts.subprotocol.clone_from(&subprotocol);
         let mut session = self.handler.open(facts);
         let interest = session.interest();
         let tick_interval_ms = session.tick_interval_ms();

@@ -91,6 +91,18 @@ pub(crate) mod store {
         with(|world| world.store_delete(key));
     }
 
+    pub(crate) fn compare_and_set(
+        key: &str,
+        expected: Option<&[u8]>,
+        value: &[u8],
+        ttl_ms: Option<u64>,
+    ) -> Result<bool, StoreError> {
+        with(|world| match world.store_get(key).as_deref() == expected {
+            true => world.store_set(key, value, ttl_ms).map(|()| true),
+            false => Ok(false),
+        })
+    }
+
     pub(crate) fn increment(key: &str, by: i64, ttl_ms: Option<u64>) -> Result<i64, StoreError> {
         with(|world| world.store_increment(key, by, ttl_ms))
     }

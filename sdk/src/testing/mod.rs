@@ -126,6 +126,7 @@ pub fn facts() -> Facts {
         path: "/websocket".to_owned(),
         request_id: "test".to_owned(),
         offered_subprotocols: Vec::new(),
+        subprotocol: None,
         headers: Vec::new(),
     }
 }
