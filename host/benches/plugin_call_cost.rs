@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use pointsman::config::{self, PluginName, PluginSettings};
+use pointsman::config::{self, PluginName, PluginSettings, QueueSettings};
 use pointsman::plugins::generation::{Generation, Source};
 use pointsman::plugins::host::PluginHost;
 use pointsman::plugins::policy::GuestPolicy;
@@ -27,8 +27,8 @@ use pointsman::plugins::registry::{Loaded, Registry};
 use pointsman::routing::policy::{Candidate, ChoiceRequest, Figures, Policy};
 use pointsman::session::SessionId;
 use pointsman::session::handler::{Facts, Handler, MessageKind, Received};
+use pointsman::session::outbox::outbox;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 use wit_component::StringEncoding;
 use wit_parser::Resolve;
 
@@ -179,7 +179,7 @@ fn handle(bench: &mut Bench, generation: &Arc<Generation>, host: &PluginHost) ->
         subprotocol: None,
         headers: vec![],
     };
-    let (outbox, _inbox) = mpsc::channel(1);
+    let (outbox, _inbox) = outbox(QueueSettings::default());
     let mut session = handler.open(&facts, outbox.clone())?;
     for (kind, n_bytes) in [
         (MessageKind::Text, 64),

@@ -52,6 +52,26 @@ pub fn handler(how: &str) -> Result<Vec<u8>> {
     component(&core(&spliced("handler", how)?, "handler-plugin")?)
 }
 
+/// A filter that does what the first byte of a message says (see `fixtures/filter.wat`), and misbehaves
+/// as `fixtures/{how}.wat` says when one ends in `!`. It looks at all but binary from the backend.
+///
+/// # Errors
+///
+/// See [`policy`].
+pub fn filter(how: &str) -> Result<Vec<u8>> {
+    component(&core(&spliced("filter", how)?, "filter-plugin")?)
+}
+
+/// The same, looking only at what the client sends.
+///
+/// # Errors
+///
+/// See [`policy`].
+pub fn filter_of_clients(how: &str) -> Result<Vec<u8>> {
+    let text = spliced("filter", how)?.replace("(i32.const 7))", "(i32.const 3))");
+    component(&core(&text, "filter-plugin")?)
+}
+
 /// A policy whose `configure` never comes back.
 ///
 /// # Errors

@@ -9,6 +9,7 @@ mod dns;
 mod drain;
 mod ejection;
 mod fences;
+mod filters;
 mod handlers;
 mod handshake;
 mod harness;

@@ -17,6 +17,7 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use super::metrics::UsageSample;
 use super::metrics::{
     BackendSample, CallSample, ReloadKind, ReloadResult, STATUS_CLASSES, Scrape, TargetTotals,
     Totals, UpgradeResult, UpstreamSample,
@@ -247,6 +248,7 @@ impl Page {
             "The generation that serves",
             generations,
         )?;
+        self.usage(out)?;
         let failures = scrape
             .failures
             .iter()
@@ -277,6 +279,46 @@ impl Page {
             "What plugins measure themselves",
             values,
         )
+    }
+
+    fn usage(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let usage = &self.scrape.usage;
+        let all = |value: fn(&UsageSample) -> u64| {
+            usage
+                .iter()
+                .map(move |sample| ([("plugin", sample.plugin.as_str())], value(sample)))
+        };
+        let instances = all(|sample| sample.instances);
+        gauges(
+            out,
+            "pointsman_plugin_instances",
+            "Instances alive",
+            instances,
+        )?;
+        let memory = all(|sample| sample.memory_bytes);
+        let help = "Linear memory of the instances alive";
+        gauges(out, "pointsman_plugin_memory_bytes", help, memory)?;
+        let sessions = all(|sample| sample.sessions);
+        let help = "Sessions at the plugin's instances";
+        gauges(out, "pointsman_plugin_sessions", help, sessions)?;
+        let store = all(|sample| sample.store_bytes);
+        let help = "What the plugin keeps in the shared store";
+        gauges(out, "pointsman_plugin_store_bytes", help, store)?;
+        let dropped = all(|sample| sample.dropped_messages);
+        let help = "Messages that full queues of sessions lost";
+        counters(out, "pointsman_plugin_dropped_messages", help, dropped)?;
+        let bytes = usage.iter().flat_map(|sample| {
+            [("in", sample.bytes_in), ("out", sample.bytes_out)]
+                .map(|(direction, n)| (pair(&sample.plugin, "direction", direction), n))
+        });
+        let help = "Payload that sessions were shown, and that they returned";
+        counters(out, "pointsman_plugin_message_bytes", help, bytes)?;
+        let verdicts = usage.iter().flat_map(|sample| {
+            let of_plugin = |&(verdict, n)| (pair(&sample.plugin, "verdict", verdict), n);
+            sample.verdicts.iter().map(of_plugin)
+        });
+        let help = "What the plugin said of messages";
+        counters(out, "pointsman_plugin_verdicts", help, verdicts)
     }
 
     fn calls(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -430,7 +472,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::time::Duration;
 
-    use super::super::metrics::{Metrics, PluginSample, TargetKind};
+    use super::super::metrics::{Metrics, PluginSample, TargetKind, UsageSample};
     use super::*;
 
     #[test]
@@ -465,6 +507,13 @@ mod tests {
             "pointsman_backend_active{upstream=\"app\",backend=\"127.0.0.1:3001\"} 4",
             "pointsman_backend_failures_total{upstream=\"app\",backend=\"127.0.0.1:3001\"} 5",
             "pointsman_plugin_generation{plugin=\"round_robin\"} 2",
+            "pointsman_plugin_instances{plugin=\"chat\"} 2",
+            "pointsman_plugin_memory_bytes{plugin=\"chat\"} 65536",
+            "pointsman_plugin_sessions{plugin=\"chat\"} 3",
+            "pointsman_plugin_store_bytes{plugin=\"chat\"} 100",
+            "pointsman_plugin_dropped_messages_total{plugin=\"chat\"} 1",
+            "pointsman_plugin_message_bytes_total{plugin=\"chat\",direction=\"out\"} 20",
+            "pointsman_plugin_verdicts_total{plugin=\"chat\",verdict=\"reply\"} 6",
             "pointsman_plugin_failures_total{plugin=\"round_robin\",kind=\"trap\"} 0",
             "pointsman_plugin_count_total{plugin=\"chat\",name=\"joins\"} 7",
             "pointsman_plugin_value{plugin=\"chat\",name=\"rooms\"} 1.5",
@@ -609,6 +658,17 @@ mod tests {
             plugins: vec![PluginSample {
                 plugin: "round_robin".into(),
                 generation: 2,
+            }],
+            usage: vec![UsageSample {
+                plugin: "chat".into(),
+                instances: 2,
+                memory_bytes: 65_536,
+                sessions: 3,
+                store_bytes: 100,
+                bytes_in: 10,
+                bytes_out: 20,
+                dropped_messages: 1,
+                verdicts: vec![("reply", 6)],
             }],
             calls: vec![CallSample {
                 plugin: "round_robin".into(),

@@ -92,6 +92,8 @@ pub enum UpgradeResult {
     Timeout,
     /// The policy refused or redirected.
     PolicyRefused,
+    /// A filter refused.
+    FilterRefused,
     /// The handler refused.
     HandlerRefused,
     /// A handler or filter failed before the 101: 500.
@@ -131,6 +133,8 @@ pub struct Scrape {
     pub upstreams: Vec<UpstreamSample>,
     /// One per plugin that is loaded.
     pub plugins: Vec<PluginSample>,
+    /// One per plugin of which there has been an instance.
+    pub usage: Vec<UsageSample>,
     /// One per plugin and kind of call.
     pub calls: Vec<CallSample>,
     /// Plugin, kind of failure, how many since the start. Zeros are shown, so give every kind.
@@ -182,6 +186,29 @@ pub struct PluginSample {
     pub plugin: String,
     /// The generation that serves.
     pub generation: u64,
+}
+
+/// What one plugin holds and has done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsageSample {
+    /// Its name.
+    pub plugin: String,
+    /// Instances alive.
+    pub instances: u64,
+    /// Their linear memory.
+    pub memory_bytes: u64,
+    /// Sessions that they hold.
+    pub sessions: u64,
+    /// What is kept in the shared store.
+    pub store_bytes: u64,
+    /// Payload of the messages that sessions were shown.
+    pub bytes_in: u64,
+    /// Payload of the messages that they returned.
+    pub bytes_out: u64,
+    /// Messages that full queues lost.
+    pub dropped_messages: u64,
+    /// What was said of messages: verdict, how often. Zeros are left out.
+    pub verdicts: Vec<(&'static str, u64)>,
 }
 
 /// How long the calls of one kind into one plugin took.
@@ -402,7 +429,7 @@ impl TargetCounters {
 
 impl UpgradeResult {
     /// In the order of declaration.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Accepted,
         Self::BadRequest,
         Self::NotFound,
@@ -412,6 +439,7 @@ impl UpgradeResult {
         Self::BackendFailed,
         Self::Timeout,
         Self::PolicyRefused,
+        Self::FilterRefused,
         Self::HandlerRefused,
         Self::PluginFailed,
         Self::ClientGone,
@@ -429,6 +457,7 @@ impl UpgradeResult {
             Self::BackendFailed => "backend_failed",
             Self::Timeout => "timeout",
             Self::PolicyRefused => "policy_refused",
+            Self::FilterRefused => "filter_refused",
             Self::HandlerRefused => "handler_refused",
             Self::PluginFailed => "plugin_failed",
             Self::ClientGone => "client_gone",

@@ -14,14 +14,20 @@ use super::names::{self, NETWORK, ORIGIN, SOCKET_ADDRESS};
 use super::reader::{self, BYTES, Section, Taken};
 use super::upstream;
 use super::{
-    Admin, Config, HostPattern, Isolation, Listener, PathPattern, PluginName, PluginSettings,
-    Plugins, Problem, Route, Target, UpstreamName,
+    Admin, Config, HostPattern, Isolation, Listener, OnFailure, PathPattern, PluginName,
+    PluginSettings, Plugins, Problem, QueueSettings, Route, SlowConsumer, Target, UpstreamName,
 };
 
 const TOKEN: &str = "a token of at least 16 visible ASCII characters";
 const ACCESS_LOG: &str = "\"stdout\" or \"off\"";
 const DEFLATE: &str = "\"on\" or \"strip\"";
 const ISOLATION: &str = "\"shared\" or \"session\"";
+const SLOW_CONSUMER: &str = "\"close\", \"drop_newest\" or \"drop_oldest\"";
+const ON_FAILURE: &str = "\"close\" or \"bypass\"";
+const FILTER: &str =
+    "a plugin's name: a lower-case letter, then at most 63 letters, digits, '_' or '-'";
+const MAX_QUEUE_MESSAGES: usize = 65_536;
+const MAX_QUEUE_BYTES: usize = 1 << 30;
 
 const MAX_WORKERS: usize = 256;
 /// Longest wait before a client has its answer: ten minutes.
@@ -31,8 +37,6 @@ const MAX_IDLE_SECS: u64 = 31_536_000;
 const MAX_PING_SECS: u64 = 86_400;
 /// Short enough to type, too long to guess.
 const MIN_TOKEN_BYTES: usize = 16;
-/// What one message may take of a handler's worker unless the operator says otherwise.
-const HANDLER_MESSAGE_BYTES: u64 = 1 << 20;
 const MAX_MESSAGE_BYTES: u64 = 1 << 40;
 
 /// Keys of the design that this version does not serve: section, key, and the one value that is
@@ -40,7 +44,6 @@ const MAX_MESSAGE_BYTES: u64 = 1 << 40;
 const UNSERVED: &[(&str, &str, Option<&str>)] = &[
     ("listener", "proxy_protocol", Some("\"off\"")),
     ("listener", "tls", None),
-    ("route", "filters", Some("[]")),
 ];
 
 impl Config {
@@ -201,6 +204,7 @@ fn plugin_settings(s: &mut Section<'_, '_>) -> BTreeMap<PluginName, PluginSettin
             isolation: s
                 .text("isolation", ISOLATION, isolation)
                 .unwrap_or_default(),
+            queue: queue(s),
         });
         match PluginName::parse(&key) {
             Some(name) => {
@@ -213,6 +217,36 @@ fn plugin_settings(s: &mut Section<'_, '_>) -> BTreeMap<PluginName, PluginSettin
         }
     }
     settings
+}
+
+fn queue(s: &mut Section<'_, '_>) -> QueueSettings {
+    let default = QueueSettings::default();
+    QueueSettings {
+        max_messages: s.number(
+            "queue_max_messages",
+            "a number of messages",
+            1..=MAX_QUEUE_MESSAGES,
+            default.max_messages,
+        ),
+        max_bytes: s.number(
+            "queue_max_bytes",
+            BYTES,
+            1..=MAX_QUEUE_BYTES,
+            default.max_bytes,
+        ),
+        slow_consumer: s
+            .text("slow_consumer", SLOW_CONSUMER, slow_consumer)
+            .unwrap_or_default(),
+    }
+}
+
+fn slow_consumer(text: &str) -> Option<SlowConsumer> {
+    match text {
+        "drop_newest" => Some(SlowConsumer::DropNewest),
+        "drop_oldest" => Some(SlowConsumer::DropOldest),
+        "close" => Some(SlowConsumer::Close),
+        _ => None,
+    }
 }
 
 fn isolation(text: &str) -> Option<Isolation> {
@@ -238,7 +272,6 @@ fn route(
         s.unique(s.spot.clone(), "this host and path", matched, taken);
     }
     let target = target(s, upstreams);
-    refuse_unserved(s, "route");
     route_to(s, host, path, target)
 }
 
@@ -250,21 +283,39 @@ pub(super) fn route_to(
     target: Option<Target>,
 ) -> Option<Route> {
     let ping_interval = s.secs("ping_interval_secs", 0..=MAX_PING_SECS, 0);
-    let max_message_bytes = s.number_if_written("max_message_bytes", BYTES, 1..=MAX_MESSAGE_BYTES);
-    let default_message_bytes = match &target {
-        Some(Target::Handler(_)) => Some(HANDLER_MESSAGE_BYTES),
-        _ => None,
-    };
     Some(Route {
+        filters: filters(s, target.as_ref()),
+        on_failure: s
+            .text("on_failure", ON_FAILURE, on_failure)
+            .unwrap_or_default(),
         host,
         origins: s.texts("origins", ORIGIN, names::origin),
         idle_timeout: s.secs("idle_timeout_secs", 1..=MAX_IDLE_SECS, 3600),
         ping_interval: Some(ping_interval).filter(|interval| !interval.is_zero()),
-        max_message_bytes: max_message_bytes.or(default_message_bytes),
+        max_message_bytes: s.number_if_written("max_message_bytes", BYTES, 1..=MAX_MESSAGE_BYTES),
         deflate: s.text("deflate", DEFLATE, deflate).unwrap_or(true),
         path: path?,
         target: target?,
     })
+}
+
+/// Filters stand between a client and a backend; a handler is told everything itself.
+fn filters(s: &mut Section<'_, '_>, target: Option<&Target>) -> Vec<PluginName> {
+    let filters = s.texts("filters", FILTER, PluginName::parse);
+    let leads_elsewhere = matches!(target, Some(Target::Handler(_) | Target::Http(_)));
+    if !filters.is_empty() && leads_elsewhere {
+        let message = "only a route to an upstream has filters";
+        s.problem(&s.spot("filters"), message);
+    }
+    filters
+}
+
+fn on_failure(text: &str) -> Option<OnFailure> {
+    match text {
+        "close" => Some(OnFailure::Close),
+        "bypass" => Some(OnFailure::Bypass),
+        _ => None,
+    }
 }
 
 fn deflate(text: &str) -> Option<bool> {
@@ -350,6 +401,9 @@ memory_max_bytes = 16777216
 [plugin.chat]
 config = { room_limit = 500, since = 2026-01-02T03:04:05Z }
 isolation = "session"
+queue_max_messages = 100
+queue_max_bytes = 65536
+slow_consumer = "drop_oldest"
 
 [[upstream]]
 name = "app"
@@ -377,7 +431,8 @@ failures = 3
 host = "*.Example.org"
 path = "/websocket"
 upstream = "app"
-filters = []
+filters = ["rate_limit", "tap"]
+on_failure = "bypass"
 origins = ["https://app.example.org"]
 idle_timeout_secs = 3600
 ping_interval_secs = 20
@@ -477,6 +532,11 @@ handler = 'echo'
                 PluginSettings {
                     config: serde_json::json!({ "room_limit": 500, "since": "2026-01-02T03:04:05Z" }),
                     isolation: Isolation::Session,
+                    queue: QueueSettings {
+                        max_messages: 100,
+                        max_bytes: 65_536,
+                        slow_consumer: SlowConsumer::DropOldest,
+                    },
                 },
             )]),
             upstreams: vec![Upstream {
@@ -537,6 +597,8 @@ handler = 'echo'
                     host: Some(HostPattern::Suffix(".example.org".to_owned())),
                     path: PathPattern::Exact("/websocket".to_owned()),
                     target: Target::Upstream(upstream_name("app")),
+                    filters: vec![plugin_name("rate_limit"), plugin_name("tap")],
+                    on_failure: OnFailure::Bypass,
                     origins: vec!["https://app.example.org".to_owned()],
                     idle_timeout: Duration::from_secs(3600),
                     ping_interval: Some(Duration::from_secs(20)),
@@ -547,16 +609,20 @@ handler = 'echo'
                     host: None,
                     path: PathPattern::Prefix("/chat/".to_owned()),
                     target: Target::Handler(plugin_name("chat")),
+                    filters: Vec::new(),
+                    on_failure: OnFailure::Close,
                     origins: Vec::new(),
                     idle_timeout: Duration::from_secs(3600),
                     ping_interval: None,
-                    max_message_bytes: Some(1 << 20),
+                    max_message_bytes: None,
                     deflate: true,
                 },
                 Route {
                     host: None,
                     path: PathPattern::Exact("/hello".to_owned()),
                     target: Target::Http(plugin_name("hello")),
+                    filters: Vec::new(),
+                    on_failure: OnFailure::Close,
                     origins: Vec::new(),
                     idle_timeout: Duration::from_secs(3600),
                     ping_interval: None,
@@ -619,7 +685,7 @@ upstream = 'app'"
         let route = &config.routes[1];
         assert_eq!(route.idle_timeout, Duration::from_secs(3600));
         assert_eq!((route.ping_interval, route.max_message_bytes), (None, None));
-        assert_eq!(config.routes[0].max_message_bytes, Some(1 << 20));
+        assert_eq!(config.routes[0].shown_message_bytes(), 1 << 20);
     }
 
     #[test]
@@ -648,12 +714,41 @@ backends = ["127.0.0.1:3001"]
 [[route]]
 path = "/websocket"
 upstream = "app"
-filters = ["limit"]
 "#,
             &[
                 "line 4: listener[0].proxy_protocol: \"v1\" is not supported by this version: only \"off\"",
                 "line 5: listener[0].tls: this key is not supported by this version",
-                "line 12: route[0].filters: [\"limit\"] is not supported by this version: only []",
+            ],
+        );
+    }
+
+    #[test]
+    fn filters_stand_before_an_upstream_and_queues_have_bounds() {
+        check(
+            &format!(
+                "[plugin.chat]
+queue_max_messages = 0
+queue_max_bytes = '1M'
+slow_consumer = 'wait'
+{LISTENER}{UPSTREAM}[[route]]
+path = '/a'
+upstream = 'app'
+filters = ['Tap', 1, 'tap']
+on_failure = 'ignore'
+[[route]]
+path = '/b'
+handler = 'echo'
+filters = ['tap']
+"
+            ),
+            &[
+                "line 2: plugin.chat.queue_max_messages: 0 is not allowed: a number of messages, 1 to 65536",
+                "line 3: plugin.chat.queue_max_bytes: '1M' is not allowed: a number of bytes, 1 to 1073741824",
+                "line 4: plugin.chat.slow_consumer: 'wait' is not allowed: \"close\", \"drop_newest\" or \"drop_oldest\"",
+                "line 13: route[0].filters[0]: 'Tap' is not allowed: a plugin's name: a lower-case letter, then at most 63 letters, digits, '_' or '-'",
+                "line 13: route[0].filters[1]: 1 is not allowed: a plugin's name: a lower-case letter, then at most 63 letters, digits, '_' or '-'",
+                "line 14: route[0].on_failure: 'ignore' is not allowed: \"close\" or \"bypass\"",
+                "line 18: route[1].filters: only a route to an upstream has filters",
             ],
         );
     }

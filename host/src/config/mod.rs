@@ -59,6 +59,9 @@ pub struct Admin {
     pub token: Option<String>,
 }
 
+/// What one message may take of a plugin's worker unless the operator says otherwise.
+const SHOWN_MESSAGE_BYTES: u64 = 1 << 20;
+
 /// `[[listener]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
@@ -90,6 +93,42 @@ pub struct PluginSettings {
     pub config: serde_json::Value,
     /// Default shared.
     pub isolation: Isolation,
+    /// Of each of its sessions, for what it sends other than by verdict.
+    pub queue: QueueSettings,
+}
+
+/// `[plugin.NAME] queue_*`: what may wait to be sent to one session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueSettings {
+    /// `queue_max_messages`. Default 1,024; 1 to 65,536.
+    pub max_messages: usize,
+    /// `queue_max_bytes`, payload; a single message has room whatever its length. Default 1 MiB; 1 to
+    /// 1 GiB.
+    pub max_bytes: usize,
+    /// What becomes of a message without room.
+    pub slow_consumer: SlowConsumer,
+}
+
+/// `slow_consumer`: what is done with a session that takes less than it is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SlowConsumer {
+    /// It misses what comes.
+    DropNewest,
+    /// It misses what waits longest.
+    DropOldest,
+    /// It ends with 1013. The default: what is lost is not lost silently.
+    #[default]
+    Close,
+}
+
+/// `on_failure`: what becomes of a session whose filter fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnFailure {
+    /// It ends with 1011, or does not begin. The default.
+    #[default]
+    Close,
+    /// It goes on without that filter.
+    Bypass,
 }
 
 /// How many sessions one instance holds.
@@ -111,14 +150,18 @@ pub struct Route {
     pub path: PathPattern,
     /// Where matching requests go.
     pub target: Target,
+    /// What looks at messages on the way to an upstream and back; the first is next to the client.
+    pub filters: Vec<PluginName>,
+    /// Default close.
+    pub on_failure: OnFailure,
     /// Allowed `Origin` values, compared without case; empty: any.
     pub origins: Vec<String>,
     /// A session without a byte for so long is closed. Default 1 h.
     pub idle_timeout: Duration,
     /// How often a silent far end is pinged; none: never. `ping_interval_secs`, default 0.
     pub ping_interval: Option<Duration>,
-    /// Longest message. Default 1 MiB at a handler; at an upstream, where messages are relayed and
-    /// not held, none unless it is written.
+    /// Longest message. Default 1 MiB at a handler, and for what filters look at; at an upstream,
+    /// where messages are relayed and not held, none unless it is written.
     pub max_message_bytes: Option<u64>,
     /// Whether messages may be compressed (RFC 7692); otherwise what a client offers is left out.
     /// `deflate = "on"` or `"strip"`, default on.
@@ -247,6 +290,13 @@ impl fmt::Display for UpstreamName {
     }
 }
 
+impl Route {
+    /// Longest message that a plugin is shown.
+    pub fn shown_message_bytes(&self) -> u64 {
+        self.max_message_bytes.unwrap_or(SHOWN_MESSAGE_BYTES)
+    }
+}
+
 /// Host and path, as an operator would write them.
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -299,6 +349,17 @@ impl Default for PluginSettings {
         Self {
             config: serde_json::Value::Object(serde_json::Map::new()),
             isolation: Isolation::Shared,
+            queue: QueueSettings::default(),
+        }
+    }
+}
+
+impl Default for QueueSettings {
+    fn default() -> Self {
+        Self {
+            max_messages: 1024,
+            max_bytes: 1 << 20,
+            slow_consumer: SlowConsumer::Close,
         }
     }
 }

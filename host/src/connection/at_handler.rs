@@ -9,7 +9,6 @@ use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{StatusCode, request};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
 
 use super::record::{Place, Record};
 use super::{Answered, Exchange, Next, Refused, target_of};
@@ -18,8 +17,9 @@ use crate::config::{PluginName, Route};
 use crate::handshake::{self, Upgrade};
 use crate::messages::deflate::{self, Agreement};
 use crate::messages::{Decoder, Encoder, End};
-use crate::session::handled::{Handled, OUTBOX_MESSAGES};
-use crate::session::handler::{Facts, Handler, HandlerError};
+use crate::session::handled::Handled;
+use crate::session::handler::{Facts, Handler, PluginError};
+use crate::session::outbox::outbox;
 use crate::session::{self, SessionId};
 use crate::worker::{ConnectionCount, Worker};
 
@@ -39,7 +39,7 @@ pub(super) fn upgrade(
     asked: Upgrade,
     head: request::Parts,
 ) -> Result<Answered, Box<Refused>> {
-    let failed = |error: HandlerError| {
+    let failed = |error: PluginError| {
         Refused::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             UpgradeResult::PluginFailed,
@@ -52,7 +52,6 @@ pub(super) fn upgrade(
         .guests
         .handler(&site, plugin)
         .map_err(failed)?;
-    let allowed = route.max_message_bytes.unwrap_or(u64::MAX);
     let mut facts = Facts {
         session: SessionId::next(),
         route: route.path.to_string(),
@@ -60,7 +59,7 @@ pub(super) fn upgrade(
         host: exchange.host.clone(),
         path: target_of(&head).to_owned(),
         request_id: exchange.id().to_owned(),
-        max_message_bytes: allowed.min(handler.max_message_bytes()),
+        max_message_bytes: route.shown_message_bytes().min(handler.max_message_bytes()),
         offered_subprotocols: asked.subprotocols.clone(),
         subprotocol: None,
         headers: wanted(handler.wanted_headers(), &head),
@@ -114,7 +113,7 @@ impl Upgraded {
             backend: None,
         };
         let registration = worker.register(facts.session, place);
-        let (sender, outbox) = mpsc::channel(OUTBOX_MESSAGES);
+        let (outbox, inbox) = outbox(handler.queue());
         let max = usize::try_from(facts.max_message_bytes).unwrap_or(usize::MAX);
         let codec = (
             Decoder::new(
@@ -124,18 +123,18 @@ impl Upgraded {
             ),
             Encoder::new(
                 End::Server,
-                deflate.map(|agreed| agreed.deflater(End::Server)),
+                deflate.and_then(|agreed| agreed.deflater(End::Server)),
             ),
         );
         record.opened(&worker);
-        let opened = handler.open(&facts, sender);
+        let opened = handler.open(&facts, outbox);
         let scratch = Rc::clone(&worker.scratch);
         let mut session = Handled::new(
             client,
             &early,
             codec,
             opened,
-            outbox,
+            inbox,
             registration,
             counters,
             scratch,
@@ -151,7 +150,8 @@ impl Upgraded {
     }
 }
 
-fn wanted(names: Vec<String>, head: &request::Parts) -> Vec<(String, String)> {
+/// The fields of these names, in lower case, in the order received.
+pub(super) fn wanted(names: Vec<String>, head: &request::Parts) -> Vec<(String, String)> {
     let text = |name: &str| {
         let values = head.headers.get_all(name).into_iter();
         let name = name.to_owned();

@@ -15,6 +15,7 @@ use hyper::body::{Body as _, Incoming};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
+use super::filters::{FilteredUpgrade, Filters};
 use super::record::{Place, Record};
 use super::{Answered, Exchange, Next, Refused, append_all};
 use crate::admin::metrics::UpgradeResult;
@@ -42,11 +43,11 @@ const RETRY_AFTER_FULL: HeaderValue = HeaderValue::from_static("1");
 
 /// A backend's upgraded stream, and what the session's record says.
 pub(super) struct Upgraded {
-    stream: BackendStream,
-    early: Bytes,
-    active: Active,
-    record: Record,
-    pool: Arc<Pool>,
+    pub(super) stream: BackendStream,
+    pub(super) early: Bytes,
+    pub(super) active: Active,
+    pub(super) record: Record,
+    pub(super) pool: Arc<Pool>,
 }
 
 /// Leads an upgrade to a backend.
@@ -57,14 +58,16 @@ pub(super) async fn upgrade(
     mut asked: Upgrade,
     head: request::Parts,
 ) -> Result<Answered, Box<Refused>> {
-    let mut choice = place(exchange, upstream, &head).await?;
-    let pool = Arc::clone(&choice.pool);
     let mut to_backend = head.clone();
     exchange.forward_head(&mut to_backend);
     if !route.deflate {
         to_backend.headers.remove(header::SEC_WEBSOCKET_EXTENSIONS);
         asked.extensions.clear();
     }
+    let headers = &mut to_backend.headers;
+    let mut filters = Filters::admit(exchange, route, &head, &mut asked, headers)?;
+    let mut choice = place(exchange, upstream, &head).await?;
+    let pool = Arc::clone(&choice.pool);
     let to_backend = dial::upgrade_request(to_backend);
     let mut failures = Failures::default();
     while let Some(pending) = choice.next(&mut failures)? {
@@ -82,6 +85,14 @@ pub(super) async fn upgrade(
                 early,
                 head: mut answer,
             }) => {
+                let agreed = filters
+                    .as_mut()
+                    .map_or(Ok(()), |filters| filters.agreed(&answer.headers));
+                if let Err(reason) = agreed {
+                    let error = DialError::BadHandshake(reason);
+                    failures.note(exchange, &pool, backend, error);
+                    continue;
+                }
                 let active = pending.answered(true);
                 let headers = &mut answer.headers;
                 finish_headers(exchange, &choice, backend, &head, headers);
@@ -89,14 +100,17 @@ pub(super) async fn upgrade(
                 headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
                 let place = Place::Backend(Arc::clone(backend), choice.policy);
                 let record = Record::new(exchange, route, &head, place);
-                let upgraded = Upgraded {
+                let upgraded = Box::new(Upgraded {
                     stream,
                     early,
                     active,
                     record,
                     pool,
+                });
+                let next = match filters {
+                    None => Next::Relay(upgraded),
+                    Some(filters) => Next::Filter(Box::new(FilteredUpgrade { upgraded, filters })),
                 };
-                let next = Next::Relay(Box::new(upgraded));
                 return Ok(Answered::upgraded(answer.headers, answer.extensions, next));
             }
             Ok(Answer::Refused(mut response)) => {

@@ -2,11 +2,13 @@
 //! or becomes a session.
 //!
 //! In goes an accepted socket; it moves on, whole, into a session's task when a request was
-//! upgraded. `at_upstream`, `at_handler` and `at_plugin` each answer for one kind of target.
+//! upgraded. `at_upstream`, `at_handler` and `at_plugin` each answer for one kind of target; `filters` are
+//! on the way to an upstream.
 
 mod at_handler;
 mod at_plugin;
 mod at_upstream;
+mod filters;
 mod paths;
 mod record;
 
@@ -87,6 +89,7 @@ pub async fn serve(
 /// What follows a 101, once the HTTP library has let go of the socket.
 enum Next {
     Relay(Box<at_upstream::Upgraded>),
+    Filter(Box<filters::FilteredUpgrade>),
     Handle(Box<at_handler::Upgraded>),
 }
 
@@ -96,6 +99,9 @@ impl Next {
         let worker = Rc::clone(worker);
         match self {
             Self::Relay(upgraded) => {
+                tokio::task::spawn_local(upgraded.run(worker, stream, early, count))
+            }
+            Self::Filter(upgraded) => {
                 tokio::task::spawn_local(upgraded.run(worker, stream, early, count))
             }
             Self::Handle(upgraded) => {

@@ -9,7 +9,8 @@ use std::fmt;
 use super::End;
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
-const NAME: &str = "permessage-deflate";
+/// As it is written in `Sec-WebSocket-Extensions`.
+pub const NAME: &str = "permessage-deflate";
 /// What a sender leaves off the end of a message (RFC 7692 section 7.2.1).
 const TAIL: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
 /// zlib writes no smaller windows in raw deflate.
@@ -25,7 +26,7 @@ pub struct Agreement {
     pub server_no_context_takeover: bool,
     /// Likewise the client.
     pub client_no_context_takeover: bool,
-    /// 9 to 15: the server's window.
+    /// 8 to 15: the server's window.
     pub server_max_window_bits: u8,
     /// 8 to 15: the client's window.
     pub client_max_window_bits: u8,
@@ -40,18 +41,20 @@ impl Agreement {
         })
     }
 
-    /// For what this end sends.
-    pub fn deflater(&self, end: End) -> Deflater {
-        match end {
-            End::Server => Deflater::new(
+    /// For what this end sends. None: its window is too small to be written, so it sends everything
+    /// as it is, which is allowed.
+    pub fn deflater(&self, end: End) -> Option<Deflater> {
+        let (bits, keeps_context) = match end {
+            End::Server => (
                 self.server_max_window_bits,
                 !self.server_no_context_takeover,
             ),
-            End::Client => Deflater::new(
+            End::Client => (
                 self.client_max_window_bits,
                 !self.client_no_context_takeover,
             ),
-        }
+        };
+        (bits >= MIN_WINDOW_BITS).then(|| Deflater::new(bits, keeps_context))
     }
 }
 
@@ -66,6 +69,53 @@ pub enum InflateError {
 
 /// One parameter of an extension, `name` or `name=value`.
 type Parameter<'a> = (&'a str, Option<&'a str>);
+
+/// Reads a server's answer, whose parameters it was offered (RFC 7692 section 7.1). None: it has agreed
+/// on no extension.
+///
+/// # Errors
+/// It has agreed on another extension, or on parameters that there are not.
+pub fn agreed(answer: &str) -> Result<Option<Agreement>, &'static str> {
+    const UNREADABLE: &str = "its permessage-deflate cannot be read";
+    let mut all = extensions(answer).filter(|(name, _)| !name.is_empty());
+    let Some((name, parameters)) = all.next() else {
+        return Ok(None);
+    };
+    if !name.eq_ignore_ascii_case(NAME) || all.next().is_some() {
+        return Err("it agreed on an extension that is not looked into");
+    }
+    let mut agreed = Agreement {
+        server_no_context_takeover: false,
+        client_no_context_takeover: false,
+        server_max_window_bits: MAX_WINDOW_BITS,
+        client_max_window_bits: MAX_WINDOW_BITS,
+    };
+    for (name, value) in parameters.ok_or(UNREADABLE)? {
+        let bits = || value.and_then(|bits| window_bits(bits, MIN_WINDOW_BITS - 1));
+        match (name, value) {
+            ("server_no_context_takeover", None) => agreed.server_no_context_takeover = true,
+            ("client_no_context_takeover", None) => agreed.client_no_context_takeover = true,
+            ("server_max_window_bits", _) => {
+                agreed.server_max_window_bits = bits().ok_or(UNREADABLE)?;
+            }
+            ("client_max_window_bits", _) => {
+                agreed.client_max_window_bits = bits().ok_or(UNREADABLE)?;
+            }
+            _ => return Err(UNREADABLE),
+        }
+    }
+    Ok(Some(agreed))
+}
+
+/// What of a client's offers is permessage-deflate; none: nothing.
+pub fn only_deflate(offers: &str) -> Option<String> {
+    let ours = offers.split(',').map(str::trim).filter(|offer| {
+        let name = offer.split(';').next().unwrap_or_default();
+        name.trim().eq_ignore_ascii_case(NAME)
+    });
+    let ours = ours.collect::<Vec<_>>().join(", ");
+    Some(ours).filter(|ours| !ours.is_empty())
+}
 
 /// Takes the first acceptable offer of a client (`Sec-WebSocket-Extensions`, all fields joined by
 /// commas). Also the text to answer with.
@@ -315,6 +365,51 @@ mod tests {
         ] {
             assert_eq!(answer(offers).as_deref(), expected, "{offers}");
         }
+    }
+
+    #[test]
+    fn a_servers_answer_is_read() {
+        let check = |answer: &str, expected: Result<Option<(bool, bool, u8, u8)>, ()>| {
+            let agreed = agreed(answer).map_err(|_| ()).map(|agreed| {
+                agreed.map(|agreed| {
+                    (
+                        agreed.server_no_context_takeover,
+                        agreed.client_no_context_takeover,
+                        agreed.server_max_window_bits,
+                        agreed.client_max_window_bits,
+                    )
+                })
+            });
+            assert_eq!(agreed, expected, "{answer}");
+        };
+        check("", Ok(None));
+        check("permessage-deflate", Ok(Some((false, false, 15, 15))));
+        check(
+            "permessage-deflate; server_no_context_takeover; client_max_window_bits=8",
+            Ok(Some((true, false, 15, 8))),
+        );
+        check(
+            "Permessage-Deflate;client_no_context_takeover;server_max_window_bits=\"9\"",
+            Ok(Some((false, true, 9, 15))),
+        );
+        check("permessage-deflate; client_max_window_bits", Err(()));
+        check("permessage-deflate; server_max_window_bits=16", Err(()));
+        check("permessage-deflate; other", Err(()));
+        check("permessage-deflate, permessage-deflate", Err(()));
+        check("x-webkit-deflate-frame", Err(()));
+    }
+
+    #[test]
+    fn of_the_offers_only_those_that_are_understood_are_handed_on() {
+        let check = |offers: &str, expected: Option<&str>| {
+            assert_eq!(only_deflate(offers).as_deref(), expected, "{offers}");
+        };
+        check("", None);
+        check("x-webkit-deflate-frame", None);
+        check(
+            "x-a, permessage-deflate; client_max_window_bits,permessage-deflate",
+            Some("permessage-deflate; client_max_window_bits, permessage-deflate"),
+        );
     }
 
     fn texts() -> Vec<Vec<u8>> {

@@ -7,7 +7,9 @@
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 
-use self::exports::pointsman::plugin::{handler as wire_handler, policy as wire_policy};
+use self::exports::pointsman::plugin::{
+    filter as wire_filter, handler as wire_handler, policy as wire_policy,
+};
 use self::pointsman::plugin::types;
 use super::failure::CallError;
 use super::limits::{
@@ -15,7 +17,8 @@ use super::limits::{
 };
 use super::stats::Call;
 use crate::routing::policy::{Decision, Refusal};
-use crate::session::handler::{CloseReason, Interest, Message, MessageKind, Verdict};
+use crate::session::filter::{self, Admission};
+use crate::session::handler::{CloseReason, Interest, Message, MessageKind, Received, Verdict};
 use crate::session::{EndReport, Ender};
 
 pub(super) use self::generated::{exports, pointsman};
@@ -59,6 +62,7 @@ mod generated {
 
             world every-kind {
                 include pointsman:plugin/stateful-policy-plugin@0.1.0;
+                include pointsman:plugin/stateful-filter-plugin@0.1.0;
                 include pointsman:plugin/stateful-handler-plugin@0.1.0;
                 export uses;
             }
@@ -186,12 +190,82 @@ pub(super) fn verdict(
         wire_handler::Verdict::Replies(replies) => replies,
     };
     bound(call, "replies", replies.len(), REPLIES_MAX)?;
-    let replies: Vec<_> = replies.into_iter().map(message).collect();
-    let max = usize::try_from(max_message_bytes).unwrap_or(usize::MAX);
-    for reply in &replies {
-        bound(call, "bytes in a message", reply.payload.len(), max)?;
+    Ok(Verdict::Reply(messages(call, replies, max_message_bytes)?))
+}
+
+pub(super) fn filter_interest(
+    interest: wire_filter::Interest,
+    tick_interval_ms: u32,
+) -> filter::Interest {
+    use wire_filter::Interest as Wire;
+    filter::Interest {
+        client: filter::Kinds {
+            text: interest.contains(Wire::CLIENT_TEXT),
+            binary: interest.contains(Wire::CLIENT_BINARY),
+        },
+        backend: filter::Kinds {
+            text: interest.contains(Wire::BACKEND_TEXT),
+            binary: interest.contains(Wire::BACKEND_BINARY),
+        },
+        tick_interval_ms,
     }
-    Ok(Verdict::Reply(replies))
+}
+
+pub(super) fn filter_verdict(
+    call: Call,
+    verdict: wire_filter::Verdict,
+    max_message_bytes: u64,
+) -> Result<filter::Verdict, CallError> {
+    Ok(match verdict {
+        wire_filter::Verdict::Forward => filter::Verdict::Forward,
+        wire_filter::Verdict::Drop => filter::Verdict::Drop,
+        wire_filter::Verdict::Close(close) => filter::Verdict::Close(close_reason(close)),
+        wire_filter::Verdict::Replace(other) => {
+            let mut other = messages(call, vec![other], max_message_bytes)?;
+            other
+                .pop()
+                .map_or(filter::Verdict::Drop, filter::Verdict::Replace)
+        }
+        wire_filter::Verdict::Answer(answers) => {
+            bound(call, "answers", answers.len(), REPLIES_MAX)?;
+            filter::Verdict::Answer(messages(call, answers, max_message_bytes)?)
+        }
+    })
+}
+
+pub(super) fn admission(admission: wire_filter::Admission) -> Result<Admission, CallError> {
+    let hidden = admission.hide_subprotocols;
+    bound(
+        Call::Accept,
+        "hidden subprotocols",
+        hidden.len(),
+        HEADERS_MAX,
+    )?;
+    Ok(Admission {
+        hide_subprotocols: hidden,
+        set_headers: headers(Call::Accept, admission.set_headers)?,
+    })
+}
+
+fn messages(
+    call: Call,
+    messages: Vec<types::MessageResult>,
+    max_message_bytes: u64,
+) -> Result<Vec<Message>, CallError> {
+    let max = usize::try_from(max_message_bytes).unwrap_or(usize::MAX);
+    let messages: Vec<_> = messages.into_iter().map(message).collect();
+    for message in &messages {
+        bound(call, "bytes in a message", message.payload.len(), max)?;
+    }
+    Ok(messages)
+}
+
+/// Borrows the payload.
+pub(super) fn lower(message: Received<'_>) -> types::MessageParam<'_> {
+    match message {
+        Received::Text(text) => types::MessageParam::Text(text),
+        Received::Binary(bytes) => types::MessageParam::Binary(bytes),
+    }
 }
 
 /// Takes the payload over without a copy.

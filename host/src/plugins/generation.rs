@@ -11,6 +11,7 @@ use ::http::HeaderMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::failure::CallError;
+use super::filter::GuestFilter;
 use super::handler::GuestHandler;
 use super::host::PluginHost;
 use super::http::GuestHttp;
@@ -102,6 +103,18 @@ impl Generation {
         GuestHandler::new(self, settings, host)
     }
 
+    /// As [`Generation::handler`], for sessions between a client and a backend.
+    ///
+    /// # Errors
+    /// As [`Generation::policy`].
+    pub fn filter(
+        self: &Arc<Self>,
+        settings: &PluginSettings,
+        host: &PluginHost,
+    ) -> Result<GuestFilter, CallError> {
+        GuestFilter::new(self, settings, host)
+    }
+
     /// What answers requests on one worker. It makes an instance for each.
     pub fn http(self: &Arc<Self>, host: &PluginHost) -> GuestHttp {
         GuestHttp::new(self, host)
@@ -167,6 +180,27 @@ impl Generation {
         self.is_kind(self.kinds().handler, "handler")?;
         let make = || {
             self.handler(settings, &PluginHost::for_trial(limits))
+                .map_err(LoadError::Trial)
+        };
+        for saved in saved {
+            make()?.restore(saved).map_err(LoadError::Trial)?;
+        }
+        make().map(drop)
+    }
+
+    /// As [`Generation::trial_handler`], as a filter.
+    ///
+    /// # Errors
+    /// As [`Generation::trial_policy`].
+    pub fn trial_filter(
+        self: &Arc<Self>,
+        settings: &PluginSettings,
+        saved: &[Saved],
+        limits: Limits,
+    ) -> Result<(), LoadError> {
+        self.is_kind(self.kinds().filter, "filter")?;
+        let make = || {
+            self.filter(settings, &PluginHost::for_trial(limits))
                 .map_err(LoadError::Trial)
         };
         for saved in saved {

@@ -1,7 +1,7 @@
 //! One instance and its memory: made, called within its limits, counted, and thrown away when it
 //! fails.
 //!
-//! Knows nothing of what a call is about; `policy` and `handler` do.
+//! Knows nothing of what a call is about; `policy` and `sessions` do.
 
 use std::sync::Arc;
 
@@ -24,6 +24,8 @@ use super::stats::{Call, PluginStats};
 pub(super) struct Guest {
     /// None once it has failed: its memory is gone and no call can enter it again.
     store: Option<Store<HostState>>,
+    /// What `stats` know of its memory.
+    counted_bytes: usize,
     pub(super) about: About,
 }
 
@@ -85,12 +87,13 @@ impl Guest {
         let generation = Arc::clone(&about.generation);
         let mut guest = Self {
             store: Some(store),
+            counted_bytes: 0,
             about,
         };
         let exports = guest.call(Call::Instantiate, |store| {
             let Some(code) = generation.calls() else {
                 return Err(wasmtime::Error::msg(
-                    "it exports neither policy nor handler",
+                    "it exports neither policy nor filter nor handler",
                 ));
             };
             let instance = code.pre.instantiate(&mut *store)?;
@@ -118,7 +121,13 @@ impl Guest {
         self.about
             .stats
             .record(call, monotonic_ns().saturating_sub(started_ns));
-        let was_refused_memory = store.data_mut().memory.take_refused();
+        let memory = &mut store.data_mut().memory;
+        if memory.used_bytes() != self.counted_bytes {
+            let used = memory.used_bytes();
+            self.about.stats.memory_changed(self.counted_bytes, used);
+            self.counted_bytes = used;
+        }
+        let was_refused_memory = memory.take_refused();
         result.map_err(|error| {
             let error = CallError::classify(call, &error, &self.about.limits, was_refused_memory);
             self.kill();
@@ -171,6 +180,7 @@ impl Guest {
     fn kill(&mut self) {
         if self.store.take().is_some() {
             self.about.stats.instance_gone();
+            self.about.stats.memory_changed(self.counted_bytes, 0);
         }
     }
 }

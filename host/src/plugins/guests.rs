@@ -5,7 +5,6 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::mpsc;
 use wit_component::StringEncoding;
 use wit_parser::Resolve;
 
@@ -14,9 +13,10 @@ use super::handler::GuestHandler;
 use super::host::PluginHost;
 use super::limits::Limits;
 use super::load::{Compiler, LoadError};
-use crate::config::PluginName;
+use crate::config::{PluginName, QueueSettings};
 use crate::session::SessionId;
 use crate::session::handler::{Facts, Handler, Received};
+use crate::session::outbox::outbox;
 
 /// As many interfaces of WASI as a test needs.
 const WASI: &str = r#"
@@ -215,7 +215,7 @@ pub(super) fn fail_once(handler: &GuestHandler) {
         subprotocol: None,
         headers: Vec::new(),
     };
-    let (outbox, _inbox) = mpsc::channel(1);
+    let (outbox, _inbox) = outbox(QueueSettings::default());
     let mut session = handler.open(&facts, outbox).unwrap();
     session.message(Received::Binary(b"hello")).unwrap_err();
 }

@@ -151,16 +151,20 @@ fn figures(share: &Share, stats: &[Arc<PluginStats>]) -> PluginFigures {
         .iter()
         .map(Arc::as_ref)
         .filter(|stats| stats.plugin == share.plugin);
-    let (n_instances, calls) = stats::sum(workers);
+    let sum = stats::sum(workers);
     let store = share.store.lock().unwrap_or_else(PoisonError::into_inner);
     PluginFigures {
         plugin: share.plugin.clone(),
-        n_instances,
+        n_instances: sum.n_instances,
+        memory_bytes: sum.memory_bytes,
+        bytes_in: sum.bytes_in,
+        bytes_out: sum.bytes_out,
+        verdicts: sum.verdicts,
         n_sessions: share.topics.n_sessions(),
         dropped_messages: share.topics.n_dropped(),
         dropped_log_lines: share.log.n_dropped(),
         store_bytes: store.used_bytes() as u64,
-        calls,
+        calls: sum.calls,
         counts: share.counts(),
         gauges: share.gauges(),
     }

@@ -383,8 +383,7 @@ mod tests {
             let body = response.into_body().collect().await.unwrap().to_bytes();
             assert_eq!(body, r#"{"hello":"world"}"#);
         }
-        let (n_instances, calls) =
-            crate::plugins::stats::sum([&*host.stats(&generation.name)].into_iter());
-        assert_eq!((n_instances, calls[0].1.n_calls), (0, 2));
+        let sum = crate::plugins::stats::sum([&*host.stats(&generation.name)].into_iter());
+        assert_eq!((sum.n_instances, sum.calls[0].1.n_calls), (0, 2));
     }
 }

@@ -162,6 +162,11 @@ impl MemoryLimit {
         }
     }
 
+    /// What its memories hold, over all of them.
+    pub(super) fn used_bytes(&self) -> usize {
+        self.used_bytes
+    }
+
     /// Whether memory has been refused since this was last asked.
     pub(super) fn take_refused(&mut self) -> bool {
         std::mem::take(&mut self.was_refused)

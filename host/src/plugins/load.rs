@@ -12,7 +12,7 @@ use wasmtime::component::{Component, InstancePre, Linker};
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wit_component::ComponentEncoder;
 
-use super::bindings::exports::pointsman::plugin::{handler, policy, state};
+use super::bindings::exports::pointsman::plugin::{filter, handler, policy, state};
 use super::engine::Engines;
 use super::failure::CallError;
 use super::host_api::{self, HostState};
@@ -66,6 +66,7 @@ pub(super) struct Code {
 pub(super) struct CallCode {
     pub(super) pre: InstancePre<HostState>,
     pub(super) policy: Option<policy::GuestIndices>,
+    pub(super) filter: Option<filter::GuestIndices>,
     pub(super) handler: Option<handler::GuestIndices>,
     pub(super) state: Option<state::GuestIndices>,
 }
@@ -116,7 +117,7 @@ pub enum LoadError {
     NothingExported,
     /// Somebody refers to it as what it is not.
     NotKind {
-        /// `policy`, `handler` or `http`.
+        /// `policy`, `filter`, `handler` or `http`.
         wanted: &'static str,
         /// What it is.
         kinds: Kinds,
@@ -254,6 +255,10 @@ impl Compiler {
                 .policy
                 .then(|| policy::GuestIndices::new(pre))
                 .transpose()?;
+            let filter = kinds
+                .filter
+                .then(|| filter::GuestIndices::new(pre))
+                .transpose()?;
             let handler = kinds
                 .handler
                 .then(|| handler::GuestIndices::new(pre))
@@ -262,12 +267,13 @@ impl Compiler {
                 .state
                 .then(|| state::GuestIndices::new(pre))
                 .transpose()?;
-            Ok((policy, handler, state))
+            Ok((policy, filter, handler, state))
         };
-        let (policy, handler, state) = indices(&pre).map_err(types)?;
+        let (policy, filter, handler, state) = indices(&pre).map_err(types)?;
         Ok(CallCode {
             pre,
             policy,
+            filter,
             handler,
             state,
         })

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::failure::CallError;
 use crate::config::PluginName;
+use crate::session::{filter, handler};
 
 /// Upper bounds of the buckets, in nanoseconds. What took longer is in none of them.
 pub const BUCKETS_NS: [u64; 16] = [
@@ -32,6 +33,11 @@ pub const BUCKETS_NS: [u64; 16] = [
 
 /// The kinds of failures that are counted, in the order of [`CallFigures::failures`].
 pub const FAILURE_KINDS: [&str; 4] = ["timeout", "memory", "trap", "output"];
+
+/// What filters and handlers say of messages, in the order of [`PluginFigures::verdicts`].
+pub const VERDICTS: [&str; 8] = [
+    "forward", "replace", "drop", "answer", "ignore", "echo", "reply", "close",
+];
 
 /// What the host calls a guest for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -122,6 +128,10 @@ pub(super) struct PluginStats {
     pub(super) plugin: PluginName,
     pub(super) worker: usize,
     n_instances: AtomicU64,
+    memory_bytes: AtomicU64,
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+    verdicts: [AtomicU64; VERDICTS.len()],
     calls: [CallCounters; Call::ALL.len()],
 }
 
@@ -139,6 +149,10 @@ impl PluginStats {
             plugin,
             worker,
             n_instances: AtomicU64::new(0),
+            memory_bytes: AtomicU64::new(0),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+            verdicts: Default::default(),
             calls: Default::default(),
         }
     }
@@ -163,6 +177,43 @@ impl PluginStats {
         }
     }
 
+    /// A session was shown a message.
+    pub(super) fn shown(&self, n_bytes: usize) {
+        add(&self.bytes_in, n_bytes as u64);
+    }
+
+    /// What passes on without a copy counts as nothing that came out.
+    pub(super) fn filter_verdict(&self, verdict: &filter::Verdict) {
+        let (place, out) = match verdict {
+            filter::Verdict::Forward => (0, 0),
+            filter::Verdict::Replace(message) => (1, message.payload.len()),
+            filter::Verdict::Drop => (2, 0),
+            filter::Verdict::Answer(messages) => (3, n_bytes(messages)),
+            filter::Verdict::Close(_) => (7, 0),
+        };
+        self.verdict(place, out);
+    }
+
+    pub(super) fn handler_verdict(&self, verdict: &handler::Verdict) {
+        let (place, out) = match verdict {
+            handler::Verdict::Ignore => (4, 0),
+            handler::Verdict::Echo => (5, 0),
+            handler::Verdict::Reply(messages) => (6, n_bytes(messages)),
+            handler::Verdict::Close(_) => (7, 0),
+        };
+        self.verdict(place, out);
+    }
+
+    fn verdict(&self, place: usize, out: usize) {
+        add(&self.verdicts[place], 1);
+        add(&self.bytes_out, out as u64);
+    }
+
+    /// An instance's memory has another size.
+    pub(super) fn memory_changed(&self, before: usize, now: usize) {
+        add(&self.memory_bytes, (now as u64).wrapping_sub(before as u64));
+    }
+
     pub(super) fn instance_made(&self) {
         add(&self.n_instances, 1);
     }
@@ -170,6 +221,10 @@ impl PluginStats {
     pub(super) fn instance_gone(&self) {
         add(&self.n_instances, 1_u64.wrapping_neg());
     }
+}
+
+fn n_bytes(messages: &[handler::Message]) -> usize {
+    messages.iter().map(|message| message.payload.len()).sum()
 }
 
 /// Relaxed and not atomic as a whole: only the owner writes.
@@ -187,7 +242,15 @@ pub struct PluginFigures {
     pub plugin: PluginName,
     /// Instances alive.
     pub n_instances: u64,
-    /// Sessions open at its handler.
+    /// Linear memory of those, but for what answers HTTP.
+    pub memory_bytes: u64,
+    /// Payload of the messages that its sessions were shown.
+    pub bytes_in: u64,
+    /// Payload of the messages that they returned.
+    pub bytes_out: u64,
+    /// By [`VERDICTS`].
+    pub verdicts: [u64; VERDICTS.len()],
+    /// Sessions open at its handler or filter.
     pub n_sessions: u64,
     /// Messages that a full queue did not take, and closes that one did not.
     pub dropped_messages: u64,
@@ -216,27 +279,42 @@ pub struct CallFigures {
     pub failures: [u64; FAILURE_KINDS.len()],
 }
 
-/// Adds up the workers of one plugin: instances alive, and calls that were made.
-pub(super) fn sum<'a>(
-    workers: impl Iterator<Item = &'a PluginStats>,
-) -> (u64, Vec<(Call, CallFigures)>) {
-    let mut n_instances = 0_u64;
+/// What the workers of one plugin add up to.
+#[derive(Debug, Default)]
+pub(super) struct Sum {
+    pub(super) n_instances: u64,
+    pub(super) memory_bytes: u64,
+    pub(super) bytes_in: u64,
+    pub(super) bytes_out: u64,
+    pub(super) verdicts: [u64; VERDICTS.len()],
+    /// Those that were made.
+    pub(super) calls: Vec<(Call, CallFigures)>,
+}
+
+/// Adds up the workers of one plugin.
+pub(super) fn sum<'a>(workers: impl Iterator<Item = &'a PluginStats>) -> Sum {
+    let mut sum = Sum::default();
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let mut figures: [CallFigures; Call::ALL.len()] = Default::default();
     for stats in workers {
-        n_instances = n_instances.wrapping_add(stats.n_instances.load(Ordering::Relaxed));
+        sum.n_instances = sum.n_instances.wrapping_add(read(&stats.n_instances));
+        sum.memory_bytes = sum.memory_bytes.wrapping_add(read(&stats.memory_bytes));
+        sum.bytes_in += read(&stats.bytes_in);
+        sum.bytes_out += read(&stats.bytes_out);
+        for (sum, verdicts) in sum.verdicts.iter_mut().zip(&stats.verdicts) {
+            *sum += read(verdicts);
+        }
         for (sum, counters) in figures.iter_mut().zip(&stats.calls) {
             sum.add(counters);
         }
     }
     let was_made = |(_, figures): &(Call, CallFigures)| figures.n_calls > 0;
-    (
-        n_instances,
-        Call::ALL
-            .into_iter()
-            .zip(figures)
-            .filter(was_made)
-            .collect(),
-    )
+    sum.calls = Call::ALL
+        .into_iter()
+        .zip(figures)
+        .filter(was_made)
+        .collect();
+    sum
 }
 
 impl CallFigures {
@@ -277,7 +355,9 @@ mod tests {
         second.instance_made();
         second.instance_gone();
 
-        let (n_instances, calls) = sum([&first, &second].into_iter());
+        let Sum {
+            n_instances, calls, ..
+        } = sum([&first, &second].into_iter());
         assert_eq!(n_instances, 1);
         let [(Call::Choose, figures)] = calls.as_slice() else {
             panic!("{calls:?}")

@@ -1,16 +1,15 @@
 //! The open sessions of one plugin on all workers, and the groups that they are in.
 //!
-//! In come ids and messages; out they go into the sessions' outboxes. A full outbox misses a
-//! message, which is counted. Knows no wasm.
+//! In come ids and messages; out they go into the sessions' outboxes. What a full outbox loses is
+//! counted. Knows no wasm.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::mpsc;
-
 use crate::session::SessionId;
-use crate::session::handler::{CloseReason, Message, Outbound};
+use crate::session::handler::{CloseReason, Message};
+use crate::session::outbox::{Outbox, Sent};
 
 const TOPICS_PER_SESSION_MAX: usize = 64;
 const TOPIC_MAX_BYTES: usize = 1 << 10;
@@ -30,12 +29,12 @@ struct Members {
 
 #[derive(Debug)]
 struct Member {
-    outbox: mpsc::Sender<Outbound>,
+    outbox: Outbox,
     topics: HashSet<String>,
 }
 
 impl Topics {
-    pub(super) fn join(&self, session: SessionId, outbox: mpsc::Sender<Outbound>) {
+    pub(super) fn join(&self, session: SessionId, outbox: Outbox) {
         let topics = HashSet::new();
         self.lock()
             .sessions
@@ -82,26 +81,20 @@ impl Topics {
     /// To how many the message went.
     pub(super) fn publish(&self, topic: &str, message: &Message) -> u32 {
         // Sending wakes tasks on other threads, so it is done when the lock is free again.
-        let mut n_sent = 0;
-        for outbox in self.outboxes(topic) {
-            n_sent += u32::from(self.send_to(&outbox, Outbound::Send(message.clone())));
-        }
-        n_sent
+        let send = |outbox: &Outbox| u32::from(self.send_to(outbox, message.clone()));
+        self.outboxes(topic).iter().map(send).sum()
     }
 
     /// False if there is no such session, or its outbox is full.
     pub(super) fn send(&self, session: SessionId, message: Message) -> bool {
         self.outbox(session)
-            .is_some_and(|outbox| self.send_to(&outbox, Outbound::Send(message)))
+            .is_some_and(|outbox| self.send_to(&outbox, message))
     }
 
     /// False if there is no such session.
     pub(super) fn close(&self, session: SessionId, reason: CloseReason) -> bool {
-        let Some(outbox) = self.outbox(session) else {
-            return false;
-        };
-        self.send_to(&outbox, Outbound::Close(reason));
-        true
+        self.outbox(session)
+            .is_some_and(|outbox| outbox.close(reason))
     }
 
     pub(super) fn n_sessions(&self) -> u64 {
@@ -112,19 +105,19 @@ impl Topics {
         self.n_dropped.load(Ordering::Relaxed)
     }
 
-    fn send_to(&self, outbox: &mpsc::Sender<Outbound>, outbound: Outbound) -> bool {
-        let is_sent = outbox.try_send(outbound).is_ok();
-        if !is_sent {
+    fn send_to(&self, outbox: &Outbox, message: Message) -> bool {
+        let sent = outbox.send(message);
+        if sent != Sent::Queued {
             self.n_dropped.fetch_add(1, Ordering::Relaxed);
         }
-        is_sent
+        matches!(sent, Sent::Queued | Sent::QueuedForOlder)
     }
 
-    fn outbox(&self, session: SessionId) -> Option<mpsc::Sender<Outbound>> {
+    fn outbox(&self, session: SessionId) -> Option<Outbox> {
         Some(self.lock().sessions.get(&session)?.outbox.clone())
     }
 
-    fn outboxes(&self, topic: &str) -> Vec<mpsc::Sender<Outbound>> {
+    fn outboxes(&self, topic: &str) -> Vec<Outbox> {
         let members = self.lock();
         let ids = members.topics.get(topic).into_iter().flatten();
         ids.filter_map(|id| Some(members.sessions.get(id)?.outbox.clone()))
@@ -153,7 +146,9 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::config::{QueueSettings, SlowConsumer};
     use crate::session::handler::MessageKind;
+    use crate::session::outbox::{Inbox, outbox};
 
     fn hello() -> Message {
         Message {
@@ -162,11 +157,19 @@ mod tests {
         }
     }
 
+    fn of_one() -> (Outbox, Inbox) {
+        outbox(QueueSettings {
+            max_messages: 1,
+            slow_consumer: SlowConsumer::DropNewest,
+            ..QueueSettings::default()
+        })
+    }
+
     #[test]
     fn a_message_goes_to_those_who_asked_and_have_room() {
         let topics = Topics::default();
-        let (first, mut first_inbox) = mpsc::channel(1);
-        let (second, _second_inbox) = mpsc::channel(1);
+        let (first, _first_inbox) = of_one();
+        let (second, _second_inbox) = of_one();
         topics.join(SessionId(1), first);
         topics.join(SessionId(2), second);
         assert!(topics.subscribe(SessionId(1), "t".to_owned()));
@@ -176,19 +179,17 @@ mod tests {
         assert_eq!(topics.publish("t", &hello()), 1);
         assert_eq!(topics.publish("t", &hello()), 0);
         assert_eq!((topics.n_dropped(), topics.n_sessions()), (1, 2));
-        assert_eq!(first_inbox.try_recv(), Ok(Outbound::Send(hello())));
         assert!(topics.send(SessionId(2), hello()));
 
         topics.leave(SessionId(1));
         assert_eq!(topics.publish("t", &hello()), 0);
         assert!(topics.lock().topics.is_empty());
-        assert!(first_inbox.try_recv().is_err());
     }
 
     #[test]
     fn a_session_has_at_most_64_topics() {
         let topics = Topics::default();
-        let (outbox, _inbox) = mpsc::channel(1);
+        let (outbox, _inbox) = of_one();
         topics.join(SessionId(1), outbox);
         for n in 0..64 {
             assert!(topics.subscribe(SessionId(1), n.to_string()));

@@ -228,6 +228,15 @@ impl Trial {
                 .collect();
             generation.trial_handler(&self.config.plugin_settings(name), &saved, self.limits)?;
         }
+        let mut filters = self.config.routes.iter().flat_map(|route| &route.filters);
+        if filters.any(|filter| filter == name) {
+            let saved: Vec<_> = self
+                .states
+                .iter()
+                .flat_map(|states| states.filters.clone())
+                .collect();
+            generation.trial_filter(&self.config.plugin_settings(name), &saved, self.limits)?;
+        }
         if targets().any(|target| matches!(target, Target::Http(http) if http == name)) {
             generation.trial_http()?;
         }
@@ -243,6 +252,11 @@ impl Trial {
                 .or_insert_with(|| format!("upstream[{i}].policy"));
         }
         for (i, route) in self.config.routes.iter().enumerate() {
+            for (j, name) in route.filters.iter().enumerate() {
+                named
+                    .entry(name.clone())
+                    .or_insert_with(|| format!("route[{i}].filters[{j}]"));
+            }
             let (name, key) = match &route.target {
                 Target::Handler(name) => (name, "handler"),
                 Target::Http(name) => (name, "http"),

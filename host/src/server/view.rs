@@ -8,13 +8,15 @@ use tokio::time::Instant;
 
 use super::control::{self, Cause, Control};
 use crate::admin::http::{Readiness, View};
-use crate::admin::metrics::{BackendSample, CallSample, PluginSample, Scrape, UpstreamSample};
+use crate::admin::metrics::{
+    BackendSample, CallSample, PluginSample, Scrape, UpstreamSample, UsageSample,
+};
 use crate::admin::status::{
     BackendState, BackendStatus, PolicyStatus, RouteStatus, Status, UpstreamStatus,
 };
 use crate::admin::steer::{Order, Outcome};
 use crate::config::Target;
-use crate::plugins::stats::{BUCKETS_NS, FAILURE_KINDS, PluginFigures};
+use crate::plugins::stats::{BUCKETS_NS, FAILURE_KINDS, PluginFigures, VERDICTS};
 use crate::site::Site;
 use crate::upstream::fitness::{HealthState, Unfit};
 use crate::upstream::pool::{Backend, Pool};
@@ -198,6 +200,21 @@ fn add_figures(scrape: &mut Scrape, plugin: &PluginFigures) {
             *sum += n;
         }
     }
+    scrape.usage.push(UsageSample {
+        plugin: name(),
+        instances: plugin.n_instances,
+        memory_bytes: plugin.memory_bytes,
+        sessions: plugin.n_sessions,
+        store_bytes: plugin.store_bytes,
+        bytes_in: plugin.bytes_in,
+        bytes_out: plugin.bytes_out,
+        dropped_messages: plugin.dropped_messages,
+        verdicts: VERDICTS
+            .into_iter()
+            .zip(plugin.verdicts)
+            .filter(|&(_, n)| n > 0)
+            .collect(),
+    });
     scrape.failures.extend(
         FAILURE_KINDS
             .iter()

@@ -18,27 +18,21 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use tokio::io::AsyncWrite as _;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, Interval};
 
 use super::handler::{
-    CloseReason, HandlerError, HandlerSession, Interest, Message, Outbound, Received, Verdict,
+    CloseReason, HandlerSession, Interest, Message, PluginError, Received, Verdict,
 };
+use super::outbox::{Inbox, Outbound};
 use super::relayed::Scratch;
+use super::speaker::Speaker;
 use super::{EndReport, Ender, OpenCount, Order, Registration};
 use crate::admin::metrics::TargetCounters;
 use crate::messages::{Decoder, Encoder, Incoming, Violation};
 use crate::relay::stream::Stream as _;
-
-/// Messages that wait for one session other than as verdicts: sends of the plugin and of topics.
-pub const OUTBOX_MESSAGES: usize = 64;
-
-/// What a handler may have had sent before the client has taken any of it; then its outbox waits.
-const UNSENT_MAX_BYTES: usize = 64 * 1024;
 
 /// A session at a handler.
 #[derive(Debug)]
@@ -51,7 +45,7 @@ pub struct Handled {
     /// None: it failed when the session was opened.
     handler: Option<Box<dyn HandlerSession>>,
     interest: Interest,
-    outbox: mpsc::Receiver<Outbound>,
+    inbox: Inbox,
     ticks: Option<Pin<Box<Interval>>>,
     registration: Registration,
     counters: Arc<TargetCounters>,
@@ -63,16 +57,6 @@ pub struct Handled {
     bytes_up: u64,
     bytes_down: u64,
     messages_up: u64,
-}
-
-/// What goes to the client.
-#[derive(Debug)]
-struct Speaker {
-    encoder: Encoder,
-    /// Empty, without memory, while the client takes what it is sent.
-    unsent: Vec<u8>,
-    sent: usize,
-    messages: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,8 +81,8 @@ impl Handled {
         stream: TcpStream,
         early: &[u8],
         (decoder, encoder): (Decoder, Encoder),
-        handler: Result<Box<dyn HandlerSession>, HandlerError>,
-        outbox: mpsc::Receiver<Outbound>,
+        handler: Result<Box<dyn HandlerSession>, PluginError>,
+        inbox: Inbox,
         registration: Registration,
         counters: Arc<TargetCounters>,
         scratch: Rc<RefCell<Box<[u8]>>>,
@@ -115,16 +99,11 @@ impl Handled {
             stream,
             decoder,
             early: early.to_vec(),
-            speaker: Speaker {
-                encoder,
-                unsent: Vec::new(),
-                sent: 0,
-                messages: 0,
-            },
+            speaker: Speaker::new(encoder),
             handler,
             interest,
-            outbox,
-            ticks: ticks(interest.tick_interval_ms),
+            inbox,
+            ticks: super::ticks(interest.tick_interval_ms),
             registration,
             counters,
             _open,
@@ -165,7 +144,14 @@ impl Handled {
             while let Poll::Ready(order) = self.registration.control.poll_order(cx) {
                 self.obey_order(order);
             }
-            ready!(self.poll_flush(cx));
+            if self.poll_flush(cx).is_pending() {
+                if self.phase == Phase::Open
+                    && let Poll::Ready(end) = self.inbox.poll_end(cx)
+                {
+                    self.take(end);
+                }
+                return Poll::Pending;
+            }
             match self.phase {
                 Phase::Done => return Poll::Ready(()),
                 Phase::Answered => self.phase = Phase::Done,
@@ -205,11 +191,14 @@ impl Handled {
         if self.phase != Phase::Open {
             return Poll::Pending;
         }
-        if let Poll::Ready(outbound) = self.outbox.poll_recv(cx) {
-            match outbound {
-                Some(Outbound::Send(message)) => self.send(&message),
-                Some(Outbound::Close(reason)) => self.close(Ender::Plugin, reason),
-                Some(Outbound::Failed) | None => self.close(Ender::Plugin, plugin_failed()),
+        if let Poll::Ready(first) = self.inbox.poll_next(cx) {
+            self.take(first);
+            // What waits goes out in one write.
+            while self.phase == Phase::Open
+                && !self.speaker.is_behind()
+                && let Poll::Ready(next) = self.inbox.poll_next(cx)
+            {
+                self.take(next);
             }
             return Poll::Ready(());
         }
@@ -217,6 +206,14 @@ impl Handled {
         ready!(ticks.map_or(Poll::Pending, |ticks| ticks.poll_tick(cx).map(drop)));
         self.ask(|handler| handler.tick());
         Poll::Ready(())
+    }
+
+    fn take(&mut self, outbound: Outbound) {
+        match outbound {
+            Outbound::Send(message) => self.send(&message),
+            Outbound::Close(reason) => self.close(Ender::Plugin, reason),
+            Outbound::Failed => self.close(Ender::Plugin, CloseReason::plugin_failed()),
+        }
     }
 
     /// Looks at bytes of the client.
@@ -253,7 +250,7 @@ impl Handled {
             }
             let verdict = match handler {
                 Some(handler) => handler.message(received),
-                None => Err(HandlerError("it did not begin".to_owned())),
+                None => Err(PluginError("it did not begin".to_owned())),
             };
             if matches!(verdict, Ok(Verdict::Echo)) {
                 speaker.message(received);
@@ -264,15 +261,15 @@ impl Handled {
         }
     }
 
-    fn ask(&mut self, call: impl FnOnce(&mut dyn HandlerSession) -> Result<Verdict, HandlerError>) {
+    fn ask(&mut self, call: impl FnOnce(&mut dyn HandlerSession) -> Result<Verdict, PluginError>) {
         let verdict = match self.handler.as_deref_mut() {
             Some(handler) => call(handler),
-            None => Err(HandlerError("it did not begin".to_owned())),
+            None => Err(PluginError("it did not begin".to_owned())),
         };
         self.obey(verdict);
     }
 
-    fn obey(&mut self, verdict: Result<Verdict, HandlerError>) {
+    fn obey(&mut self, verdict: Result<Verdict, PluginError>) {
         match verdict {
             // There is nothing to echo but a message, which `read` has sent.
             Ok(Verdict::Ignore | Verdict::Echo) => {}
@@ -280,7 +277,7 @@ impl Handled {
             Ok(Verdict::Close(reason)) => self.close(Ender::Plugin, reason),
             Err(error) => {
                 tracing::debug!(%error, "handler failed");
-                self.close(Ender::Plugin, plugin_failed());
+                self.close(Ender::Plugin, CloseReason::plugin_failed());
             }
         }
     }
@@ -290,7 +287,7 @@ impl Handled {
             return;
         }
         let Some(message) = message.as_received() else {
-            return self.close(Ender::Plugin, plugin_failed());
+            return self.close(Ender::Plugin, CloseReason::plugin_failed());
         };
         self.speaker.message(message);
         self.counters.messages_down.add(1);
@@ -299,7 +296,7 @@ impl Handled {
     fn obey_order(&mut self, order: Order) {
         let is_open = self.phase == Phase::Open;
         match order {
-            Order::Ping if is_open => self.speaker.ping(),
+            Order::Ping if is_open => self.speaker.ping(&[]),
             Order::Close(by, code) if is_open => self.close(
                 by,
                 CloseReason {
@@ -374,59 +371,5 @@ impl Handled {
             }
         }
         Poll::Ready(())
-    }
-}
-
-impl Speaker {
-    fn message(&mut self, message: Received<'_>) {
-        self.encoder.message(message, &mut self.unsent);
-        self.messages += 1;
-    }
-
-    fn ping(&mut self) {
-        self.encoder.ping(&[], &mut self.unsent);
-    }
-
-    /// Pongs to a client that does not read are not piled up (RFC 6455 section 5.5.3).
-    fn pong(&mut self, payload: &[u8]) {
-        if self.unsent.len() - self.sent <= UNSENT_MAX_BYTES {
-            self.encoder.pong(payload, &mut self.unsent);
-        }
-    }
-
-    fn close(&mut self, code: Option<u16>, reason: &str) {
-        self.encoder.close(code, reason, &mut self.unsent);
-    }
-
-    fn rest(&self) -> Option<&[u8]> {
-        Some(&self.unsent[self.sent..]).filter(|rest| !rest.is_empty())
-    }
-
-    fn took(&mut self, n: usize) {
-        self.sent += n;
-        if self.sent == self.unsent.len() {
-            self.forget();
-        }
-    }
-
-    fn forget(&mut self) {
-        self.unsent = Vec::new();
-        self.sent = 0;
-    }
-}
-
-fn ticks(interval_ms: u32) -> Option<Pin<Box<Interval>>> {
-    let period = Duration::from_millis(interval_ms.into());
-    (!period.is_zero()).then(|| {
-        let mut ticks = interval_at(Instant::now() + period, period);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Box::pin(ticks)
-    })
-}
-
-fn plugin_failed() -> CloseReason {
-    CloseReason {
-        code: 1011,
-        reason: "plugin failed".to_owned(),
     }
 }

@@ -6,9 +6,10 @@ use std::fmt;
 use std::net::IpAddr;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
 
+use super::outbox::Outbox;
 use super::{EndReport, SessionId};
+use crate::config::QueueSettings;
 use crate::routing::policy::Refusal;
 
 /// Makes sessions. One per plugin generation and worker.
@@ -23,18 +24,16 @@ pub trait Handler: fmt::Debug {
     ///
     /// # Errors
     /// The handler failed: the client gets a 500.
-    fn accept(&self, facts: &Facts) -> Result<Result<Option<String>, Refusal>, HandlerError>;
+    fn accept(&self, facts: &Facts) -> Result<Result<Option<String>, Refusal>, PluginError>;
 
-    /// Begins a session. `outbox` takes what the handler sends other than by verdict; it is bounded,
-    /// and what does not fit is dropped and counted by the sender.
+    /// For the outbox of each session.
+    fn queue(&self) -> QueueSettings;
+
+    /// Begins a session. `outbox` takes what the handler sends other than by verdict.
     ///
     /// # Errors
     /// The handler failed: the session is closed with 1011.
-    fn open(
-        &self,
-        facts: &Facts,
-        outbox: mpsc::Sender<Outbound>,
-    ) -> Result<Box<dyn HandlerSession>, HandlerError>;
+    fn open(&self, facts: &Facts, outbox: Outbox) -> Result<Box<dyn HandlerSession>, PluginError>;
 }
 
 /// One open session of a handler. Dropping it without [`HandlerSession::closed`] frees it silently.
@@ -46,25 +45,25 @@ pub trait HandlerSession: fmt::Debug {
     ///
     /// # Errors
     /// This and the next three: the handler failed and the session is closed with 1011.
-    fn opened(&mut self) -> Result<Verdict, HandlerError>;
+    fn opened(&mut self) -> Result<Verdict, PluginError>;
 
     /// A whole data message has come.
     ///
     /// # Errors
     /// See [`HandlerSession::opened`].
-    fn message(&mut self, message: Received<'_>) -> Result<Verdict, HandlerError>;
+    fn message(&mut self, message: Received<'_>) -> Result<Verdict, PluginError>;
 
     /// [`Interest::tick_interval_ms`] has passed.
     ///
     /// # Errors
     /// See [`HandlerSession::opened`].
-    fn tick(&mut self) -> Result<Verdict, HandlerError>;
+    fn tick(&mut self) -> Result<Verdict, PluginError>;
 
     /// The session is over.
     ///
     /// # Errors
     /// See [`HandlerSession::opened`].
-    fn closed(self: Box<Self>, report: &EndReport) -> Result<(), HandlerError>;
+    fn closed(self: Box<Self>, report: &EndReport) -> Result<(), PluginError>;
 }
 
 /// What a session's request was.
@@ -130,6 +129,21 @@ pub enum Received<'a> {
     Binary(&'a [u8]),
 }
 
+impl Received<'_> {
+    /// The payload's length in bytes.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Binary(bytes) => bytes.len(),
+        }
+    }
+
+    /// No payload.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 impl Message {
     /// None: it says that it is text, and is no UTF-8.
     pub fn as_received(&self) -> Option<Received<'_>> {
@@ -162,17 +176,6 @@ pub enum Verdict {
     Close(CloseReason),
 }
 
-/// What a handler sends other than by verdict.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outbound {
-    /// To the client.
-    Send(Message),
-    /// The session ends.
-    Close(CloseReason),
-    /// The instance that holds the session is dead: the session ends with 1011.
-    Failed,
-}
-
 /// A close code that may go on the wire, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CloseReason {
@@ -182,14 +185,24 @@ pub struct CloseReason {
     pub reason: String,
 }
 
-/// A handler could not go on.
-#[derive(Debug)]
-pub struct HandlerError(pub String);
+impl CloseReason {
+    /// For the sessions of an instance that is dead, or that misbehaved.
+    pub fn plugin_failed() -> Self {
+        Self {
+            code: 1011,
+            reason: "plugin failed".to_owned(),
+        }
+    }
+}
 
-impl fmt::Display for HandlerError {
+/// A handler or filter could not go on.
+#[derive(Debug)]
+pub struct PluginError(pub String);
+
+impl fmt::Display for PluginError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for HandlerError {}
+impl std::error::Error for PluginError {}

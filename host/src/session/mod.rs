@@ -3,19 +3,27 @@
 //!
 //! A session is one task that owns its streams. The registry holds a [`Control`] of each, by which
 //! the worker's sweep and drain tell it what to do; it never touches a session's streams.
-//! [`relayed`] runs the sessions at a backend, [`handled`] those that end at a plugin.
+//! [`relayed`] runs the sessions at a backend, [`filtered`] those of them that plugins look at, and
+//! [`handled`] those that end at a plugin.
 
+pub mod filter;
+pub mod filtered;
 pub mod handled;
 pub mod handler;
+pub mod outbox;
 pub mod relayed;
+mod speaker;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use crate::admin::metrics::TargetCounters;
 use crate::config::Route;
@@ -281,6 +289,16 @@ impl Drop for OpenCount {
     fn drop(&mut self) {
         self.0.sessions.sub(1);
     }
+}
+
+/// None: never.
+fn ticks(interval_ms: u32) -> Option<Pin<Box<Interval>>> {
+    let period = Duration::from_millis(interval_ms.into());
+    (!period.is_zero()).then(|| {
+        let mut ticks = interval_at(Instant::now() + period, period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Box::pin(ticks)
+    })
 }
 
 /// RFC 6455 section 7.4.1: going away. There is no code of its own for silence.

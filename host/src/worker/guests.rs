@@ -1,4 +1,4 @@
-//! Plugins at work on one worker: for each upstream its policy, for each name its handler.
+//! Plugins at work on one worker: for each upstream its policy, for each name its filter and handler.
 //!
 //! Each follows the snapshot: the first use after a change makes a new instance, hands it the state
 //! of the one before, and lets that one go. Sessions that are open keep the instance they began with.
@@ -14,6 +14,7 @@ use http_body_util::BodyExt as _;
 use crate::body::Body;
 use crate::config::{PluginName, PluginSettings, UpstreamName};
 use crate::plugins::failure::CallError;
+use crate::plugins::filter::GuestFilter;
 use crate::plugins::generation::{Generation, Saved};
 use crate::plugins::handler::GuestHandler;
 use crate::plugins::host::PluginHost;
@@ -22,7 +23,8 @@ use crate::plugins::policy::GuestPolicy;
 use crate::routing::chooser::{Chooser, Plan, RequestFacts};
 use crate::routing::policy::PolicyError;
 use crate::session::EndReport;
-use crate::session::handler::{Handler, HandlerError};
+use crate::session::filter::Filter;
+use crate::session::handler::{Handler, PluginError};
 use crate::site::Site;
 use crate::upstream::pool::{Backend, Pool};
 
@@ -31,7 +33,8 @@ use crate::upstream::pool::{Backend, Pool};
 pub struct Guests {
     host: PluginHost,
     policies: RefCell<HashMap<UpstreamName, PolicyAtWork>>,
-    handlers: RefCell<HashMap<PluginName, HandlerAtWork>>,
+    filters: RefCell<HashMap<PluginName, AtWork<GuestFilter>>>,
+    handlers: RefCell<HashMap<PluginName, AtWork<GuestHandler>>>,
 }
 
 /// Which policy placed a session.
@@ -48,7 +51,9 @@ pub struct PolicyLabel {
 pub struct States {
     /// Of policies, by upstream.
     pub policies: Vec<(UpstreamName, Saved)>,
-    /// Of handlers.
+    /// As a filter.
+    pub filters: Vec<Saved>,
+    /// As a handler.
     pub handlers: Vec<Saved>,
 }
 
@@ -63,13 +68,60 @@ struct PolicyAtWork {
     before: Option<GuestPolicy>,
 }
 
-/// One handler. It is another one as soon as any of this differs.
+/// One filter or handler. It is another one as soon as any of this differs.
 #[derive(Debug)]
-struct HandlerAtWork {
+struct AtWork<G> {
     generation: u64,
     settings: Option<PluginSettings>,
     limits: Limits,
-    handler: Rc<GuestHandler>,
+    guest: Rc<G>,
+}
+
+/// A plugin that has sessions.
+trait HasSessions: Sized {
+    fn make(
+        generation: &Arc<Generation>,
+        settings: &PluginSettings,
+        host: &PluginHost,
+    ) -> Result<Self, CallError>;
+    fn save(&self) -> Result<Option<Saved>, CallError>;
+    fn restore(&self, saved: &Saved) -> Result<(), CallError>;
+}
+
+impl HasSessions for GuestFilter {
+    fn make(
+        generation: &Arc<Generation>,
+        settings: &PluginSettings,
+        host: &PluginHost,
+    ) -> Result<Self, CallError> {
+        generation.filter(settings, host)
+    }
+
+    fn save(&self) -> Result<Option<Saved>, CallError> {
+        Self::save(self)
+    }
+
+    fn restore(&self, saved: &Saved) -> Result<(), CallError> {
+        Self::restore(self, saved)
+    }
+}
+
+impl HasSessions for GuestHandler {
+    fn make(
+        generation: &Arc<Generation>,
+        settings: &PluginSettings,
+        host: &PluginHost,
+    ) -> Result<Self, CallError> {
+        generation.handler(settings, host)
+    }
+
+    fn save(&self) -> Result<Option<Saved>, CallError> {
+        Self::save(self)
+    }
+
+    fn restore(&self, saved: &Saved) -> Result<(), CallError> {
+        Self::restore(self, saved)
+    }
 }
 
 impl Guests {
@@ -78,6 +130,7 @@ impl Guests {
         Self {
             host,
             policies: RefCell::default(),
+            filters: RefCell::default(),
             handlers: RefCell::default(),
         }
     }
@@ -137,32 +190,51 @@ impl Guests {
         }
     }
 
+    /// The filter of this name.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be made.
+    pub fn filter(&self, site: &Site, name: &PluginName) -> Result<Rc<dyn Filter>, PluginError> {
+        let filter = self.at_work(&self.filters, site, name)?;
+        Ok(filter as Rc<dyn Filter>)
+    }
+
     /// The handler of this name.
     ///
     /// # Errors
     /// There is none, or it cannot be made.
-    pub fn handler(&self, site: &Site, name: &PluginName) -> Result<Rc<dyn Handler>, HandlerError> {
+    pub fn handler(&self, site: &Site, name: &PluginName) -> Result<Rc<dyn Handler>, PluginError> {
+        let handler = self.at_work(&self.handlers, site, name)?;
+        Ok(handler as Rc<dyn Handler>)
+    }
+
+    fn at_work<G: HasSessions>(
+        &self,
+        all: &RefCell<HashMap<PluginName, AtWork<G>>>,
+        site: &Site,
+        name: &PluginName,
+    ) -> Result<Rc<G>, PluginError> {
         let generation = site.plugins.get(name);
-        let generation = generation.ok_or_else(|| HandlerError("it is not loaded".to_owned()))?;
-        let mut handlers = self.handlers.borrow_mut();
-        let before = handlers.get(name);
+        let generation = generation.ok_or_else(|| PluginError("it is not loaded".to_owned()))?;
+        let mut all = all.borrow_mut();
+        let before = all.get(name);
         if let Some(before) = before.filter(|before| before.is_for(site, generation)) {
-            return Ok(Rc::clone(&before.handler) as Rc<dyn Handler>);
+            return Ok(Rc::clone(&before.guest));
         }
-        let made = generation.handler(&site.config.plugin_settings(name), &self.host);
-        let handler = Rc::new(made.map_err(|error| HandlerError(error.to_string()))?);
+        let made = G::make(generation, &site.config.plugin_settings(name), &self.host);
+        let guest = Rc::new(made.map_err(|error| PluginError(error.to_string()))?);
         if let Some(before) = before {
-            let saved = before.handler.save();
-            hand_over(generation, saved, |saved| handler.restore(saved));
+            let saved = before.guest.save();
+            hand_over(generation, saved, |saved| guest.restore(saved));
         }
-        let at_work = HandlerAtWork {
+        let at_work = AtWork {
             generation: generation.number,
             settings: site.config.plugin.get(name).cloned(),
             limits: Limits::new(&site.config.plugins),
-            handler: Rc::clone(&handler),
+            guest: Rc::clone(&guest),
         };
-        handlers.insert(name.clone(), at_work);
-        Ok(handler)
+        all.insert(name.clone(), at_work);
+        Ok(guest)
     }
 
     /// Lets an HTTP plugin answer.
@@ -213,14 +285,8 @@ impl Guests {
                 states.policies.push((upstream.clone(), saved));
             }
         }
-        if let Some(Ok(Some(saved))) = self
-            .handlers
-            .borrow()
-            .get(name)
-            .map(|at_work| at_work.handler.save())
-        {
-            states.handlers.push(saved);
-        }
+        states.filters.extend(saved(&self.filters, name));
+        states.handlers.extend(saved(&self.handlers, name));
         states
     }
 }
@@ -264,12 +330,21 @@ impl PolicyAtWork {
     }
 }
 
-impl HandlerAtWork {
+impl<G> AtWork<G> {
     fn is_for(&self, site: &Site, generation: &Generation) -> bool {
         self.generation == generation.number
             && self.settings.as_ref() == site.config.plugin.get(&generation.name)
             && self.limits == Limits::new(&site.config.plugins)
     }
+}
+
+/// What the sessions of a plugin's kind know; one that cannot say is as one that knows nothing.
+fn saved<G: HasSessions>(
+    all: &RefCell<HashMap<PluginName, AtWork<G>>>,
+    name: &PluginName,
+) -> Option<Saved> {
+    let all = all.borrow();
+    all.get(name)?.guest.save().ok().flatten()
 }
 
 /// Hands the state of one instance to the next. False: the next must begin afresh. The trial before

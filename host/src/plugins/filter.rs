@@ -1,0 +1,187 @@
+//! Filters that are guests: between client and backend, lowered and lifted.
+
+use std::fmt;
+use std::sync::Arc;
+
+use wasmtime::Store;
+use wasmtime::component::{Instance, ResourceAny};
+
+use super::bindings;
+use super::bindings::exports::pointsman::plugin::filter as wire;
+use super::bindings::pointsman::plugin::types;
+use super::failure::CallError;
+use super::generation::{Generation, Saved};
+use super::host::PluginHost;
+use super::host_api::HostState;
+use super::load::CallCode;
+use super::sessions::{self, Exports, GuestSession, Wants, into_plugin_error};
+use super::stats::Call;
+use crate::config::{PluginSettings, QueueSettings};
+use crate::routing::policy::Refusal;
+use crate::session::EndReport;
+use crate::session::filter::{Admission, Direction, Filter, FilterSession, Interest, Verdict};
+use crate::session::handler::{Facts, PluginError, Received};
+use crate::session::outbox::Outbox;
+
+/// What makes the sessions of one filter's generation on one worker.
+pub struct GuestFilter(sessions::Host<wire::Guest>);
+
+impl GuestFilter {
+    pub(super) fn new(
+        generation: &Arc<Generation>,
+        settings: &PluginSettings,
+        host: &PluginHost,
+    ) -> Result<Self, CallError> {
+        sessions::Host::new(generation, settings, host).map(Self)
+    }
+
+    /// As [`super::handler::GuestHandler::save`].
+    ///
+    /// # Errors
+    /// It could not say.
+    pub fn save(&self) -> Result<Option<Saved>, CallError> {
+        self.0.save()
+    }
+
+    /// As [`super::handler::GuestHandler::restore`].
+    ///
+    /// # Errors
+    /// It refuses, and begins afresh.
+    pub fn restore(&self, saved: &Saved) -> Result<(), CallError> {
+        self.0.restore(saved)
+    }
+
+    fn try_accept(&self, facts: &Facts) -> Result<Result<Admission, Refusal>, CallError> {
+        if !self.0.wants_accept {
+            return Ok(Ok(Admission::default()));
+        }
+        let first = self.0.first()?;
+        let mut first = first.borrow_mut();
+        let accepted = first.accept(facts, |filter, store, facts| {
+            filter.call_accept(store, facts)
+        });
+        let answer = match accepted? {
+            Ok(admission) => bindings::admission(admission).map(Ok),
+            Err(refused) => bindings::refusal(Call::Accept, refused).map(Err),
+        };
+        first.guest.check(Call::Accept, answer)
+    }
+}
+
+impl Exports for wire::Guest {
+    type Interest = Interest;
+
+    fn load(
+        code: &CallCode,
+        store: &mut Store<HostState>,
+        instance: &Instance,
+    ) -> wasmtime::Result<Self> {
+        match &code.filter {
+            Some(filter) => filter.load(store, instance),
+            None => Err(wasmtime::Error::msg("it exports no filter")),
+        }
+    }
+
+    fn configure(
+        &self,
+        store: &mut Store<HostState>,
+        config: &str,
+    ) -> wasmtime::Result<Result<Wants, String>> {
+        let wants = |wire::Wants { headers, accept }| Wants { headers, accept };
+        Ok(self.call_configure(store, config)?.map(wants))
+    }
+
+    fn open(
+        &self,
+        store: &mut Store<HostState>,
+        facts: types::Facts<'_>,
+    ) -> wasmtime::Result<(ResourceAny, Interest)> {
+        let session = self.session();
+        let resource = session.call_constructor(&mut *store, facts)?;
+        let interest = session.call_interest(&mut *store, resource)?;
+        let tick_interval_ms = session.call_tick_interval_ms(&mut *store, resource)?;
+        let interest = bindings::filter_interest(interest, tick_interval_ms);
+        Ok((resource, interest))
+    }
+}
+
+impl Filter for GuestFilter {
+    fn wanted_headers(&self) -> Vec<String> {
+        self.0.wanted_headers.clone()
+    }
+
+    fn max_message_bytes(&self) -> u64 {
+        self.0.about.limits.message_max_bytes() as u64
+    }
+
+    fn queue(&self) -> QueueSettings {
+        self.0.settings.queue
+    }
+
+    fn accept(&self, facts: &Facts) -> Result<Result<Admission, Refusal>, PluginError> {
+        self.try_accept(facts).map_err(into_plugin_error)
+    }
+
+    fn open(&self, facts: &Facts, outbox: Outbox) -> Result<Box<dyn FilterSession>, PluginError> {
+        let session = self.0.open(facts, outbox).map_err(into_plugin_error)?;
+        Ok(Box::new(session))
+    }
+}
+
+impl GuestSession<wire::Guest> {
+    fn verdict(
+        &self,
+        call: Call,
+        run: impl FnOnce(
+            &wire::Guest,
+            &mut Store<HostState>,
+            ResourceAny,
+        ) -> wasmtime::Result<wire::Verdict>,
+    ) -> Result<Verdict, PluginError> {
+        let verdict = self.call(call, run).and_then(|verdict| {
+            let checked = bindings::filter_verdict(call, verdict, self.max_message_bytes);
+            self.check(call, checked)
+        });
+        verdict
+            .inspect(|verdict| self.about(|about| about.stats.filter_verdict(verdict)))
+            .map_err(into_plugin_error)
+    }
+}
+
+impl FilterSession for GuestSession<wire::Guest> {
+    fn interest(&self) -> Interest {
+        self.interest
+    }
+
+    fn message(&mut self, from: Direction, message: Received<'_>) -> Result<Verdict, PluginError> {
+        let from = match from {
+            Direction::FromClient => wire::Direction::FromClient,
+            Direction::FromBackend => wire::Direction::FromBackend,
+        };
+        let lowered = bindings::lower(message);
+        self.about(|about| about.stats.shown(message.len()));
+        self.verdict(Call::Message, |filter, store, session| {
+            filter.session().call_message(store, session, from, lowered)
+        })
+    }
+
+    fn tick(&mut self) -> Result<Verdict, PluginError> {
+        self.verdict(Call::Tick, |filter, store, session| {
+            filter.session().call_tick(store, session)
+        })
+    }
+
+    fn closed(self: Box<Self>, report: &EndReport) -> Result<(), PluginError> {
+        let report = bindings::report(report);
+        let closed = self.call(Call::Closed, |filter, store, session| {
+            filter.session().call_closed(store, session, report)
+        });
+        closed.map_err(into_plugin_error)
+    }
+}
+
+impl fmt::Debug for GuestFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

@@ -1,0 +1,350 @@
+//! What looks at the messages between a client and a backend, whoever wrote it.
+//!
+//! Owns the [`Filter`] and [`FilterSession`] traits, and [`Chain`], the filters of one session. They
+//! know no sockets and no wasm.
+
+use std::fmt;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use tokio::time::Interval;
+
+use super::handler::{CloseReason, Facts, Message, PluginError, Received};
+use super::outbox::{Inbox, Outbound, Outbox, outbox};
+use super::{EndReport, ticks};
+use crate::config::{OnFailure, QueueSettings};
+use crate::routing::policy::Refusal;
+
+/// Makes sessions. One per plugin generation and worker.
+pub trait Filter: fmt::Debug {
+    /// Lower-case names of the headers that [`Facts::headers`] is to hold.
+    fn wanted_headers(&self) -> Vec<String>;
+
+    /// The longest message that it has room for.
+    fn max_message_bytes(&self) -> u64;
+
+    /// For the outbox of each session.
+    fn queue(&self) -> QueueSettings;
+
+    /// Decides about an upgrade before a backend hears of it: what changes in its request, or a
+    /// refusal.
+    ///
+    /// # Errors
+    /// The filter failed.
+    fn accept(&self, facts: &Facts) -> Result<Result<Admission, Refusal>, PluginError>;
+
+    /// Begins a session. `outbox` takes what the filter sends other than by verdict.
+    ///
+    /// # Errors
+    /// The filter failed.
+    fn open(&self, facts: &Facts, outbox: Outbox) -> Result<Box<dyn FilterSession>, PluginError>;
+}
+
+/// One open session of a filter. Dropping it without [`FilterSession::closed`] frees it silently.
+pub trait FilterSession: fmt::Debug {
+    /// What the session wants to see.
+    fn interest(&self) -> Interest;
+
+    /// A whole data message is under way.
+    ///
+    /// # Errors
+    /// This and the next two: the filter failed, and sees no more of the session.
+    fn message(&mut self, from: Direction, message: Received<'_>) -> Result<Verdict, PluginError>;
+
+    /// [`Interest::tick_interval_ms`] has passed.
+    ///
+    /// # Errors
+    /// See [`FilterSession::message`].
+    fn tick(&mut self) -> Result<Verdict, PluginError>;
+
+    /// The session is over.
+    ///
+    /// # Errors
+    /// See [`FilterSession::message`].
+    fn closed(self: Box<Self>, report: &EndReport) -> Result<(), PluginError>;
+}
+
+/// What changes in the request that the backend gets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Admission {
+    /// Of the offered subprotocols, those that it does not get.
+    pub hide_subprotocols: Vec<String>,
+    /// In place of the client's fields of these names.
+    pub set_headers: Vec<(String, String)>,
+}
+
+/// Which way a message goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// To the backend.
+    FromClient,
+    /// To the client.
+    FromBackend,
+}
+
+/// What a session wants to see.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Interest {
+    /// From the client.
+    pub client: Kinds,
+    /// From the backend.
+    pub backend: Kinds,
+    /// 0: no ticks.
+    pub tick_interval_ms: u32,
+}
+
+/// Kinds of messages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Kinds {
+    /// Opcode 1.
+    pub text: bool,
+    /// Opcode 2.
+    pub binary: bool,
+}
+
+/// What a filter says about a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It passes on unchanged.
+    Forward,
+    /// This passes on in its place.
+    Replace(Message),
+    /// Nothing passes on.
+    Drop,
+    /// Nothing passes on; these go back to where the message came from.
+    Answer(Vec<Message>),
+    /// The session ends, on both sides.
+    Close(CloseReason),
+}
+
+/// The filters of one session, the one next to the client first.
+#[derive(Debug)]
+pub struct Chain {
+    links: Vec<Link>,
+    on_failure: OnFailure,
+}
+
+#[derive(Debug)]
+struct Link {
+    /// None: it failed, and is passed by.
+    session: Option<Box<dyn FilterSession>>,
+    interest: Interest,
+    inbox: Inbox,
+    ticks: Option<Pin<Box<Interval>>>,
+}
+
+/// What a chain did with a message.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Passage {
+    /// It passes on as it came.
+    Unchanged,
+    /// This passes on.
+    Changed(Message),
+    /// Nothing does.
+    Dropped,
+    /// Nothing does, and these go back.
+    Answered(Vec<Message>),
+    /// The session ends.
+    Closed(CloseReason),
+}
+
+/// What a filter does by itself.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Aside {
+    /// To the client.
+    Send(Vec<Message>),
+    /// The session ends.
+    Close(CloseReason),
+}
+
+impl Chain {
+    /// Begins the session at each filter. `Err`: one has failed, and the session is to end.
+    ///
+    /// # Errors
+    /// See above; the others are told nothing.
+    pub fn open(
+        filters: &[(Rc<dyn Filter>, Facts)],
+        on_failure: OnFailure,
+    ) -> Result<Self, CloseReason> {
+        let mut links = Vec::with_capacity(filters.len());
+        for (filter, facts) in filters {
+            let (outbox, inbox) = outbox(filter.queue());
+            let session = match filter.open(facts, outbox) {
+                Ok(session) => session,
+                Err(error) => {
+                    fails(&error, on_failure)?;
+                    continue;
+                }
+            };
+            let interest = session.interest();
+            links.push(Link {
+                session: Some(session),
+                interest,
+                inbox,
+                ticks: ticks(interest.tick_interval_ms),
+            });
+        }
+        Ok(Self { links, on_failure })
+    }
+
+    /// No filter at all.
+    pub(super) fn empty() -> Self {
+        Self {
+            links: Vec::new(),
+            on_failure: OnFailure::Close,
+        }
+    }
+
+    /// Whether any wants messages that go this way.
+    pub fn wants(&self, from: Direction) -> bool {
+        self.links.iter().any(|link| {
+            let kinds = link.interest.from(from);
+            kinds.text || kinds.binary
+        })
+    }
+
+    /// Shows a message to each that wants it, until one stops it.
+    pub(super) fn pass(&mut self, from: Direction, message: Received<'_>) -> Passage {
+        let on_failure = self.on_failure;
+        let mut changed: Option<Message> = None;
+        for i in 0..self.links.len() {
+            let place = match from {
+                Direction::FromClient => i,
+                Direction::FromBackend => self.links.len() - 1 - i,
+            };
+            let link = &mut self.links[place];
+            let shown = match &changed {
+                None => message,
+                Some(changed) => match changed.as_received() {
+                    Some(changed) => changed,
+                    None => return Passage::Closed(CloseReason::plugin_failed()),
+                },
+            };
+            if !link.interest.from(from).has(shown) {
+                continue;
+            }
+            let verdict = link.ask(on_failure, |session| session.message(from, shown));
+            match verdict {
+                Ok(None | Some(Verdict::Forward)) => {}
+                Ok(Some(Verdict::Replace(message))) => changed = Some(message),
+                Ok(Some(Verdict::Drop)) => return Passage::Dropped,
+                Ok(Some(Verdict::Answer(messages))) => return Passage::Answered(messages),
+                Ok(Some(Verdict::Close(reason))) | Err(reason) => return Passage::Closed(reason),
+            }
+        }
+        changed.map_or(Passage::Unchanged, Passage::Changed)
+    }
+
+    /// The next that a filter does by itself. Asked when the client takes what it is sent.
+    pub(super) fn poll_aside(&mut self, cx: &mut Context<'_>) -> Poll<Aside> {
+        let on_failure = self.on_failure;
+        for link in &mut self.links {
+            while let Poll::Ready(outbound) = link.inbox.poll_next(cx) {
+                match outbound {
+                    Outbound::Send(message) => return Poll::Ready(Aside::Send(vec![message])),
+                    Outbound::Close(reason) => return Poll::Ready(Aside::Close(reason)),
+                    Outbound::Failed => {
+                        if let Err(reason) = link.lost(on_failure) {
+                            return Poll::Ready(Aside::Close(reason));
+                        }
+                    }
+                }
+            }
+            while link.session.is_some()
+                && let Some(ticks) = &mut link.ticks
+                && ticks.poll_tick(cx).is_ready()
+            {
+                match link.ask(on_failure, |session| session.tick()) {
+                    Ok(Some(Verdict::Answer(messages))) => {
+                        return Poll::Ready(Aside::Send(messages));
+                    }
+                    Ok(Some(Verdict::Close(reason))) | Err(reason) => {
+                        return Poll::Ready(Aside::Close(reason));
+                    }
+                    Ok(None | Some(Verdict::Forward | Verdict::Replace(_) | Verdict::Drop)) => {}
+                }
+            }
+        }
+        Poll::Pending
+    }
+
+    /// What ends the session, whatever waits: for a client that takes nothing.
+    pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        let on_failure = self.on_failure;
+        for link in &mut self.links {
+            match link.inbox.poll_end(cx) {
+                Poll::Ready(Outbound::Close(reason)) => return Poll::Ready(reason),
+                Poll::Ready(Outbound::Failed) => {
+                    if let Err(reason) = link.lost(on_failure) {
+                        return Poll::Ready(reason);
+                    }
+                }
+                Poll::Ready(Outbound::Send(_)) | Poll::Pending => {}
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Tells each that the session is over.
+    pub(super) fn closed(&mut self, report: &EndReport) {
+        for session in self.links.drain(..).filter_map(|link| link.session) {
+            if let Err(error) = session.closed(report) {
+                tracing::debug!(%error, "filter failed at the end of a session");
+            }
+        }
+    }
+}
+
+impl Link {
+    /// None: it is passed by.
+    fn ask(
+        &mut self,
+        on_failure: OnFailure,
+        call: impl FnOnce(&mut dyn FilterSession) -> Result<Verdict, PluginError>,
+    ) -> Result<Option<Verdict>, CloseReason> {
+        let Some(session) = self.session.as_deref_mut() else {
+            return Ok(None);
+        };
+        match call(session) {
+            Ok(verdict) => Ok(Some(verdict)),
+            Err(error) => {
+                self.session = None;
+                fails(&error, on_failure).map(|()| None)
+            }
+        }
+    }
+
+    /// Its instance is dead.
+    fn lost(&mut self, on_failure: OnFailure) -> Result<(), CloseReason> {
+        self.session = None;
+        fails(&PluginError("its instance is dead".to_owned()), on_failure)
+    }
+}
+
+impl Interest {
+    fn from(&self, from: Direction) -> Kinds {
+        match from {
+            Direction::FromClient => self.client,
+            Direction::FromBackend => self.backend,
+        }
+    }
+}
+
+impl Kinds {
+    fn has(self, message: Received<'_>) -> bool {
+        match message {
+            Received::Text(_) => self.text,
+            Received::Binary(_) => self.binary,
+        }
+    }
+}
+
+/// Whether a session goes on without a filter that has failed.
+fn fails(error: &PluginError, on_failure: OnFailure) -> Result<(), CloseReason> {
+    tracing::debug!(%error, "filter failed");
+    match on_failure {
+        OnFailure::Bypass => Ok(()),
+        OnFailure::Close => Err(CloseReason::plugin_failed()),
+    }
+}

@@ -1,0 +1,619 @@
+//! A session at a backend whose messages filters look at.
+//!
+//! In go the two upgraded streams and the filters; out comes the [`EndReport`]. A direction that a
+//! filter wants is read as messages: checked, assembled, inflated, shown, and sent on in one frame. A
+//! direction that nobody wants passes as frames, as in a relay. Control frames pass in both. What one
+//! read brings is sent on by one write, and a side that does not take what it is sent stops the other
+//! from being read.
+//!
+//! Each side is heard until it has closed or gone, and told things until it was told a Close:
+//!
+//! ```text
+//!   heard   Open ── their Close ─> Closed          told   Open ── a Close ──> Closed
+//!            ├── end of stream ──> Ended                   ├── mid-message ─> Closing ─> Closed
+//!            └── a violation ────> Refused ─> Ended        └── the other side ended ──> Shut
+//! ```
+//!
+//! The session is over when neither is heard any more and both have taken what they were told.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::io::AsyncWrite as _;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::filter::{Aside, Chain, Direction, Passage};
+use super::handler::{CloseReason, Message, Received};
+use super::relayed::Scratch;
+use super::speaker::Speaker;
+use super::{EndReport, Ender, OpenCount, Order, Registration};
+use crate::admin::metrics::TargetCounters;
+use crate::frames::FrameTracker;
+use crate::messages::{Decoder, Encoder, Incoming, Violation};
+use crate::relay::stream::Stream as _;
+use crate::upstream::tls::BackendStream;
+
+/// RFC 6455 sections 7.4.1 and 11.7.
+const GOING_AWAY: u16 = 1001;
+const TOO_BIG: u16 = 1009;
+const SERVICE_RESTART: u16 = 1012;
+
+/// A session at a backend, with filters.
+#[derive(Debug)]
+pub struct Filtered {
+    client_stream: TcpStream,
+    backend_stream: BackendStream,
+    client: Side,
+    backend: Side,
+    chain: Chain,
+    registration: Registration,
+    counters: Arc<TargetCounters>,
+    _open: OpenCount,
+    scratch: Scratch,
+    begun: Instant,
+    end: Option<(Ender, Option<u16>)>,
+    is_cut: bool,
+    bytes_up: u64,
+    bytes_down: u64,
+}
+
+/// What a session with filters reads one side by, and writes to it by.
+#[derive(Debug)]
+pub struct Codec {
+    /// For what the side sends.
+    pub reader: Reader,
+    /// For what the side is sent.
+    pub encoder: Encoder,
+    /// Arrived behind the handshake.
+    pub early: Vec<u8>,
+}
+
+/// How one side is read.
+#[derive(Debug)]
+pub enum Reader {
+    /// Its messages are looked at.
+    Messages(Box<Decoder>),
+    /// Its frames pass.
+    Frames(FrameTracker),
+}
+
+/// One far end, but for its stream.
+#[derive(Debug)]
+struct Side {
+    reader: Reader,
+    early: Vec<u8>,
+    speaker: Speaker,
+    /// Ours, waiting for the end of a message that passes to this side.
+    aside: Vec<u8>,
+    heard: Heard,
+    told: Told,
+    /// Data messages that it has sent.
+    messages: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    Open,
+    /// It has broken the protocol: what it sends is not looked at any more.
+    Refused,
+    Closed,
+    Ended,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Open,
+    /// A Close waits in `aside`.
+    Closing,
+    Closed,
+    /// Our half of the connection ends behind what is unsent.
+    Shutting,
+    Shut,
+}
+
+impl Filtered {
+    /// Begins at the moment of the call. `chain`: none where a filter failed that has to be there.
+    pub fn new(
+        (client_stream, client): (TcpStream, Codec),
+        (backend_stream, backend): (BackendStream, Codec),
+        chain: Result<Chain, CloseReason>,
+        registration: Registration,
+        counters: Arc<TargetCounters>,
+        scratch: Scratch,
+    ) -> Self {
+        let _open = OpenCount::new(&counters);
+        let (chain, failed) = match chain {
+            Ok(chain) => (chain, None),
+            Err(reason) => (Chain::empty(), Some(reason)),
+        };
+        let mut session = Self {
+            client_stream,
+            backend_stream,
+            client: Side::new(client),
+            backend: Side::new(backend),
+            chain,
+            registration,
+            counters,
+            _open,
+            scratch,
+            begun: Instant::now(),
+            end: None,
+            is_cut: false,
+            bytes_up: 0,
+            bytes_down: 0,
+        };
+        if let Some(reason) = failed {
+            session.close(Ender::Plugin, &reason);
+        }
+        session
+    }
+
+    /// Ready once the session is over; only dropping is left then. A method and no future, as
+    /// [`super::relayed::Relayed::poll_report`].
+    pub fn poll_report(&mut self, cx: &mut Context<'_>) -> Poll<EndReport> {
+        if self.poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        let (ended_by, code) = self.end.unwrap_or((Ender::Client, None));
+        let report = EndReport {
+            ended_by,
+            code,
+            duration: self.begun.elapsed(),
+            bytes_up: self.bytes_up,
+            bytes_down: self.bytes_down,
+            messages_up: self.client.messages,
+            messages_down: self.client.speaker.messages + self.backend.passed(),
+        };
+        self.chain.closed(&report);
+        Poll::Ready(report)
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            while let Poll::Ready(order) = self.registration.control.poll_order(cx) {
+                self.obey(order);
+            }
+            let client_takes = self.poll_flush(cx, Direction::FromBackend).is_ready();
+            let backend_takes = self.poll_flush(cx, Direction::FromClient).is_ready();
+            if self.is_cut || client_takes && backend_takes && self.is_over() {
+                return Poll::Ready(());
+            }
+            let mut has_moved = false;
+            if backend_takes && !self.client.speaker.is_behind() {
+                has_moved |= self.poll_read(cx, Direction::FromClient).is_ready();
+            }
+            if client_takes && !self.backend.speaker.is_behind() {
+                has_moved |= self.poll_read(cx, Direction::FromBackend).is_ready();
+            }
+            if self.client.told == Told::Open {
+                has_moved |= self.poll_chain(cx, client_takes).is_ready();
+            }
+            if !has_moved {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let is_done = |side: &Side| matches!(side.heard, Heard::Closed | Heard::Ended);
+        is_done(&self.client) && is_done(&self.backend)
+    }
+
+    /// Reads what there is, once.
+    fn poll_read(&mut self, cx: &mut Context<'_>, from: Direction) -> Poll<()> {
+        let (source, _) = sides(&mut self.client, &mut self.backend, from);
+        if matches!(source.heard, Heard::Closed | Heard::Ended) {
+            return Poll::Pending;
+        }
+        if !source.early.is_empty() {
+            let mut early = std::mem::take(&mut source.early);
+            self.take_in(from, &mut early);
+            return Poll::Ready(());
+        }
+        let scratch = Rc::clone(&self.scratch);
+        let mut scratch = scratch.borrow_mut();
+        let received = match from {
+            Direction::FromClient => self.client_stream.poll_receive(cx, &mut scratch),
+            Direction::FromBackend => self.backend_stream.poll_receive(cx, &mut scratch),
+        };
+        received.map(|received| match received.unwrap_or(0) {
+            0 => self.ended(from),
+            n => self.take_in(from, &mut scratch[..n]),
+        })
+    }
+
+    fn take_in(&mut self, from: Direction, input: &mut [u8]) {
+        let n = input.len() as u64;
+        let control = &self.registration.control;
+        let source = match from {
+            Direction::FromClient => {
+                self.bytes_up += n;
+                self.counters.bytes_up.add(n);
+                control.client_heard();
+                &mut self.client
+            }
+            Direction::FromBackend => {
+                control.backend_heard();
+                &mut self.backend
+            }
+        };
+        match source.reader {
+            Reader::Messages(_) => self.look_at(from, input),
+            Reader::Frames(_) => self.pass_on(from, input),
+        }
+    }
+
+    /// Takes messages out of what was read, and shows them to the filters.
+    fn look_at(&mut self, from: Direction, mut input: &mut [u8]) {
+        loop {
+            let (source, target) = sides(&mut self.client, &mut self.backend, from);
+            if source.heard != Heard::Open {
+                return;
+            }
+            let Reader::Messages(decoder) = &mut source.reader else {
+                return;
+            };
+            let message = match decoder.next(&mut input) {
+                Ok(None) => return,
+                Ok(Some(Incoming::Text(text))) => Received::Text(text),
+                Ok(Some(Incoming::Binary(bytes))) => Received::Binary(bytes),
+                Ok(Some(Incoming::Ping(payload))) => {
+                    if target.told == Told::Open {
+                        target.speaker.ping(payload);
+                    }
+                    continue;
+                }
+                Ok(Some(Incoming::Pong(payload))) => {
+                    if target.told == Told::Open {
+                        target.speaker.pong(payload);
+                    }
+                    continue;
+                }
+                Ok(Some(Incoming::Close(reason))) => return self.closed(from, reason),
+                Err(violation) => return self.refuse(from, violation),
+            };
+            source.messages += 1;
+            if from == Direction::FromClient {
+                self.counters.messages_up.add(1);
+            }
+            if target.told != Told::Open {
+                continue;
+            }
+            match self.chain.pass(from, message) {
+                Passage::Unchanged => target.speaker.message(message),
+                Passage::Changed(message) => match message.as_received() {
+                    Some(message) => target.speaker.message(message),
+                    None => return self.close(Ender::Plugin, &CloseReason::plugin_failed()),
+                },
+                Passage::Dropped => continue,
+                Passage::Answered(messages) => {
+                    self.answer(from, &messages);
+                    continue;
+                }
+                Passage::Closed(reason) => {
+                    self.close(Ender::Plugin, &reason);
+                    continue;
+                }
+            }
+            if from == Direction::FromBackend {
+                self.counters.messages_down.add(1);
+            }
+        }
+    }
+
+    /// Passes frames on as they are, with what is ours between two messages.
+    fn pass_on(&mut self, from: Direction, mut input: &[u8]) {
+        let (source, target) = sides(&mut self.client, &mut self.backend, from);
+        let Reader::Frames(tracker) = &mut source.reader else {
+            return;
+        };
+        let before = tracker.messages();
+        let mut is_too_big = false;
+        while source.heard == Heard::Open && !input.is_empty() {
+            let Ok(n) = tracker.frame(input) else {
+                is_too_big = true;
+                break;
+            };
+            let (passes, rest) = input.split_at(n);
+            input = rest;
+            if matches!(target.told, Told::Open | Told::Closing) {
+                target.speaker.bytes(passes);
+            }
+            if tracker.is_between_messages() {
+                target.put_aside_in();
+            }
+            if tracker.close().is_some() {
+                break;
+            }
+        }
+        let n = tracker.messages() - before;
+        let close = tracker.close();
+        source.messages += n;
+        match from {
+            Direction::FromClient => self.counters.messages_up.add(n),
+            Direction::FromBackend => self.counters.messages_down.add(n),
+        }
+        if is_too_big {
+            let reason = "a message is too long";
+            return self.refuse(
+                from,
+                Violation {
+                    code: TOO_BIG,
+                    reason,
+                },
+            );
+        }
+        if let Some(code) = close {
+            source.heard = Heard::Closed;
+            if target.told == Told::Open {
+                target.told = Told::Closed;
+            }
+            self.ends(ender(from), code);
+        }
+    }
+
+    /// What filters do by themselves.
+    fn poll_chain(&mut self, cx: &mut Context<'_>, client_takes: bool) -> Poll<()> {
+        if !client_takes {
+            return self
+                .chain
+                .poll_end(cx)
+                .map(|reason| self.close(Ender::Plugin, &reason));
+        }
+        self.chain.poll_aside(cx).map(|aside| match aside {
+            Aside::Send(messages) => self.answer(Direction::FromClient, &messages),
+            Aside::Close(reason) => self.close(Ender::Plugin, &reason),
+        })
+    }
+
+    /// Sends something of a filter's to the side that this direction comes from.
+    fn answer(&mut self, to: Direction, messages: &[Message]) {
+        let (side, feeding) = sides(&mut self.client, &mut self.backend, to);
+        if side.told != Told::Open {
+            return;
+        }
+        let at_once = feeding.reader.is_between_messages();
+        for message in messages {
+            let Some(message) = message.as_received() else {
+                return self.close(Ender::Plugin, &CloseReason::plugin_failed());
+            };
+            match at_once {
+                true => side.speaker.message(message),
+                false => side.speaker.message_aside(message, &mut side.aside),
+            }
+            if to == Direction::FromClient {
+                self.counters.messages_down.add(1);
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Ping => {
+                for to in [Direction::FromClient, Direction::FromBackend] {
+                    let (side, feeding) = sides(&mut self.client, &mut self.backend, to);
+                    match side.told == Told::Open {
+                        true if feeding.reader.is_between_messages() => side.speaker.ping(&[]),
+                        true => side.speaker.ping_aside(&mut side.aside),
+                        false => {}
+                    }
+                }
+            }
+            Order::Close(by, code) => {
+                let reason = String::new();
+                self.close(by, &CloseReason { code, reason });
+            }
+            Order::Cut(by) => {
+                self.ends(by, None);
+                self.is_cut = true;
+            }
+        }
+    }
+
+    /// Begins the closing handshake with both sides.
+    fn close(&mut self, by: Ender, CloseReason { code, reason }: &CloseReason) {
+        self.ends(by, Some(*code));
+        for to in [Direction::FromClient, Direction::FromBackend] {
+            self.tell_close(to, Some(*code), reason);
+        }
+    }
+
+    /// A side has sent its Close, which the other is sent, too.
+    fn closed(&mut self, from: Direction, reason: Option<CloseReason>) {
+        let (source, _) = sides(&mut self.client, &mut self.backend, from);
+        source.heard = Heard::Closed;
+        let (code, reason) = match reason {
+            Some(CloseReason { code, reason }) => (Some(code), reason),
+            None => (None, String::new()),
+        };
+        self.ends(ender(from), code);
+        self.tell_close(other(from), code, &reason);
+    }
+
+    /// A side has broken the protocol.
+    fn refuse(&mut self, from: Direction, Violation { code, reason }: Violation) {
+        let (source, _) = sides(&mut self.client, &mut self.backend, from);
+        source.heard = Heard::Refused;
+        self.ends(ender(from), Some(code));
+        self.tell_close(from, Some(code), reason);
+        self.tell_close(other(from), Some(GOING_AWAY), "");
+    }
+
+    /// A side's half of the connection is over, with or without a Close before it.
+    fn ended(&mut self, from: Direction) {
+        let (source, target) = sides(&mut self.client, &mut self.backend, from);
+        let was_open = source.heard == Heard::Open;
+        let can_be_told = source.reader.is_between_frames();
+        source.heard = Heard::Ended;
+        if !was_open {
+            return;
+        }
+        if from == Direction::FromBackend && can_be_told && target.told == Told::Open {
+            // There is nothing to wait for: what was under way will not be finished.
+            source.reader.forget();
+            self.ends(Ender::Backend, Some(SERVICE_RESTART));
+            return self.tell_close(Direction::FromClient, Some(SERVICE_RESTART), "");
+        }
+        if matches!(target.told, Told::Open | Told::Closing) {
+            target.told = Told::Shutting;
+        }
+        self.ends(ender(from), None);
+    }
+
+    /// Sends a side our Close, behind the message that passes to it.
+    fn tell_close(&mut self, to: Direction, code: Option<u16>, reason: &str) {
+        let (side, feeding) = sides(&mut self.client, &mut self.backend, to);
+        if side.told != Told::Open {
+            return;
+        }
+        if feeding.reader.is_between_messages() {
+            side.speaker.close(code, reason);
+            side.told = Told::Closed;
+        } else {
+            side.speaker.close_aside(code, reason, &mut side.aside);
+            side.told = Told::Closing;
+        }
+    }
+
+    /// The first to end it names the end; the rest should not take long.
+    fn ends(&mut self, by: Ender, code: Option<u16>) {
+        self.end.get_or_insert((by, code));
+        self.registration.control.ending();
+    }
+
+    /// Writes what there is for the side that this direction goes to.
+    fn poll_flush(&mut self, cx: &mut Context<'_>, direction: Direction) -> Poll<()> {
+        let (_, target) = sides(&mut self.client, &mut self.backend, direction);
+        while let Some(bytes) = target.speaker.rest() {
+            let sent = match direction {
+                Direction::FromClient => self.backend_stream.poll_send(cx, bytes),
+                Direction::FromBackend => self.client_stream.poll_send(cx, bytes),
+            };
+            match sent {
+                Poll::Ready(Ok(n)) => {
+                    target.speaker.took(n);
+                    if direction == Direction::FromBackend {
+                        self.bytes_down += n as u64;
+                        self.counters.bytes_down.add(n as u64);
+                    }
+                }
+                Poll::Ready(Err(_)) => {
+                    target.speaker.forget();
+                    target.told = Told::Shut;
+                    self.ended(other(direction));
+                    return Poll::Ready(());
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        let must_shut = match (target.told, target.heard) {
+            (Told::Shutting, _) => true,
+            // A reset, which is what a socket dropped with unread input becomes, could overtake our
+            // Close.
+            (Told::Closed, Heard::Refused) => true,
+            _ => false,
+        };
+        if must_shut {
+            let shut = match direction {
+                Direction::FromClient => Pin::new(&mut self.backend_stream).poll_shutdown(cx),
+                Direction::FromBackend => Pin::new(&mut self.client_stream).poll_shutdown(cx),
+            };
+            if shut.is_pending() {
+                return Poll::Pending;
+            }
+            target.told = Told::Shut;
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Side {
+    fn new(
+        Codec {
+            reader,
+            encoder,
+            early,
+        }: Codec,
+    ) -> Self {
+        Self {
+            reader,
+            early,
+            speaker: Speaker::new(encoder),
+            aside: Vec::new(),
+            heard: Heard::Open,
+            told: Told::Open,
+            messages: 0,
+        }
+    }
+
+    /// Messages that passed as frames, and so were not counted by who spoke them.
+    fn passed(&self) -> u64 {
+        match self.reader {
+            Reader::Messages(_) => 0,
+            Reader::Frames(_) => self.messages,
+        }
+    }
+
+    /// A message has passed to this side: what waited for that may follow.
+    fn put_aside_in(&mut self) {
+        if self.aside.is_empty() {
+            return;
+        }
+        self.speaker.bytes(&std::mem::take(&mut self.aside));
+        if self.told == Told::Closing {
+            self.told = Told::Closed;
+        }
+    }
+}
+
+impl Reader {
+    fn is_between_messages(&self) -> bool {
+        match self {
+            Self::Messages(_) => true,
+            Self::Frames(tracker) => tracker.is_between_messages(),
+        }
+    }
+
+    fn is_between_frames(&self) -> bool {
+        match self {
+            Self::Messages(_) => true,
+            Self::Frames(tracker) => tracker.is_between_frames(),
+        }
+    }
+
+    /// Nothing more comes.
+    fn forget(&mut self) {
+        if let Self::Frames(tracker) = self {
+            *tracker = FrameTracker::new(0);
+        }
+    }
+}
+
+/// The side that a direction comes from, and the one that it goes to.
+fn sides<'a>(
+    client: &'a mut Side,
+    backend: &'a mut Side,
+    direction: Direction,
+) -> (&'a mut Side, &'a mut Side) {
+    match direction {
+        Direction::FromClient => (client, backend),
+        Direction::FromBackend => (backend, client),
+    }
+}
+
+fn other(direction: Direction) -> Direction {
+    match direction {
+        Direction::FromClient => Direction::FromBackend,
+        Direction::FromBackend => Direction::FromClient,
+    }
+}
+
+fn ender(from: Direction) -> Ender {
+    match from {
+        Direction::FromClient => Ender::Client,
+        Direction::FromBackend => Ender::Backend,
+    }
+}

@@ -1,0 +1,91 @@
+//! What goes to one far end of a session that speaks for itself: encoded, and kept until it is taken.
+
+use super::handler::Received;
+use crate::messages::Encoder;
+
+/// What a session may have had sent before its far end has taken any of it; then what feeds it waits.
+pub(super) const UNSENT_MAX_BYTES: usize = 64 * 1024;
+
+/// Says things to one far end.
+#[derive(Debug)]
+pub(super) struct Speaker {
+    encoder: Encoder,
+    /// Empty, without memory, while the far end takes what it is sent.
+    unsent: Vec<u8>,
+    sent: usize,
+    /// Data messages.
+    pub(super) messages: u64,
+}
+
+impl Speaker {
+    pub(super) fn new(encoder: Encoder) -> Self {
+        Self {
+            encoder,
+            unsent: Vec::new(),
+            sent: 0,
+            messages: 0,
+        }
+    }
+
+    pub(super) fn message(&mut self, message: Received<'_>) {
+        self.encoder.message(message, &mut self.unsent);
+        self.messages += 1;
+    }
+
+    /// A message that waits elsewhere for its turn.
+    pub(super) fn message_aside(&mut self, message: Received<'_>, aside: &mut Vec<u8>) {
+        self.encoder.message(message, aside);
+        self.messages += 1;
+    }
+
+    /// Frames of somebody else's.
+    pub(super) fn bytes(&mut self, frames: &[u8]) {
+        self.unsent.extend_from_slice(frames);
+    }
+
+    pub(super) fn ping(&mut self, payload: &[u8]) {
+        self.encoder.ping(payload, &mut self.unsent);
+    }
+
+    /// Pongs to a far end that does not read are not piled up (RFC 6455 section 5.5.3).
+    pub(super) fn pong(&mut self, payload: &[u8]) {
+        if !self.is_behind() {
+            self.encoder.pong(payload, &mut self.unsent);
+        }
+    }
+
+    pub(super) fn close(&mut self, code: Option<u16>, reason: &str) {
+        self.encoder.close(code, reason, &mut self.unsent);
+    }
+
+    /// A Ping that waits elsewhere for its turn.
+    pub(super) fn ping_aside(&self, aside: &mut Vec<u8>) {
+        self.encoder.ping(&[], aside);
+    }
+
+    /// A Close that waits elsewhere for its turn.
+    pub(super) fn close_aside(&self, code: Option<u16>, reason: &str, aside: &mut Vec<u8>) {
+        self.encoder.close(code, reason, aside);
+    }
+
+    /// More waits than should.
+    pub(super) fn is_behind(&self) -> bool {
+        self.unsent.len() - self.sent > UNSENT_MAX_BYTES
+    }
+
+    pub(super) fn rest(&self) -> Option<&[u8]> {
+        Some(&self.unsent[self.sent..]).filter(|rest| !rest.is_empty())
+    }
+
+    pub(super) fn took(&mut self, n: usize) {
+        self.sent += n;
+        if self.sent == self.unsent.len() {
+            self.forget();
+        }
+    }
+
+    pub(super) fn forget(&mut self) {
+        self.unsent = Vec::new();
+        self.sent = 0;
+    }
+}

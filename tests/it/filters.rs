@@ -1,0 +1,450 @@
+//! The promise: filters see whole messages in order, what they say is done, what they do not want to
+//! see passes as it does without them, and one that fails costs its own sessions and nothing else.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use pointsman_tests::{
+    Backend, Balancer, Chatter, Client, PATIENCE, Reply, ScriptedBackend, Wire, accept_upgrade,
+    eventually, frame, guests, payload, upgrade_request,
+};
+use rustix::process::Signal;
+use tokio_tungstenite::tungstenite::Message;
+
+const FIN: u8 = 0x80;
+const CONTINUATION: u8 = 0x0;
+const TEXT: u8 = 0x1;
+const BINARY: u8 = 0x2;
+const CLOSE: u8 = FIN | 0x8;
+const PING: u8 = FIN | 0x9;
+const PONG: u8 = FIN | 0xa;
+
+fn site(backend: SocketAddr, route: &str) -> String {
+    format!(
+        r#"
+[[upstream]]
+name = "app"
+backends = ["{backend}"]
+
+[[route]]
+path = "/*"
+upstream = "app"
+{route}
+"#
+    )
+}
+
+/// A balancer before an echo server, with one filter.
+async fn filtered(route: &str, guest: &[u8]) -> Result<(Backend, Balancer)> {
+    let backend = Backend::start().await?;
+    let toml = site(
+        backend.address(),
+        &format!("filters = [\"filter\"]\n{route}"),
+    );
+    let balancer = Balancer::start_with_plugins(&toml, &[("filter", guest)]).await?;
+    Ok((backend, balancer))
+}
+
+async fn wire(balancer: &Balancer) -> Result<Wire> {
+    let mut wire = Wire::connect(balancer.address()).await?;
+    wire.send(upgrade_request("/websocket", &[])).await?;
+    let answer = wire.head().await?;
+    ensure!(answer.status == 101, "answered with {}", answer.status);
+    Ok(wire)
+}
+
+#[tokio::test]
+async fn each_verdict_is_done_in_both_directions() -> Result<()> {
+    let (_backend, balancer) = filtered("", &guests::filter("traps")?).await?;
+    let mut client = Client::connect(&balancer.url("/websocket")).await?;
+    // What is sent, and what comes of it: the backend echoes what reaches it, and the filter looks at
+    // the echo, too.
+    let told = [
+        ("hello", Some("hello")),
+        ("drop this", None),
+        ("answered at once", Some("answered at once")),
+        ("rhello", Some("hello")),
+        ("rdropped on the way back", None),
+        ("rreplaced twice", Some("eplaced twice")),
+        ("", Some("")),
+        ("grüße, 你好", Some("grüße, 你好")),
+    ];
+    for (sent, _) in told {
+        client.send(Message::text(sent)).await?;
+    }
+    // An answer overtakes what goes the long way.
+    let mut came = Vec::new();
+    let expected: Vec<&str> = told.iter().filter_map(|(_, expected)| *expected).collect();
+    for _ in &expected {
+        came.push(client.receive().await?.into_text()?.to_string());
+    }
+    let answered = |text: &&str| *text == "answered at once";
+    assert!(came.iter().any(|text| text == "answered at once"));
+    let long_way: Vec<&str> = came
+        .iter()
+        .map(String::as_str)
+        .filter(|t| !answered(t))
+        .collect();
+    let expected: Vec<&str> = expected.into_iter().filter(|t| !answered(t)).collect();
+    assert_eq!(long_way, expected);
+
+    // Binary from the backend is not looked at.
+    client.send(Message::binary(&b"rrd"[..])).await?;
+    assert_eq!(client.receive().await?, Message::binary(&b"rd"[..]));
+    client.send(Message::text("close it")).await?;
+    assert_eq!(client.close_code().await?, Some(4000));
+    let verdicts = |verdict| [("plugin", "filter"), ("verdict", verdict)];
+    let metrics = balancer.metrics().await?;
+    let n = |verdict| metrics.sum("pointsman_plugin_verdicts_total", &verdicts(verdict));
+    assert_eq!((n("drop"), n("answer"), n("close")), (2.0, 1.0, 1.0));
+    assert_eq!(n("replace"), 5.0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_close_reaches_both_sides_with_its_code_and_reason() -> Result<()> {
+    let (backend, balancer) = filtered("", &guests::filter("traps")?).await?;
+    let mut wire = wire(&balancer).await?;
+    wire.send(frame(FIN | TEXT, b"close it")).await?;
+    let close = wire.frame().await?;
+    assert_eq!(
+        (close.close_code(), &close.payload[2..]),
+        (Some(4000), &b"as asked"[..])
+    );
+    eventually("the backend hears of it", PATIENCE, async || {
+        backend.close_codes() == [4000]
+    })
+    .await?;
+
+    let client = Client::connect(&balancer.url("/websocket")).await?;
+    assert_eq!(client.close(3001).await?, Some(3001));
+    assert_eq!(backend.close_codes(), [4000, 3001]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn messages_of_all_sizes_keep_their_order_and_their_kind() -> Result<()> {
+    let route = "max_message_bytes = 4194304";
+    let (_backend, balancer) = filtered(route, &guests::filter("traps")?).await?;
+    let mut client = Client::connect(&balancer.url("/websocket")).await?;
+    for size in [1, 125, 126, 127, 4096, 65_535, 65_536, 300_000, 3_000_000] {
+        client.echo_text(&payload(size)).await?;
+        client.echo_binary(payload(size)).await?;
+    }
+    for n in 0..500 {
+        let message = match n % 3 {
+            0 => Message::binary(n.to_string()),
+            _ => Message::text(n.to_string()),
+        };
+        client.send(message).await?;
+    }
+    for n in 0..500 {
+        let expected = match n % 3 {
+            0 => Message::binary(n.to_string()),
+            _ => Message::text(n.to_string()),
+        };
+        assert_eq!(client.receive().await?, expected);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn pieces_are_shown_as_one_message_and_pings_pass_between_them() -> Result<()> {
+    let (_backend, balancer) = filtered("", &guests::filter("traps")?).await?;
+    let mut wire = wire(&balancer).await?;
+    wire.send(frame(TEXT, b"rhel")).await?;
+    wire.send(frame(PING, b"are you there")).await?;
+    let pong = wire.frame().await?;
+    assert_eq!(
+        (pong.first_byte, &pong.payload[..]),
+        (PONG, &b"are you there"[..])
+    );
+    wire.send(frame(CONTINUATION, b"l")).await?;
+    wire.send(frame(FIN | CONTINUATION, b"o")).await?;
+    let echo = wire.frame().await?;
+    assert_eq!(
+        (echo.first_byte, &echo.payload[..]),
+        (FIN | TEXT, &b"hello"[..])
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_breaks_the_protocol_is_told_so_and_the_backend_let_go() -> Result<()> {
+    let route = "max_message_bytes = 1000";
+    let (backend, balancer) = filtered(route, &guests::filter("traps")?).await?;
+    let cases = [
+        ("too long", frame(FIN | BINARY, &[0; 1001]), 1009),
+        ("no UTF-8", frame(FIN | TEXT, &[0xc3, 0x28]), 1007),
+        ("a reserved bit", frame(FIN | 0x40 | TEXT, b"x"), 1002),
+        (
+            "a continuation of nothing",
+            frame(FIN | CONTINUATION, b"x"),
+            1002,
+        ),
+        (
+            "a close code that is none",
+            frame(CLOSE, &[0x03, 0xed]),
+            1002,
+        ),
+    ];
+    for (what, bytes, code) in &cases {
+        let mut wire = wire(&balancer).await?;
+        wire.send(bytes).await?;
+        assert_eq!(wire.frame().await?.close_code(), Some(*code), "{what}");
+        assert_eq!(wire.rest().await?, b"", "{what}");
+    }
+    eventually("the backend has all closed", PATIENCE, async || {
+        backend.close_codes() == [1001; 5]
+    })
+    .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_direction_that_nobody_wants_passes_unbounded() -> Result<()> {
+    // The backend sends what is longer than the filter could be shown, in two frames, with a ping
+    // between, and then speaks on.
+    let (backend, balancer) = {
+        let backend = ScriptedBackend::start(|head| {
+            let mut said = accept_upgrade(head, &[]).into_bytes();
+            let half = vec![b'x'; 3 << 20];
+            for (first, piece) in [(BINARY, &half[..]), (PING, b"p"), (FIN, &half[..])] {
+                said.push(first);
+                match piece.len() {
+                    short @ ..126 => said.push(short as u8),
+                    long => {
+                        said.push(127);
+                        said.extend((long as u64).to_be_bytes());
+                    }
+                }
+                said.extend_from_slice(piece);
+            }
+            said.extend([FIN | TEXT, 3]);
+            said.extend(b"end");
+            Reply::SayBytes(said)
+        })
+        .await?;
+        let toml = site(backend.address(), "filters = [\"filter\"]");
+        let guest = guests::filter_of_clients("traps")?;
+        let balancer = Balancer::start_with_plugins(&toml, &[("filter", &guest)]).await?;
+        (backend, balancer)
+    };
+    let mut wire = wire(&balancer).await?;
+    // Answers of the filter have to wait for the end of the message that passes.
+    wire.send(frame(FIN | TEXT, b"answer one")).await?;
+    wire.send(frame(FIN | TEXT, b"answer two")).await?;
+    let mut frames = Vec::new();
+    while frames.len() < 6 {
+        let frame = wire.frame().await?;
+        frames.push((frame.first_byte, frame.payload.len()));
+    }
+    let whole = [(BINARY, 3 << 20), (PING, 1), (FIN, 3 << 20)];
+    let places: Vec<usize> = whole
+        .iter()
+        .map(|part| frames.iter().position(|frame| frame == part))
+        .collect::<Option<_>>()
+        .with_context(|| format!("{frames:?}"))?;
+    assert_eq!(
+        places,
+        [places[0], places[0] + 1, places[0] + 2],
+        "{frames:?}"
+    );
+    let answers = frames.iter().filter(|frame| **frame == (FIN | TEXT, 10));
+    assert_eq!(answers.count(), 2, "{frames:?}");
+    drop(backend);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_filters_of_a_chain_stand_one_behind_the_other() -> Result<()> {
+    let backend = Backend::start().await?;
+    let toml = site(backend.address(), "filters = [\"one\", \"two\"]");
+    let (one, two) = (
+        guests::filter_of_clients("traps")?,
+        guests::filter("traps")?,
+    );
+    let balancer = Balancer::start_with_plugins(&toml, &[("one", &one), ("two", &two)]).await?;
+    let mut client = Client::connect(&balancer.url("/websocket")).await?;
+    for (sent, came) in [
+        ("rrhello", "hello"),
+        // `one` hands on what `two` answers with, past itself.
+        ("ra message", "a message"),
+        ("rrrhello", "hello"),
+    ] {
+        client.send(Message::text(sent)).await?;
+        assert_eq!(client.receive().await?, Message::text(came), "{sent}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_loss_of_a_side_is_told_to_the_other() -> Result<()> {
+    let backend =
+        ScriptedBackend::start(|head| Reply::SayAndHangUp(accept_upgrade(head, &[]))).await?;
+    let toml = site(backend.address(), "filters = [\"filter\"]");
+    let guest = guests::filter("traps")?;
+    let balancer = Balancer::start_with_plugins(&toml, &[("filter", &guest)]).await?;
+    let mut lost = wire(&balancer).await?;
+    assert_eq!(lost.frame().await?.close_code(), Some(1012));
+
+    let backend = Backend::start().await?;
+    balancer.reload(&site(backend.address(), "filters = [\"filter\"]"))?;
+    eventually("the new backend serves", PATIENCE, async || {
+        let connected = Client::connect(&balancer.url("/websocket")).await;
+        match connected {
+            Ok(mut client) => client.echo_text("hello").await.is_ok(),
+            Err(_) => false,
+        }
+    })
+    .await?;
+    let client = wire(&balancer).await?;
+    eventually("it is there", PATIENCE, async || backend.n_open() == 1).await?;
+    drop(client);
+    eventually("the backend is let go", PATIENCE, async || {
+        backend.n_open() == 0
+    })
+    .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_stops_its_backend_from_being_read() -> Result<()> {
+    let (_backend, balancer) = filtered("", &guests::filter("traps")?).await?;
+    let mut wire = wire(&balancer).await?;
+    let before = rss(&balancer).await?;
+    let message = frame(FIN | BINARY, &[0x42; 60_000]);
+    let flood = async {
+        // 600 MB, if anybody took them.
+        for _ in 0..10_000 {
+            wire.send(&message).await?;
+        }
+        anyhow::Ok(())
+    };
+    let stuck = tokio::time::timeout(Duration::from_secs(2), flood).await;
+    ensure!(stuck.is_err(), "all of it was taken");
+    let grown = rss(&balancer).await? - before;
+    ensure!(grown < 16e6, "{grown} bytes more");
+    let mut other = Client::connect(&balancer.url("/websocket")).await?;
+    other.echo_text("hello").await
+}
+
+async fn rss(balancer: &Balancer) -> Result<f64> {
+    let metrics = balancer.metrics().await?;
+    Ok(metrics.sum("process_resident_memory_bytes", &[]))
+}
+
+#[tokio::test]
+async fn a_drain_says_going_away_to_both() -> Result<()> {
+    let (backend, balancer) = filtered("", &guests::filter("traps")?).await?;
+    let mut client = Client::connect(&balancer.url("/websocket")).await?;
+    client.echo_text("hello").await?;
+    balancer.signal(Signal::TERM)?;
+    assert_eq!(client.close_code().await?, Some(1001));
+    eventually("the backend hears of it", PATIENCE, async || {
+        backend.close_codes() == [1001]
+    })
+    .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn hostile_filters_cost_their_own_sessions_and_no_others() -> Result<()> {
+    for (how, kind) in [
+        ("loops", "timeout"),
+        ("hogs_memory", "memory"),
+        ("traps", "trap"),
+        ("filter_answers_hugely", "output"),
+    ] {
+        let backend = Backend::start().await?;
+        let toml = site(backend.address(), "filters = [\"filter\"]")
+            + "\n[[route]]\npath = \"/free\"\nupstream = \"app\"\n";
+        let guest = guests::filter(how)?;
+        let balancer = Balancer::start_with_plugins(&toml, &[("filter", &guest)]).await?;
+        let chatter = Chatter::start(10, &balancer.url("/free")).await?;
+        for _ in 0..2 {
+            let mut client = Client::connect(&balancer.url("/websocket")).await?;
+            client.echo_text("hello").await?;
+            client.send(Message::text("now!")).await?;
+            assert_eq!(client.close_code().await?, Some(1011), "{how}");
+        }
+        chatter.stop().await.with_context(|| how.to_owned())?;
+        let labels = [("plugin", "filter"), ("kind", kind)];
+        let failures = balancer
+            .metrics()
+            .await?
+            .sum("pointsman_plugin_failures_total", &labels);
+        assert_eq!(failures, 2.0, "{how}");
+        let closes = backend.close_codes();
+        assert!(
+            closes.iter().filter(|code| **code == 1011).count() >= 1,
+            "{closes:?}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_filter_that_fails_may_be_passed_by() -> Result<()> {
+    for how in ["loops", "traps"] {
+        let route = "on_failure = \"bypass\"";
+        let (_backend, balancer) = filtered(route, &guests::filter(how)?).await?;
+        let mut client = Client::connect(&balancer.url("/websocket")).await?;
+        let mut other = Client::connect(&balancer.url("/websocket")).await?;
+        client.send(Message::text("drop this")).await?;
+        client.echo_text("now!").await?;
+        // It is gone for this session.
+        client.echo_text("drop this").await?;
+        other.echo_text("hello").await?;
+        let mut third = Client::connect(&balancer.url("/websocket")).await?;
+        third.send(Message::text("drop this")).await?;
+        third.echo_text("it looks at new sessions again").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn open_sessions_keep_the_filter_they_began_with() -> Result<()> {
+    let (_backend, balancer) = filtered("", &guests::filter("traps")?).await?;
+    let mut old = Client::connect(&balancer.url("/websocket")).await?;
+    old.echo_text("hello").await?;
+    balancer.drop_plugin("filter", &guests::filter_of_clients("loops")?)?;
+    eventually("the second generation is in force", PATIENCE, async || {
+        matches!(balancer.generation("filter").await, Ok(2))
+    })
+    .await?;
+    let mut new = Client::connect(&balancer.url("/websocket")).await?;
+    // The old one looks at what the backend says, the new one does not.
+    old.send(Message::text("rrhello")).await?;
+    assert_eq!(old.receive().await?, Message::text("hello"));
+    new.send(Message::text("rrhello")).await?;
+    assert_eq!(new.receive().await?, Message::text("rhello"));
+    // A route that has the filter no longer.
+    balancer.reload(&site(_backend.address(), ""))?;
+    {
+        eventually("new sessions have no filter", PATIENCE, async || {
+            passes_unchanged(&balancer, "rx").await.unwrap_or(false)
+        })
+        .await?;
+    }
+    old.send(Message::text("rrhello")).await?;
+    assert_eq!(old.receive().await?, Message::text("hello"));
+    Ok(())
+}
+
+async fn passes_unchanged(balancer: &Balancer, text: &'static str) -> Result<bool> {
+    let mut client = Client::connect(&balancer.url("/websocket")).await?;
+    client.send(Message::text(text)).await?;
+    Ok(client.receive().await? == Message::text(text))
+}
+
+#[tokio::test]
+async fn a_filter_that_is_none_is_named_with_its_key() -> Result<()> {
+    let toml = site(pointsman_tests::NOBODY, "filters = [\"echo\"]");
+    let refused = Balancer::start(&toml).await.err().context("it started")?;
+    let said = format!("{refused:?}");
+    ensure!(said.contains("route[0].filters[0]"), "{said}");
+    ensure!(said.contains("handler"), "{said}");
+    Ok(())
+}
