@@ -19,6 +19,8 @@ const LONGEST_HEADER: usize = 14;
 pub struct Opcode(u8);
 
 impl Opcode {
+    /// A message of text.
+    pub const TEXT: Self = Self(1);
     /// A message of bytes.
     pub const BINARY: Self = Self(2);
     /// The last frame of a connection.

@@ -114,6 +114,7 @@ fn main() -> Result<()> {
 fn library_of(subject: Subject) -> Result<Library> {
     Ok(match subject {
         Subject::TokioTungstenite => Library::TokioTungstenite,
+        Subject::TokioTungsteniteChat => Library::TokioTungsteniteChat,
         Subject::Fastwebsockets => Library::Fastwebsockets,
         Subject::Epoll => Library::Epoll,
         other => bail!("{} is a program of its own", other.name()),

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use super::Shape;
+use super::{Shape, rooms};
 use crate::backend::{ACKNOWLEDGEMENT, STREAM};
 use crate::framing::{Opcode, Piece, Reader, payload, write_frame};
 use crate::socket::{Poll, Received, Socket};
@@ -60,6 +60,11 @@ pub enum Event {
         /// When the message was due.
         asked: Instant,
     },
+    /// So many messages that were said in the client's room have come, each in its turn.
+    Delivered {
+        /// One or more.
+        n: usize,
+    },
     /// The closing handshake is done and the peer has closed.
     Closed,
 }
@@ -78,6 +83,8 @@ pub struct Client {
     answered: u64,
     /// Bytes of the next answer that have come.
     seen: usize,
+    /// What has come of the next message of a room.
+    heard: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -107,6 +114,7 @@ impl Client {
             sent: 0,
             answered: 0,
             seen: 0,
+            heard: vec![],
         })
     }
 
@@ -121,11 +129,19 @@ impl Client {
             Shape::Echo { bytes } | Shape::Paced { bytes, .. } | Shape::Churn { bytes } => {
                 payload(self.index, self.sent, bytes)
             }
-            Shape::Idle => payload(self.index, self.sent, ACKNOWLEDGEMENT),
+            Shape::Idle | Shape::Fanout { .. } => payload(self.index, self.sent, ACKNOWLEDGEMENT),
         };
         self.sent += 1;
         self.asked.push_back(due);
         self.send(poll, scratch, Opcode::BINARY, question)
+    }
+
+    /// Says something to its room.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub fn say(&mut self, poll: &Poll, scratch: &mut Scratch, text: &str) -> Result<()> {
+        self.send(poll, scratch, Opcode::TEXT, text.as_bytes())
     }
 
     /// Begins the closing handshake.
@@ -158,7 +174,12 @@ impl Client {
         if matches!(self.state, State::Connecting) {
             self.state = State::Upgrading(vec![]);
             self.socket.wait_to_read(poll)?;
-            self.socket.send(poll, scratch.request.as_bytes())?;
+            let room = match scratch.shape {
+                Shape::Fanout { rooms, .. } => self.index % rooms,
+                _ => 0,
+            };
+            let request = scratch.request.replace("{room}", &room.to_string());
+            self.socket.send(poll, request.as_bytes())?;
             return Ok(Event::None);
         }
         if self.socket.is_behind() {
@@ -190,18 +211,24 @@ impl Client {
             let Some(head_bytes) = switched(head, &scratch.accept)? else {
                 return Ok(Event::None);
             };
-            if head_bytes < head.len() {
+            let is_greeted = matches!(scratch.shape, Shape::Fanout { .. });
+            let behind = head.split_off(head_bytes);
+            if !behind.is_empty() && !is_greeted {
                 bail!(
                     "{} bytes behind the 101, before anything was asked",
-                    head.len() - head_bytes
+                    behind.len()
                 );
             }
             self.state = State::Open;
+            self.pass_over(behind)?;
             return self
                 .asked
                 .pop_front()
                 .map(|asked| Event::Opened { asked })
                 .context("never connected");
+        }
+        if let Shape::Fanout { rooms, .. } = scratch.shape {
+            return self.hear(bytes, self.index % rooms);
         }
         let mut event = Event::None;
         while let Some(piece) = self.reader.next(&mut bytes)? {
@@ -223,6 +250,49 @@ impl Client {
             }
         }
         Ok(event)
+    }
+}
+
+impl Client {
+    /// What comes with the 101, before anybody has said anything.
+    fn pass_over(&mut self, mut bytes: Vec<u8>) -> Result<()> {
+        let mut bytes = bytes.as_mut_slice();
+        while let Some(piece) = self.reader.next(&mut bytes)? {
+            self.heard.extend_from_slice(piece.payload);
+            if piece.is_last() && piece.is_final {
+                self.heard.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts what was said in the room, which must come in its turn; passes over anything else.
+    fn hear(&mut self, mut bytes: &mut [u8], room: usize) -> Result<Event> {
+        let mut n = 0;
+        while let Some(piece) = self.reader.next(&mut bytes)? {
+            if piece.opcode == Opcode::CLOSE {
+                bail!("a Close that nobody asked for: {:?}", piece.payload);
+            }
+            self.heard.extend_from_slice(piece.payload);
+            if !(piece.is_last() && piece.is_final) {
+                continue;
+            }
+            let text = std::str::from_utf8(&self.heard)?;
+            if text.contains(&rooms::mark(room, self.answered)) {
+                self.answered += 1;
+                n += 1;
+            } else if text.contains(&format!("<{room}:")) && !text.contains("history") {
+                bail!(
+                    "message {} of room {room} was due, not {text}",
+                    self.answered
+                );
+            }
+            self.heard.clear();
+        }
+        Ok(match n {
+            0 => Event::None,
+            n => Event::Delivered { n },
+        })
     }
 }
 
@@ -264,7 +334,7 @@ fn is_whole_answer(
         Shape::Echo { bytes } | Shape::Paced { bytes, .. } | Shape::Churn { bytes } => {
             payload(index, answered, bytes)
         }
-        Shape::Idle => payload(index, answered, ACKNOWLEDGEMENT),
+        Shape::Idle | Shape::Fanout { .. } => payload(index, answered, ACKNOWLEDGEMENT),
     };
     if expected.get(*seen..*seen + piece.payload.len()) != Some(piece.payload) {
         bail!(

@@ -4,6 +4,7 @@
 //! peer and not this. [`client`] is one connection; here is what all of them do together.
 
 pub mod client;
+mod rooms;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::socket::Poll;
 use client::{Client, Event, Scratch};
+use rooms::Rooms;
 
 /// Connections that are opened at a time: a peer's queue of new connections may be as short as 128.
 const OPENING: usize = 64;
@@ -69,6 +71,17 @@ pub enum Shape {
     Upload {
         /// Payload of a message.
         bytes: usize,
+    },
+    /// In each room (path with `{room}`) one member says `burst` messages, everybody in the room is
+    /// sent them in that order, and the next member says the next. `messages` of the outcome counts
+    /// deliveries; what else is sent, greetings for example, is passed over.
+    Fanout {
+        /// As many rooms, with as many members each.
+        rooms: usize,
+        /// Length of what is said.
+        bytes: usize,
+        /// Said without waiting.
+        burst: u64,
     },
     /// Each asks with a short message for a long one (path `/source/BYTES`).
     Download {
@@ -133,6 +146,7 @@ struct Load<'a> {
     /// When [`Shape::Paced`] sends the next message, and on which connection.
     due: Instant,
     turn: usize,
+    rooms: Rooms,
     messages: u64,
     latency: Histogram<u64>,
 }
@@ -156,6 +170,7 @@ impl<'a> Load<'a> {
             is_loaded: false,
             due: Instant::now(),
             turn: 0,
+            rooms: Rooms::new(plan),
             messages: 0,
             latency: Histogram::new(DIGITS)?,
         })
@@ -192,6 +207,7 @@ impl<'a> Load<'a> {
         match self.plan.shape {
             Shape::Churn { .. } => (0..self.plan.connections).try_for_each(|_| self.open()),
             Shape::Idle if self.is_loaded => Ok(()),
+            Shape::Fanout { rooms, .. } => (0..rooms).try_for_each(|room| self.say(room)),
             Shape::Paced { .. } => {
                 self.due = Instant::now();
                 Ok(())
@@ -205,6 +221,20 @@ impl<'a> Load<'a> {
         self.clients[index]
             .ask(&self.poll, &mut self.scratch, due)
             .with_context(|| format!("connection {index}"))
+    }
+
+    /// Has the next member of a room say its messages.
+    fn say(&mut self, room: usize) -> Result<()> {
+        let Shape::Fanout { bytes, .. } = self.plan.shape else {
+            bail!("there are no rooms");
+        };
+        let said = self.rooms.say(room, Instant::now());
+        self.unanswered += said.deliveries;
+        for number in said.numbers {
+            let text = rooms::text(room, number, bytes);
+            self.clients[said.speaker].say(&self.poll, &mut self.scratch, &text)?;
+        }
+        Ok(())
     }
 
     fn go_on_until(&mut self, end: Instant) -> Result<()> {
@@ -282,13 +312,26 @@ impl<'a> Load<'a> {
                     Shape::Churn { .. } => {
                         self.clients[index].close(&self.poll, &mut self.scratch)?
                     }
-                    Shape::Paced { .. } | Shape::Idle => self.count(asked)?,
+                    Shape::Paced { .. } | Shape::Idle | Shape::Fanout { .. } => {
+                        self.count(asked)?
+                    }
                     Shape::Echo { .. } | Shape::Upload { .. } | Shape::Download { .. } => {
                         self.count(asked)?;
                         if self.is_loaded {
                             self.ask(index, Instant::now())?;
                         }
                     }
+                }
+            }
+            Event::Delivered { n } => {
+                let asked = self.rooms.said_at(index);
+                for _ in 0..n {
+                    self.count(asked)?;
+                }
+                self.unanswered -= n;
+                let everybody_has_heard = self.rooms.delivered(index, n);
+                if everybody_has_heard && self.is_loaded {
+                    self.say(self.rooms.of(index))?;
                 }
             }
             Event::Closed => {
@@ -323,6 +366,7 @@ impl<'a> Load<'a> {
             Shape::Echo { bytes }
             | Shape::Paced { bytes, .. }
             | Shape::Churn { bytes }
+            | Shape::Fanout { bytes, .. }
             | Shape::Upload { bytes }
             | Shape::Download { bytes } => bytes,
             Shape::Idle => 0,
@@ -386,6 +430,36 @@ mod tests {
     fn idle_connections_have_been_answered_before_the_span() {
         let outcome = outcome("/", 100, Shape::Idle).unwrap();
         assert_eq!(outcome.messages, 0);
+    }
+
+    #[test]
+    fn everybody_in_a_room_hears_everything_in_its_turn() {
+        use crate::native::{Library, serve};
+        use crate::subjects::process::free_address;
+
+        let target = free_address().unwrap();
+        // It serves until the process ends.
+        std::thread::spawn(move || serve(Library::TokioTungsteniteChat, target));
+        while std::net::TcpStream::connect(target).is_err() {
+            std::thread::yield_now();
+        }
+        let plan = Plan {
+            target,
+            path: "/chat?room={room}".to_owned(),
+            connections: 12,
+            shape: Shape::Fanout {
+                rooms: 3,
+                bytes: 64,
+                burst: 4,
+            },
+            warm_up: SPAN,
+            duration: SPAN,
+        };
+        let outcome = run(&plan, || (), |()| ()).unwrap();
+        assert!(
+            outcome.messages > 0 && outcome.latency.max() > 0,
+            "{outcome:?}"
+        );
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct Setup {
 pub enum Job {
     /// Relays it to a backend that this policy picks.
     Relay(&'static str),
+    /// Relays it with the `tap` filter looking in these `directions`.
+    Filter(&'static str),
     /// Answers it by this handler.
     Handle(&'static str),
 }
@@ -50,8 +52,18 @@ pub fn pointsman(setup: &Setup, job: Job) -> String {
     let plugins = setup.plugins.as_ref().map_or_else(String::new, |folder| {
         format!("\n[plugins]\ndir = {:?}\n", folder.display().to_string())
     });
+    let (policy, filter) = match job {
+        Job::Relay(policy) => (policy, String::new()),
+        Job::Filter(directions) => (
+            "round_robin",
+            format!(
+                "\nfilters = [\"tap\"]\n\n[plugin.tap]\nconfig = {{ directions = \"{directions}\" }}"
+            ),
+        ),
+        Job::Handle(_) => ("", String::new()),
+    };
     let route = match job {
-        Job::Relay(policy) => format!(
+        Job::Relay(_) | Job::Filter(_) => format!(
             r#"[[upstream]]
 name = "backends"
 policy = "{policy}"
@@ -61,7 +73,7 @@ backends = [{}]
 
 [[route]]
 path = "/*"
-upstream = "backends""#,
+upstream = "backends"{filter}"#,
             listed(&setup.backends, |backend| format!(
                 "{:?}",
                 backend.to_string()

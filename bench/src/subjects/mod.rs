@@ -35,12 +35,20 @@ pub enum Subject {
     Envoy,
     /// Pointsman, answering by its `echo` plugin.
     PointsmanEcho,
+    /// Pointsman, relaying with a filter that looks at what clients send.
+    PointsmanFilter,
+    /// Pointsman, relaying with a filter that looks at everything.
+    PointsmanFilterBoth,
+    /// Pointsman, answering by its `chat` plugin.
+    PointsmanChat,
     /// Fastify with `@fastify/websocket`.
     Fastify,
     /// The `ws` library on Node.js.
     Ws,
     /// tokio-tungstenite, native.
     TokioTungstenite,
+    /// tokio-tungstenite, native, with a channel for each room.
+    TokioTungsteniteChat,
     /// fastwebsockets, native.
     Fastwebsockets,
     /// Raw framing on epoll, native: the floor.
@@ -73,9 +81,13 @@ impl Subject {
             Self::Haproxy => "HAProxy",
             Self::Envoy => "Envoy",
             Self::PointsmanEcho => "Pointsman, echo plugin",
+            Self::PointsmanFilter => "Pointsman, filter one way",
+            Self::PointsmanFilterBoth => "Pointsman, filter both ways",
+            Self::PointsmanChat => "Pointsman, chat plugin",
             Self::Fastify => "Fastify (Node.js)",
             Self::Ws => "ws (Node.js)",
             Self::TokioTungstenite => "tokio-tungstenite (native)",
+            Self::TokioTungsteniteChat => "tokio-tungstenite, chat (native)",
             Self::Fastwebsockets => "fastwebsockets (native)",
             Self::Epoll => "raw epoll (native, the floor)",
         }
@@ -93,21 +105,32 @@ impl Subject {
     pub fn is_pointsman(self) -> bool {
         matches!(
             self,
-            Self::Pointsman | Self::PointsmanLeast | Self::PointsmanEcho
+            Self::Pointsman
+                | Self::PointsmanLeast
+                | Self::PointsmanFilter
+                | Self::PointsmanFilterBoth
+                | Self::PointsmanEcho
+                | Self::PointsmanChat
         )
     }
 
     /// The program that must be there to start it: a path, or a name that is looked up in `PATH`.
     pub fn program(self, root: &Path) -> PathBuf {
         match self {
-            Self::Pointsman | Self::PointsmanLeast | Self::PointsmanEcho => {
-                root.join("target/release/pointsman")
-            }
+            Self::Pointsman
+            | Self::PointsmanLeast
+            | Self::PointsmanFilter
+            | Self::PointsmanFilterBoth
+            | Self::PointsmanEcho
+            | Self::PointsmanChat => root.join("target/release/pointsman"),
             Self::Nginx | Self::Nginx64k => in_path_or_sbin("nginx"),
             Self::Haproxy => in_path_or_sbin("haproxy"),
             Self::Envoy => root.join("target/bench/venv/bin/envoy"),
             Self::Fastify | Self::Ws => PathBuf::from("node"),
-            Self::TokioTungstenite | Self::Fastwebsockets | Self::Epoll => {
+            Self::TokioTungstenite
+            | Self::TokioTungsteniteChat
+            | Self::Fastwebsockets
+            | Self::Epoll => {
                 std::env::current_exe().unwrap_or_else(|_| PathBuf::from("pointsman-bench"))
             }
         }
@@ -119,7 +142,10 @@ impl Subject {
         let (args, config) = match self {
             Self::Pointsman => pointsman(setup, Job::Relay("round_robin")),
             Self::PointsmanLeast => pointsman(setup, Job::Relay("least_connections")),
+            Self::PointsmanFilter => pointsman(setup, Job::Filter("from_client")),
+            Self::PointsmanFilterBoth => pointsman(setup, Job::Filter("both")),
             Self::PointsmanEcho => pointsman(setup, Job::Handle("echo")),
+            Self::PointsmanChat => pointsman(setup, Job::Handle("chat")),
             Self::Nginx => nginx(configs::nginx(setup, "")),
             Self::Nginx64k => nginx(configs::nginx(setup, configs::NGINX_64K)),
             Self::Haproxy => (
@@ -138,9 +164,10 @@ impl Subject {
             ),
             Self::Fastify => node(root, "fastify.js", listen),
             Self::Ws => node(root, "ws.js", listen),
-            Self::TokioTungstenite | Self::Fastwebsockets | Self::Epoll => {
-                (words(&format!("serve {} {listen}", self.name())), None)
-            }
+            Self::TokioTungstenite
+            | Self::TokioTungsteniteChat
+            | Self::Fastwebsockets
+            | Self::Epoll => (words(&format!("serve {} {listen}", self.name())), None),
         };
         let program = self.program(root).display().to_string();
         let pinned = setup

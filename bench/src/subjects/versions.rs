@@ -16,13 +16,19 @@ impl Subject {
     /// It is not installed, or does not say.
     pub fn version(self, root: &Path) -> Result<String> {
         match self {
-            Self::Pointsman | Self::PointsmanLeast | Self::PointsmanEcho | Self::Envoy => {
-                said(&self.program(root), "--version")
-            }
+            Self::Pointsman
+            | Self::PointsmanLeast
+            | Self::PointsmanFilter
+            | Self::PointsmanFilterBoth
+            | Self::PointsmanEcho
+            | Self::PointsmanChat
+            | Self::Envoy => said(&self.program(root), "--version"),
             Self::Nginx | Self::Nginx64k | Self::Haproxy => said(&self.program(root), "-v"),
             Self::Fastify => npm_package(root, "fastify"),
             Self::Ws => npm_package(root, "ws"),
-            Self::TokioTungstenite => locked(root, "tokio-tungstenite"),
+            Self::TokioTungstenite | Self::TokioTungsteniteChat => {
+                locked(root, "tokio-tungstenite")
+            }
             Self::Fastwebsockets => locked(root, "fastwebsockets"),
             Self::Epoll => Ok(env!("CARGO_PKG_VERSION").to_owned()),
         }

@@ -25,6 +25,8 @@ pub enum Figure {
     CpuUsPerEcho,
     /// The share of it outside the kernel, in microseconds.
     UserUsPerEcho,
+    /// Processor time of the peer for one message to one of its readers, in microseconds.
+    CpuUsPerDelivery,
     /// Processor time of the peer from accept to close, in microseconds.
     CpuUsPerSession,
     /// Processor time of the peer for 2^20 bytes of payload, in microseconds.
@@ -61,6 +63,7 @@ impl Figure {
             Self::P999Us => "p99.9 µs",
             Self::CpuUsPerEcho => "CPU µs per echo",
             Self::UserUsPerEcho => "of it user",
+            Self::CpuUsPerDelivery => "CPU µs per delivery",
             Self::CpuUsPerSession => "CPU µs per session",
             Self::CpuUsPerMegabyte => "CPU µs per MB",
             Self::MegabytesPerSecond => "MB per second",

@@ -60,6 +60,11 @@ pub enum Workload {
     /// Echo servers, 64 connections, 1 KiB.
     #[value(name = "handler-1k")]
     Handler1k,
+    /// The relay of the same echo without a filter and with one.
+    #[value(name = "filter-64")]
+    Filter64,
+    /// Chat servers, 10 rooms of 100.
+    Chat,
     /// System calls of an echo.
     Calls,
     /// Two workers that share the machine with the load.
@@ -90,6 +95,13 @@ const ECHO_SERVERS: &[Subject] = &[
     Subject::Epoll,
 ];
 
+const FILTERS: &[Subject] = &[
+    Subject::Pointsman,
+    Subject::PointsmanFilter,
+    Subject::PointsmanFilterBoth,
+];
+const CHAT_SERVERS: &[Subject] = &[Subject::PointsmanChat, Subject::TokioTungsteniteChat];
+
 impl Workload {
     /// As it is called on the command line and in files of figures.
     pub fn name(self) -> String {
@@ -114,6 +126,8 @@ impl Workload {
             Self::Download1m => "Download, messages of 1 MiB",
             Self::Handler64 => "Echo servers, 64 bytes, 64 connections",
             Self::Handler1k => "Echo servers, 1 KiB, 64 connections",
+            Self::Filter64 => "Filters, 64 bytes, 64 connections",
+            Self::Chat => "Chat, 10 rooms of 100",
             Self::Calls => "System calls of an echo",
             Self::Workers => "Two workers",
             Self::Reload => "A plugin replaced every 500 ms",
@@ -148,6 +162,14 @@ impl Workload {
             }
             Self::Handler64 | Self::Handler1k => {
                 "No backend: a handler plugin of Pointsman beside servers that do nothing else."
+            }
+            Self::Filter64 => {
+                "The plain relay, and the same with the `tap` filter, which counts each message and passes it \
+                 on: those of the client, and those of both sides."
+            }
+            Self::Chat => {
+                "One in each room says five messages of 64 bytes, everybody there is sent them, and the \
+                 next one speaks. A delivery is one message to one of them."
             }
             Self::Calls => "Counted by `strace`, which slows peers down but not the count.",
             Self::Workers => {
@@ -206,6 +228,15 @@ impl Workload {
             Self::Download1m => one(stream(Shape::Download { bytes: 1 << 20 })),
             Self::Handler64 => one(ECHO_64),
             Self::Handler1k => one(echo(64, 1024)),
+            Self::Filter64 => one(ECHO_64),
+            Self::Chat => one(Kind::Load {
+                connections: 1000,
+                shape: Shape::Fanout {
+                    rooms: 10,
+                    bytes: 64,
+                    burst: 5,
+                },
+            }),
             Self::Calls => one(Kind::Calls),
             Self::Workers => several(vec![
                 ("placement".to_owned(), Kind::Placement { sessions: 1000 }),
@@ -220,16 +251,20 @@ impl Workload {
         use Figure as F;
         let of_one = |figures: &[Figure]| figures.iter().map(|figure| (0, *figure)).collect();
         match self {
-            Self::Echo64 | Self::Echo1k | Self::Echo1000 | Self::Handler64 | Self::Handler1k => {
-                of_one(&[
-                    F::CpuUsPerEcho,
-                    F::UserUsPerEcho,
-                    F::PerSecond,
-                    F::P50Us,
-                    F::P99Us,
-                    F::P999Us,
-                ])
-            }
+            Self::Chat => of_one(&[F::CpuUsPerDelivery, F::PerSecond, F::P50Us, F::P99Us]),
+            Self::Echo64
+            | Self::Echo1k
+            | Self::Echo1000
+            | Self::Filter64
+            | Self::Handler64
+            | Self::Handler1k => of_one(&[
+                F::CpuUsPerEcho,
+                F::UserUsPerEcho,
+                F::PerSecond,
+                F::P50Us,
+                F::P99Us,
+                F::P999Us,
+            ]),
             Self::Latency1 => of_one(&[
                 F::P50Us,
                 F::P99Us,
@@ -291,6 +326,8 @@ impl Workload {
                 STREAMING_RELAYS
             }
             Self::Handler64 | Self::Handler1k => ECHO_SERVERS,
+            Self::Filter64 => FILTERS,
+            Self::Chat => CHAT_SERVERS,
             Self::Reload => &[Subject::PointsmanLeast],
             _ => RELAYS,
         }

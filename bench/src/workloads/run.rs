@@ -225,6 +225,7 @@ impl Bench<'_> {
         let path = match shape {
             Shape::Upload { .. } => "/sink".to_owned(),
             Shape::Download { bytes } => format!("/source/{bytes}"),
+            Shape::Fanout { .. } => "/chat?room={room}".to_owned(),
             _ => ECHO_PATH.to_owned(),
         };
         Plan {
@@ -257,6 +258,9 @@ fn load_figures(shape: Shape, outcome: &Outcome, cpu: Duration, user: Duration) 
         Shape::Upload { .. } | Shape::Download { .. } => {
             figures.insert(Figure::CpuUsPerMegabyte, us(cpu) / megabytes);
             figures.insert(Figure::MegabytesPerSecond, megabytes / seconds);
+        }
+        Shape::Fanout { .. } => {
+            figures.insert(Figure::CpuUsPerDelivery, us(cpu) / messages);
         }
         Shape::Echo { .. } | Shape::Paced { .. } | Shape::Idle => {
             figures.insert(Figure::CpuUsPerEcho, us(cpu) / messages);
