@@ -22,6 +22,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use pointsman::config::{self, PluginName, PluginSettings, QueueSettings};
 use pointsman::plugins::generation::{Generation, Source};
 use pointsman::plugins::host::PluginHost;
+use pointsman::plugins::limits::Limits;
 use pointsman::plugins::policy::GuestPolicy;
 use pointsman::plugins::registry::{Loaded, Registry};
 use pointsman::routing::policy::{Candidate, ChoiceRequest, Figures, Policy};
@@ -45,7 +46,7 @@ fn main() -> Result<()> {
         call_timeout: Duration::from_millis(10),
         memory_max_bytes: 16 << 20,
     };
-    let (mut registry, _failures) = Registry::new(&settings, &[])?;
+    let (mut registry, _failures) = Registry::new(Limits::new(&settings).into(), &[])?;
     let host = registry.host(0);
     let mut bench = Bench::default();
     for (name, config) in policies() {

@@ -23,6 +23,7 @@ use http::{HeaderMap, HeaderValue, header};
 use pointsman::config::{self, PluginName};
 use pointsman::plugins::generation::{Generation, Source};
 use pointsman::plugins::host::PluginHost;
+use pointsman::plugins::limits::Limits;
 use pointsman::plugins::policy::GuestPolicy;
 use pointsman::plugins::registry::{Loaded, Registry};
 use pointsman::routing::policy::{Candidate, ChoiceRequest, Decision, Figures, Policy};
@@ -78,7 +79,7 @@ fn main() -> Result<()> {
         call_timeout: Duration::from_millis(10),
         memory_max_bytes: 16 << 20,
     };
-    let (mut registry, _failures) = Registry::new(&settings, &[])?;
+    let (mut registry, _failures) = Registry::new(Limits::new(&settings).into(), &[])?;
     let host = registry.host(0);
     let mut rows = Vec::new();
     for (title, plugin, config) in subjects() {

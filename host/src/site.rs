@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::config::{
     self, Config, HostPattern, PathPattern, Route, Target, Upstream, UpstreamName,
 };
+use crate::plugins::limits::AllLimits;
 use crate::plugins::registry::Catalog;
 use crate::routing::table::RouteTable;
 use crate::session::Place;
@@ -24,6 +25,8 @@ pub struct Site {
     pub routes: RouteTable,
     /// The pool of every upstream.
     pub pools: HashMap<UpstreamName, Arc<Pool>>,
+    /// What the instances of plugins may take.
+    pub limits: AllLimits,
     /// Every plugin's generation in force.
     pub plugins: Arc<Catalog>,
     /// What takes nothing new.
@@ -83,6 +86,7 @@ impl Site {
         let pools = config.upstreams.iter().map(pool).collect();
         Self {
             routes: RouteTable::new(&config.routes),
+            limits: AllLimits::new(&config),
             pools,
             plugins,
             drained,

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::entry::Spot;
 use super::names::{self, NETWORK, ORIGIN, SOCKET_ADDRESS};
-use super::reader::{self, BYTES, Section, Taken};
+use super::reader::{self, BYTES, MILLISECONDS, Section, Taken};
 use super::upstream;
 use super::{
     Admin, Config, HostPattern, Isolation, Listener, OnFailure, PathPattern, PluginName,
@@ -38,6 +38,8 @@ const MAX_PING_SECS: u64 = 86_400;
 /// Short enough to type, too long to guess.
 const MIN_TOKEN_BYTES: usize = 16;
 const MAX_MESSAGE_BYTES: u64 = 1 << 40;
+/// No deflate stream comes near it.
+const MAX_INFLATE_RATIO: u32 = 10_000;
 
 /// Keys of the design that this version does not serve: section, key, and the one value that is
 /// accepted because it asks for nothing. A key that comes to be served loses its line here.
@@ -182,18 +184,22 @@ pub(super) fn unique_bind(
 
 pub(super) fn plugins(s: &mut Section<'_, '_>, base_dir: &Path) -> Plugins {
     let dir = |text: &str| Some(base_dir.join(text)).filter(|_| !text.is_empty());
-    let memory_max_bytes: u64 = s.number(
-        "memory_max_bytes",
-        BYTES,
-        65_536..=4_294_967_296,
-        16_777_216,
-    );
     Plugins {
         dir: s.text("dir", "the path of a folder", dir),
-        call_timeout: s.millis("call_timeout_ms", 1..=10_000, 10),
-        // 4 GiB does not fit where an address has 32 bits; one byte less does.
-        memory_max_bytes: usize::try_from(memory_max_bytes).unwrap_or(usize::MAX),
+        call_timeout: call_timeout(s).unwrap_or(Duration::from_millis(10)),
+        memory_max_bytes: memory_max_bytes(s).unwrap_or(16 << 20),
     }
+}
+
+fn call_timeout(s: &mut Section<'_, '_>) -> Option<Duration> {
+    let written = s.number_if_written("call_timeout_ms", MILLISECONDS, 1..=10_000);
+    written.map(Duration::from_millis)
+}
+
+fn memory_max_bytes(s: &mut Section<'_, '_>) -> Option<usize> {
+    let written: u64 = s.number_if_written("memory_max_bytes", BYTES, 65_536..=4_294_967_296)?;
+    // 4 GiB does not fit where an address has 32 bits; one byte less does.
+    Some(usize::try_from(written).unwrap_or(usize::MAX))
 }
 
 fn plugin_settings(s: &mut Section<'_, '_>) -> BTreeMap<PluginName, PluginSettings> {
@@ -204,6 +210,8 @@ fn plugin_settings(s: &mut Section<'_, '_>) -> BTreeMap<PluginName, PluginSettin
             isolation: s
                 .text("isolation", ISOLATION, isolation)
                 .unwrap_or_default(),
+            call_timeout: call_timeout(s),
+            memory_max_bytes: memory_max_bytes(s),
             queue: queue(s),
         });
         match PluginName::parse(&key) {
@@ -293,6 +301,13 @@ pub(super) fn route_to(
         idle_timeout: s.secs("idle_timeout_secs", 1..=MAX_IDLE_SECS, 3600),
         ping_interval: Some(ping_interval).filter(|interval| !interval.is_zero()),
         max_message_bytes: s.number_if_written("max_message_bytes", BYTES, 1..=MAX_MESSAGE_BYTES),
+        max_inflate_ratio: Some(s.number(
+            "max_inflate_ratio",
+            "a ratio (0: any)",
+            0..=MAX_INFLATE_RATIO,
+            0,
+        ))
+        .filter(|ratio| *ratio > 0),
         deflate: s.text("deflate", DEFLATE, deflate).unwrap_or(true),
         path: path?,
         target: target?,
@@ -401,6 +416,8 @@ memory_max_bytes = 16777216
 [plugin.chat]
 config = { room_limit = 500, since = 2026-01-02T03:04:05Z }
 isolation = "session"
+call_timeout_ms = 50
+memory_max_bytes = 1048576
 queue_max_messages = 100
 queue_max_bytes = 65536
 slow_consumer = "drop_oldest"
@@ -438,6 +455,7 @@ idle_timeout_secs = 3600
 ping_interval_secs = 20
 max_message_bytes = 1048576
 deflate = "strip"
+max_inflate_ratio = 200
 
 [[route]]
 path = "/chat/*"
@@ -532,6 +550,8 @@ handler = 'echo'
                 PluginSettings {
                     config: serde_json::json!({ "room_limit": 500, "since": "2026-01-02T03:04:05Z" }),
                     isolation: Isolation::Session,
+                    call_timeout: Some(Duration::from_millis(50)),
+                    memory_max_bytes: Some(1 << 20),
                     queue: QueueSettings {
                         max_messages: 100,
                         max_bytes: 65_536,
@@ -603,6 +623,7 @@ handler = 'echo'
                     idle_timeout: Duration::from_secs(3600),
                     ping_interval: Some(Duration::from_secs(20)),
                     max_message_bytes: Some(1 << 20),
+                    max_inflate_ratio: Some(200),
                     deflate: false,
                 },
                 Route {
@@ -615,6 +636,7 @@ handler = 'echo'
                     idle_timeout: Duration::from_secs(3600),
                     ping_interval: None,
                     max_message_bytes: None,
+                    max_inflate_ratio: None,
                     deflate: true,
                 },
                 Route {
@@ -627,6 +649,7 @@ handler = 'echo'
                     idle_timeout: Duration::from_secs(3600),
                     ping_interval: None,
                     max_message_bytes: None,
+                    max_inflate_ratio: None,
                     deflate: true,
                 },
             ],

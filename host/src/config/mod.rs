@@ -93,6 +93,10 @@ pub struct PluginSettings {
     pub config: serde_json::Value,
     /// Default shared.
     pub isolation: Isolation,
+    /// For one call; none: as `[plugins]` says.
+    pub call_timeout: Option<Duration>,
+    /// Per instance; none: as `[plugins]` says.
+    pub memory_max_bytes: Option<usize>,
     /// Of each of its sessions, for what it sends other than by verdict.
     pub queue: QueueSettings,
 }
@@ -163,6 +167,9 @@ pub struct Route {
     /// Longest message. Default 1 MiB at a handler, and for what filters look at; at an upstream,
     /// where messages are relayed and not held, none unless it is written.
     pub max_message_bytes: Option<u64>,
+    /// How many times as long as it came a message may become by inflating it; none: as long as
+    /// `max_message_bytes` allows. `max_inflate_ratio`, default 0.
+    pub max_inflate_ratio: Option<u32>,
     /// Whether messages may be compressed (RFC 7692); otherwise what a client offers is left out.
     /// `deflate = "on"` or `"strip"`, default on.
     pub deflate: bool,
@@ -349,6 +356,8 @@ impl Default for PluginSettings {
         Self {
             config: serde_json::Value::Object(serde_json::Map::new()),
             isolation: Isolation::Shared,
+            call_timeout: None,
+            memory_max_bytes: None,
             queue: QueueSettings::default(),
         }
     }

@@ -107,6 +107,7 @@ impl Upgraded {
             deflate,
         } = *self;
         let route = Arc::clone(&record.route);
+        let max_ratio = route.max_inflate_ratio;
         let counters = worker.target_counters(&route.target);
         let place = session::Place {
             route,
@@ -119,7 +120,7 @@ impl Upgraded {
             Decoder::new(
                 End::Server,
                 max,
-                deflate.map(|agreed| agreed.inflater(End::Server)),
+                deflate.map(|agreed| agreed.inflater(End::Server, max_ratio)),
             ),
             Encoder::new(
                 End::Server,

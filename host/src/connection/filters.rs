@@ -139,7 +139,8 @@ impl Filters {
         let max = usize::try_from(self.max_message_bytes).unwrap_or(usize::MAX);
         match sees {
             true => {
-                let inflater = self.deflate.map(|agreed| agreed.inflater(end));
+                let ratio = route.max_inflate_ratio;
+                let inflater = self.deflate.map(|agreed| agreed.inflater(end, ratio));
                 Reader::Messages(Box::new(Decoder::new(end, max, inflater)))
             }
             false => Reader::Frames(FrameTracker::new(

@@ -422,6 +422,10 @@ impl From<InflateError> for Violation {
     fn from(error: InflateError) -> Self {
         match error {
             InflateError::TooBig => too_big(),
+            InflateError::TooDense => Self {
+                code: TOO_BIG,
+                reason: "a message is compressed too much",
+            },
             InflateError::Corrupt => Self {
                 code: INVALID_PAYLOAD,
                 reason: "a message cannot be inflated",
@@ -599,7 +603,7 @@ mod tests {
 
     fn deflating() -> (Encoder, Decoder) {
         let encoder = Encoder::new(End::Client, Some(Deflater::new(15, true)));
-        let decoder = Decoder::new(End::Server, 100_000, Some(Inflater::new(true)));
+        let decoder = Decoder::new(End::Server, 100_000, Some(Inflater::new(true, None)));
         (encoder, decoder)
     }
 

@@ -16,6 +16,8 @@ const TAIL: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
 /// zlib writes no smaller windows in raw deflate.
 const MIN_WINDOW_BITS: u8 = 9;
 const MAX_WINDOW_BITS: u8 = 15;
+/// Messages up to this length may be as dense as they like.
+pub const RATIO_FROM_BYTES: usize = 64 << 10;
 /// Room that is made at a time.
 const STEP_BYTES: usize = 4096;
 
@@ -34,11 +36,13 @@ pub struct Agreement {
 
 impl Agreement {
     /// For what the other end sends to this one.
-    pub fn inflater(&self, end: End) -> Inflater {
-        Inflater::new(match end {
-            End::Server => !self.client_no_context_takeover,
-            End::Client => !self.server_no_context_takeover,
-        })
+    /// `max_ratio`: see [`Inflater::new`].
+    pub fn inflater(&self, end: End, max_ratio: Option<u32>) -> Inflater {
+        let begins_anew = match end {
+            End::Server => self.client_no_context_takeover,
+            End::Client => self.server_no_context_takeover,
+        };
+        Inflater::new(!begins_anew, max_ratio)
     }
 
     /// For what this end sends. None: its window is too small to be written, so it sends everything
@@ -63,6 +67,8 @@ impl Agreement {
 pub enum InflateError {
     /// Longer than allowed: noticed as soon as it is.
     TooBig,
+    /// Longer than allowed for what it came as.
+    TooDense,
     /// No deflate stream.
     Corrupt,
 }
@@ -241,14 +247,20 @@ impl Deflater {
 /// Makes messages what they were. Holds memory (some 40 KiB) as a [`Deflater`] does.
 pub struct Inflater {
     keeps_context: bool,
+    max_ratio: Option<u32>,
+    /// Of the message under way, as it came.
+    n_taken: u64,
     stream: Option<Decompress>,
 }
 
 impl Inflater {
-    /// `keeps_context`: a message may refer to those before it.
-    pub fn new(keeps_context: bool) -> Self {
+    /// `keeps_context`: a message may refer to those before it. `max_ratio`: how many times as long as
+    /// it came a message may become, from [`RATIO_FROM_BYTES`] on.
+    pub fn new(keeps_context: bool, max_ratio: Option<u32>) -> Self {
         Self {
             keeps_context,
+            max_ratio,
+            n_taken: 0,
             stream: None,
         }
     }
@@ -291,7 +303,13 @@ impl Inflater {
             if out.len() > max {
                 return Err(InflateError::TooBig);
             }
+            let is_dense =
+                |ratio| out.len() as u64 > (self.n_taken + taken as u64) * u64::from(ratio);
+            if out.len() > RATIO_FROM_BYTES && self.max_ratio.is_some_and(is_dense) {
+                return Err(InflateError::TooDense);
+            }
             if taken == input.len() && n < room {
+                self.n_taken += taken as u64;
                 return Ok(());
             }
         }
@@ -303,6 +321,7 @@ impl Inflater {
     /// As [`Inflater::piece`].
     pub fn end(&mut self, out: &mut Vec<u8>, max: usize) -> Result<(), InflateError> {
         self.piece(&TAIL, out, max)?;
+        self.n_taken = 0;
         if !self.keeps_context {
             self.stream = None;
         }
@@ -432,7 +451,7 @@ mod tests {
         for keeps_context in [true, false] {
             for window_bits in [9, 12, 15] {
                 let mut deflater = Deflater::new(window_bits, keeps_context);
-                let mut inflater = Inflater::new(keeps_context);
+                let mut inflater = Inflater::new(keeps_context, None);
                 for text in texts() {
                     let (mut small, mut whole) = (Vec::new(), Vec::new());
                     deflater.message(&text, &mut small);
@@ -455,7 +474,7 @@ mod tests {
     fn the_examples_of_the_standard_are_read() {
         // RFC 7692 sections 7.2.3.1 to 7.2.3.5.
         let hello = |bytes: &[u8]| {
-            let (mut inflater, mut out) = (Inflater::new(true), Vec::new());
+            let (mut inflater, mut out) = (Inflater::new(true, None), Vec::new());
             inflater.piece(bytes, &mut out, 100).unwrap();
             inflater.end(&mut out, 100).unwrap();
             String::from_utf8(out).unwrap()
@@ -478,7 +497,7 @@ mod tests {
         let mut small = Vec::new();
         Deflater::new(15, false).message(&vec![0; 10_000_000], &mut small);
         assert!(small.len() < 100_000, "{}", small.len());
-        let (mut inflater, mut out) = (Inflater::new(false), Vec::new());
+        let (mut inflater, mut out) = (Inflater::new(false, None), Vec::new());
         assert_eq!(
             inflater.piece(&small, &mut out, 65_536),
             Err(InflateError::TooBig)
@@ -487,11 +506,41 @@ mod tests {
     }
 
     #[test]
+    fn a_message_may_not_be_denser_than_allowed() {
+        let small = |payload: &[u8]| {
+            let mut small = Vec::new();
+            Deflater::new(15, true).message(payload, &mut small);
+            small
+        };
+        let words: Vec<u8> = (0..200_000_u32)
+            .map(|i| (i / 7 % 26) as u8 + b'a')
+            .collect();
+        for (payload, ratio, expected) in [
+            (vec![0; 60_000], 10, Ok(())),
+            (vec![0; 200_000], 100, Err(InflateError::TooDense)),
+            (vec![0; 200_000], 2_000, Ok(())),
+            (words, 500, Ok(())),
+        ] {
+            let (mut inflater, mut out) = (Inflater::new(true, Some(ratio)), Vec::new());
+            // The second message begins to count anew.
+            for _ in 0..2 {
+                out.clear();
+                let inflated = inflater.piece(&small(&payload), &mut out, 1 << 20);
+                let inflated = inflated.and_then(|()| inflater.end(&mut out, 1 << 20));
+                assert_eq!(inflated, expected, "{} {ratio}", payload.len());
+                if inflated.is_err() {
+                    break;
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_message_of_exactly_the_limit_fits() {
         let text = vec![b'x'; 5000];
         let mut small = Vec::new();
         Deflater::new(15, false).message(&text, &mut small);
-        let mut inflater = Inflater::new(false);
+        let mut inflater = Inflater::new(false, None);
         let mut out = Vec::new();
         inflater.piece(&small, &mut out, 5000).unwrap();
         inflater.end(&mut out, 5000).unwrap();
@@ -505,7 +554,7 @@ mod tests {
 
     #[test]
     fn garbage_is_corrupt() {
-        let (mut inflater, mut out) = (Inflater::new(true), Vec::new());
+        let (mut inflater, mut out) = (Inflater::new(true, None), Vec::new());
         let garbage = [0xff, 0xff, 0xff, 0xff];
         assert_eq!(
             inflater.piece(&garbage, &mut out, 100),

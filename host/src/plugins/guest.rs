@@ -44,7 +44,7 @@ impl About {
         Self {
             generation: Arc::clone(generation),
             host: host.clone(),
-            limits: host.limits(),
+            limits: host.limits(&generation.name),
             share: host.share(&generation.name),
             stats: host.stats(&generation.name),
         }

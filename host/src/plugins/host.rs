@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 
 use super::failure::Failure;
-use super::limits::Limits;
+use super::limits::{AllLimits, Limits};
 use super::share::Share;
 use super::stats::{self, PluginFigures, PluginStats};
 use crate::config::PluginName;
@@ -28,7 +28,7 @@ pub struct StatsReader(Arc<Shares>);
 /// Locked when an instance is made and when the metrics page is read, never for a call.
 #[derive(Debug)]
 pub(super) struct Shares {
-    limits: Mutex<Limits>,
+    limits: Mutex<AllLimits>,
     shares: Mutex<BTreeMap<PluginName, Arc<Share>>>,
     stats: Mutex<Vec<Arc<PluginStats>>>,
 }
@@ -51,7 +51,7 @@ impl PluginHost {
     pub fn for_trial(limits: Limits) -> Self {
         Self {
             worker: usize::MAX,
-            plugins: Arc::new(Shares::new(limits)),
+            plugins: Arc::new(Shares::new(limits.into())),
             failures: None,
         }
     }
@@ -60,12 +60,9 @@ impl PluginHost {
         self.worker
     }
 
-    pub(super) fn limits(&self) -> Limits {
-        *self
-            .plugins
-            .limits
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn limits(&self, plugin: &PluginName) -> Limits {
+        let limits = self.plugins.limits.lock();
+        limits.unwrap_or_else(PoisonError::into_inner).of(plugin)
     }
 
     pub(super) fn share(&self, plugin: &PluginName) -> Arc<Share> {
@@ -106,7 +103,7 @@ impl PluginHost {
 }
 
 impl Shares {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: AllLimits) -> Self {
         Self {
             limits: Mutex::new(limits),
             shares: Mutex::default(),
@@ -115,7 +112,7 @@ impl Shares {
     }
 
     /// For instances made from now on.
-    pub(super) fn set_limits(&self, limits: Limits) {
+    pub(super) fn set_limits(&self, limits: AllLimits) {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 }

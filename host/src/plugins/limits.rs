@@ -3,13 +3,14 @@
 //! In come the operator's two figures; out come what wasmtime asks while a guest runs, and the
 //! bounds that `bindings` holds results against. Knows nothing of what a call is about.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::{ResourceLimiter, UpdateDeadline};
 
 use super::engine::TICK;
-use crate::config;
+use crate::config::{self, Config, PluginName, PluginSettings};
 
 /// Largest file that is loaded.
 pub const FILE_MAX_BYTES: usize = 64 << 20;
@@ -48,6 +49,44 @@ pub struct Limits {
     pub call_timeout: Duration,
     /// Over all memories of one instance.
     pub memory_max_bytes: usize,
+}
+
+/// What the operator allows the instances of each plugin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AllLimits {
+    usual: Limits,
+    own: BTreeMap<PluginName, Limits>,
+}
+
+impl AllLimits {
+    /// Taken from `[plugins]`, and from each `[plugin.NAME]` that says otherwise.
+    pub fn new(config: &Config) -> Self {
+        let usual = Limits::new(&config.plugins);
+        let own = |(name, settings): (&PluginName, &PluginSettings)| {
+            let own = Limits {
+                call_timeout: settings.call_timeout.unwrap_or(usual.call_timeout),
+                memory_max_bytes: settings.memory_max_bytes.unwrap_or(usual.memory_max_bytes),
+            };
+            (own != usual).then(|| (name.clone(), own))
+        };
+        Self {
+            usual,
+            own: config.plugin.iter().filter_map(own).collect(),
+        }
+    }
+
+    /// Of one plugin.
+    pub fn of(&self, plugin: &PluginName) -> Limits {
+        self.own.get(plugin).copied().unwrap_or(self.usual)
+    }
+}
+
+/// The same for every plugin.
+impl From<Limits> for AllLimits {
+    fn from(usual: Limits) -> Self {
+        let own = BTreeMap::new();
+        Self { usual, own }
+    }
 }
 
 impl Limits {

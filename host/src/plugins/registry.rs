@@ -14,9 +14,9 @@ use tokio::time::Instant;
 use super::failure::Failure;
 use super::generation::{Generation, Source};
 use super::host::{PluginHost, Shares, StatsReader};
-use super::limits::Limits;
+use super::limits::AllLimits;
 use super::load::{Compiler, LoadError, sha256};
-use crate::config::{self, PluginName};
+use crate::config::PluginName;
 
 /// So many failures within [`FAILURE_WINDOW`] take a young generation back.
 const FAILURES_MAX: usize = 3;
@@ -35,7 +35,6 @@ pub type Embedded = &'static [(&'static str, &'static [u8])];
 #[derive(Debug)]
 pub struct Registry {
     compiler: Arc<Compiler>,
-    limits: Limits,
     embedded: BTreeMap<PluginName, &'static [u8]>,
     entries: BTreeMap<PluginName, Entry>,
     catalog: Arc<Catalog>,
@@ -134,16 +133,14 @@ impl Registry {
     /// # Errors
     /// [`LoadError::Engine`]: this machine cannot run plugins.
     pub fn new(
-        settings: &config::Plugins,
+        limits: AllLimits,
         embedded: Embedded,
     ) -> Result<(Self, mpsc::Receiver<Failure>), LoadError> {
         let (failures, reported) = mpsc::channel(FAILURE_QUEUE);
-        let limits = Limits::new(settings);
         let parse =
             |&(name, bytes): &(&str, &'static [u8])| Some((PluginName::parse(name)?, bytes));
         let registry = Self {
             compiler: Arc::new(Compiler::new()?),
-            limits,
             embedded: embedded.iter().filter_map(parse).collect(),
             entries: BTreeMap::new(),
             catalog: Arc::default(),
@@ -168,15 +165,9 @@ impl Registry {
         Arc::clone(&self.catalog)
     }
 
-    /// What holds for instances made from now on.
-    pub fn limits(&self) -> Limits {
-        self.limits
-    }
-
     /// The configuration has changed. Instances that live keep what they have.
-    pub fn set_limits(&mut self, settings: &config::Plugins) {
-        self.limits = Limits::new(settings);
-        self.plugins.set_limits(self.limits);
+    pub fn set_limits(&self, limits: AllLimits) {
+        self.plugins.set_limits(limits);
     }
 
     /// The names of the plugins that are part of this binary.
@@ -456,14 +447,9 @@ mod tests {
     }
 
     fn registry() -> Registry {
-        let settings = config::Plugins {
-            dir: None,
-            call_timeout: guests::limits().call_timeout,
-            memory_max_bytes: guests::limits().memory_max_bytes,
-        };
         let embedded: &'static [u8] = guests::policy("").leak();
         let embedded: Embedded = vec![("guest", embedded)].leak();
-        Registry::new(&settings, embedded).unwrap().0
+        Registry::new(guests::limits().into(), embedded).unwrap().0
     }
 
     fn file() -> Source {
@@ -641,14 +627,7 @@ mod tests {
 
     #[test]
     fn a_failing_guest_is_heard_and_counted() {
-        let (mut registry, mut failures) = {
-            let settings = config::Plugins {
-                dir: None,
-                call_timeout: guests::limits().call_timeout,
-                memory_max_bytes: guests::limits().memory_max_bytes,
-            };
-            Registry::new(&settings, &[]).unwrap()
-        };
+        let (mut registry, mut failures) = Registry::new(guests::limits().into(), &[]).unwrap();
         let Loaded::New(generation) = registry
             .load(&name(), guests::handler("unreachable"), file())
             .unwrap()
@@ -657,7 +636,7 @@ mod tests {
         };
         let host = registry.host(3);
         let handler = generation
-            .handler(&config::PluginSettings::default(), &host)
+            .handler(&crate::config::PluginSettings::default(), &host)
             .unwrap();
         guests::fail_once(&handler);
         let failure = failures.try_recv().unwrap();

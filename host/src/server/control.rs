@@ -32,7 +32,7 @@ use crate::drain::Drainer;
 use crate::listener;
 use crate::plugins::failure::Failure;
 use crate::plugins::generation::Source;
-use crate::plugins::limits::Limits;
+use crate::plugins::limits::AllLimits;
 use crate::plugins::registry::{self, Registry};
 use crate::site::{self, Connectors, Drained, Outside, Site};
 use crate::systemd;
@@ -422,7 +422,7 @@ impl Control {
 
     /// What a new generation has to pass.
     pub(super) fn trial(&self) -> Trial {
-        Trial::new(&self.config, self.registry.limits())
+        Trial::new(&self.config)
     }
 
     pub(super) fn plugin_statuses(&self) -> Vec<PluginStatus> {
@@ -460,13 +460,13 @@ impl Control {
             return Err(fixed);
         }
         let config = Arc::new(config);
-        let trial = Trial::new(&config, Limits::new(&config.plugins));
+        let trial = Trial::new(&config);
         let problems = load_missing(&mut self.registry, &trial);
         if !problems.is_empty() {
             return Err(problems);
         }
         self.relisten(&config)?;
-        self.registry.set_limits(&config.plugins);
+        self.registry.set_limits(AllLimits::new(&config));
         self.config = config;
         self.outside = outside;
         self.forget_what_is_gone();

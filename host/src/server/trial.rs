@@ -15,7 +15,7 @@ use super::{EMBEDDED, StartError};
 use crate::config::{Backend, Config, PluginName, Problem, Target};
 use crate::plugins::failure::Failure;
 use crate::plugins::generation::{Generation, Source};
-use crate::plugins::limits::{FILE_MAX_BYTES, Limits};
+use crate::plugins::limits::{AllLimits, FILE_MAX_BYTES};
 use crate::plugins::load::LoadError;
 use crate::plugins::registry::{Loaded, Registry};
 use crate::routing::policy::Candidate;
@@ -34,10 +34,10 @@ pub(super) struct Outcome {
 /// # Errors
 /// [`StartError::Engine`], or [`StartError::Plugins`] with every name that nothing serves.
 pub(super) fn load_plugins(config: &Arc<Config>, files: &[PathBuf]) -> Result<Outcome, StartError> {
-    let started = Registry::new(&config.plugins, EMBEDDED);
+    let started = Registry::new(AllLimits::new(config), EMBEDDED);
     let (mut registry, failures) =
         started.map_err(|error| StartError::Engine(error.to_string()))?;
-    let trial = Trial::new(config, registry.limits());
+    let trial = Trial::new(config);
     let mut refused = Vec::new();
     for path in files {
         if let Err(message) = load_file(&mut registry, &trial, path) {
@@ -177,16 +177,16 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
 #[derive(Debug)]
 pub(super) struct Trial {
     config: Arc<Config>,
-    limits: Limits,
+    limits: AllLimits,
     /// What the instances know that the generation is to take over from; one of each worker.
     states: Vec<States>,
 }
 
 impl Trial {
-    pub(super) fn new(config: &Arc<Config>, limits: Limits) -> Self {
+    pub(super) fn new(config: &Arc<Config>) -> Self {
         Self {
             config: Arc::clone(config),
-            limits,
+            limits: AllLimits::new(config),
             states: Vec::new(),
         }
     }
@@ -202,6 +202,7 @@ impl Trial {
     /// The first use that it does not serve.
     pub(super) fn run(&self, generation: &Arc<Generation>) -> Result<(), LoadError> {
         let name = &generation.name;
+        let limits = self.limits.of(name);
         for upstream in self
             .config
             .upstreams
@@ -217,7 +218,7 @@ impl Trial {
             let all = self.states.iter().flat_map(|states| &states.policies);
             let of_upstream = all.filter(|(name, _)| *name == upstream.name);
             let saved: Vec<_> = of_upstream.map(|(_, saved)| saved.clone()).collect();
-            generation.trial_policy(&upstream.policy_config, &candidates, &saved, self.limits)?;
+            generation.trial_policy(&upstream.policy_config, &candidates, &saved, limits)?;
         }
         let targets = || self.config.routes.iter().map(|route| &route.target);
         if targets().any(|target| matches!(target, Target::Handler(handler) if handler == name)) {
@@ -226,7 +227,7 @@ impl Trial {
                 .iter()
                 .flat_map(|states| states.handlers.clone())
                 .collect();
-            generation.trial_handler(&self.config.plugin_settings(name), &saved, self.limits)?;
+            generation.trial_handler(&self.config.plugin_settings(name), &saved, limits)?;
         }
         let mut filters = self.config.routes.iter().flat_map(|route| &route.filters);
         if filters.any(|filter| filter == name) {
@@ -235,7 +236,7 @@ impl Trial {
                 .iter()
                 .flat_map(|states| states.filters.clone())
                 .collect();
-            generation.trial_filter(&self.config.plugin_settings(name), &saved, self.limits)?;
+            generation.trial_filter(&self.config.plugin_settings(name), &saved, limits)?;
         }
         if targets().any(|target| matches!(target, Target::Http(http) if http == name)) {
             generation.trial_http()?;

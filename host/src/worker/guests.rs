@@ -230,7 +230,7 @@ impl Guests {
         let at_work = AtWork {
             generation: generation.number,
             settings: site.config.plugin.get(name).cloned(),
-            limits: Limits::new(&site.config.plugins),
+            limits: site.limits.of(name),
             guest: Rc::clone(&guest),
         };
         all.insert(name.clone(), at_work);
@@ -304,7 +304,7 @@ impl PolicyAtWork {
         Self {
             label: Arc::new(label),
             config: pool.config.policy_config.clone(),
-            limits: Limits::new(&site.config.plugins),
+            limits: site.limits.of(&pool.config.policy),
             chooser: Chooser::new(),
             before: None,
         }
@@ -318,7 +318,7 @@ impl PolicyAtWork {
         self.label.generation == generation
             && self.label.name == pool.config.policy
             && self.config == pool.config.policy_config
-            && self.limits == Limits::new(&site.config.plugins)
+            && self.limits == site.limits.of(&pool.config.policy)
     }
 
     /// Another plugin's state is no use to `next`.
@@ -334,7 +334,7 @@ impl<G> AtWork<G> {
     fn is_for(&self, site: &Site, generation: &Generation) -> bool {
         self.generation == generation.number
             && self.settings.as_ref() == site.config.plugin.get(&generation.name)
-            && self.limits == Limits::new(&site.config.plugins)
+            && self.limits == site.limits.of(&generation.name)
     }
 }
 
