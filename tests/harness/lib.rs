@@ -27,7 +27,7 @@ pub use chatter::Chatter;
 pub use client::{Client, Refused, payload};
 pub use config::{NOBODY, app, repository};
 pub use metrics::Metrics;
-pub use node::{NodeServers, example, node, script};
+pub use node::{NodeServers, NodeStory, example, node, script};
 pub use process::{BackendProcess, Ended, binary, pointsman};
 pub use scripted::{Reply, ScriptedBackend, accept_upgrade};
 pub use wait::{PATIENCE, eventually, in_time};

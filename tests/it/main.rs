@@ -16,6 +16,7 @@ mod harness;
 mod health;
 mod hostile;
 mod limits;
+mod messages;
 mod observe;
 mod policies;
 mod proxy;
