@@ -289,6 +289,36 @@ impl Balancer {
         Ok(fs::write(self.config_file(), text)?)
     }
 
+    /// The most memory in RAM that the process has had since it started or since
+    /// [`Balancer::forget_memory_peak`]: what is taken and given back at once shows, too.
+    ///
+    /// # Errors
+    ///
+    /// The process has ended.
+    pub fn memory_peak_bytes(&self) -> Result<u64> {
+        let status = fs::read_to_string(self.proc("status")?)?;
+        let peak = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix("kB"))
+            .context("no VmHWM")?;
+        Ok(peak.trim().parse::<u64>()? * 1024)
+    }
+
+    /// The peak is what there is now.
+    ///
+    /// # Errors
+    ///
+    /// The process has ended.
+    pub fn forget_memory_peak(&self) -> Result<()> {
+        Ok(fs::write(self.proc("clear_refs")?, "5")?)
+    }
+
+    /// What the kernel says of the process (proc(5)).
+    fn proc(&self, file: &str) -> Result<PathBuf> {
+        let pid = self.child.id().context("the process was waited for")?;
+        Ok(PathBuf::from(format!("/proc/{pid}/{file}")))
+    }
+
     /// The configuration file that the process was started with.
     pub fn config_file(&self) -> PathBuf {
         self.folder.path().join("pointsman.toml")

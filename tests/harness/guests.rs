@@ -72,6 +72,15 @@ pub fn filter_of_clients(how: &str) -> Result<Vec<u8>> {
     component(&core(&text, "filter-plugin")?)
 }
 
+/// A filter that looks at everything and lets everything pass, up to 16 MiB.
+///
+/// # Errors
+///
+/// See [`policy`].
+pub fn filter_that_forwards() -> Result<Vec<u8>> {
+    component(&core(&text("filter_forwards")?, "filter-plugin")?)
+}
+
 /// A policy whose `configure` never comes back.
 ///
 /// # Errors

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use anyhow::{Context, Result};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{self, AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
 
 use crate::config::repository;
 use crate::wait::in_time;
@@ -91,23 +91,26 @@ impl BackendProcess {
 
 /// Starts a server that prints a line ending in `listening on ADDRESS` when it is ready.
 pub(crate) async fn start_listening(command: &mut Command) -> Result<(Child, SocketAddr)> {
+    let (child, address, _lines) = start_speaking(command.stdin(Stdio::null())).await?;
+    Ok((child, address))
+}
+
+/// The same for one that says more behind that line.
+pub(crate) async fn start_speaking(
+    command: &mut Command,
+) -> Result<(Child, SocketAddr, io::Lines<BufReader<ChildStdout>>)> {
     let mut child = command
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
         .with_context(|| format!("start {:?}", command.as_std().get_program()))?;
     let stdout = child.stdout.take().context("stdout is piped")?;
-    let mut line = String::new();
-    in_time(
-        "the line `listening on`",
-        BufReader::new(stdout).read_line(&mut line),
-    )
-    .await?;
+    let mut lines = BufReader::new(stdout).lines();
+    let line = in_time("the line `listening on`", lines.next_line()).await?;
+    let line = line.unwrap_or_default();
     let (_, address) = line
-        .trim_end()
         .rsplit_once("listening on ")
         .with_context(|| format!("expected `listening on ADDRESS`, found {line:?}"))?;
     let address = address.parse().with_context(|| format!("in {line:?}"))?;
-    Ok((child, address))
+    Ok((child, address, lines))
 }

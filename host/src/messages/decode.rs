@@ -134,6 +134,14 @@ impl Decoder {
         }
     }
 
+    /// Lets go of what it holds, for good: nothing is read any more.
+    pub fn forget(&mut self) {
+        self.inflater = None;
+        self.held = Vec::new();
+        self.frame = None;
+        self.message = None;
+    }
+
     /// The next header, with all of it taken off `input`; a control frame is taken whole.
     fn header(&mut self, input: &mut &mut [u8]) -> Result<Option<Frame>, Violation> {
         // Straight from the input where it has all that is needed.

@@ -437,6 +437,9 @@ impl Filtered {
     fn refuse(&mut self, from: Direction, Violation { code, reason }: Violation) {
         let (source, _) = sides(&mut self.client, &mut self.backend, from);
         source.heard = Heard::Refused;
+        if let Reader::Messages(decoder) = &mut source.reader {
+            decoder.forget();
+        }
         self.ends(ender(from), Some(code));
         self.tell_close(from, Some(code), reason);
         self.tell_close(other(from), Some(GOING_AWAY), "");

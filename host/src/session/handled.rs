@@ -341,6 +341,7 @@ impl Handled {
     }
 
     fn refuse(&mut self, Violation { code, reason }: Violation) {
+        self.decoder.forget();
         self.ends(Ender::Client, Some(code));
         if self.phase == Phase::Open {
             self.speaker.close(Some(code), reason);
