@@ -7,6 +7,7 @@
 mod backend;
 mod balancer;
 mod chatter;
+mod chromium;
 mod client;
 mod config;
 
@@ -16,6 +17,7 @@ mod node;
 mod process;
 mod scripted;
 mod wait;
+mod ways;
 mod wire;
 
 pub mod guests;
@@ -24,6 +26,7 @@ pub mod hostile;
 pub use backend::Backend;
 pub use balancer::Balancer;
 pub use chatter::Chatter;
+pub use chromium::Chromium;
 pub use client::{Client, Refused, payload};
 pub use config::{NOBODY, app, repository};
 pub use metrics::Metrics;
@@ -31,4 +34,5 @@ pub use node::{NodeServers, NodeStory, example, node, script};
 pub use process::{BackendProcess, Ended, binary, pointsman};
 pub use scripted::{Reply, ScriptedBackend, accept_upgrade};
 pub use wait::{PATIENCE, eventually, in_time};
+pub use ways::three_ways;
 pub use wire::{Answer, Frame, Wire, ask, frame, get, upgrade_request};

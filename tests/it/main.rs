@@ -5,6 +5,7 @@ mod backends;
 mod backends_file;
 mod capacity;
 mod check;
+mod chromium;
 mod dns;
 mod drain;
 mod ejection;

@@ -1,13 +1,11 @@
 //! The promise: what `ws` and Chromium send arrives as it does without a balancer, over a relay, past a
 //! filter, and at a handler; and what is too long costs its own session and little memory.
 
-use std::net::SocketAddr;
-
 use anyhow::{Context, Result, ensure};
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 use pointsman_tests::{
-    Backend, Balancer, NodeStory, Reply, ScriptedBackend, Wire, accept_upgrade, frame, guests,
-    payload, upgrade_request,
+    Backend, Balancer, NodeStory, Reply, ScriptedBackend, Wire, accept_upgrade, frame, payload,
+    three_ways, upgrade_request,
 };
 use serde_json::json;
 
@@ -20,54 +18,10 @@ const BINARY: u8 = 0x2;
 const DEFLATE: &str = "Sec-WebSocket-Extensions: permessage-deflate";
 const MIB: usize = 1 << 20;
 
-/// Routes of each kind to one backend. A guest is shown at most a third of what it may hold; and a relay
-/// measures what is sent, which compression can make a little longer than the message.
-fn site(backend: SocketAddr, max_message_bytes: usize) -> String {
-    let mut toml = r#"
-workers = 1
-
-[plugins]
-dir = "PLUGINS_DIR"
-memory_max_bytes = 67108864
-call_timeout_ms = 2000
-"#
-    .to_owned();
-    for name in ["relay", "filtered"] {
-        toml += &format!("\n[[upstream]]\nname = \"{name}\"\nbackends = [\"{backend}\"]\n");
-    }
-    for (way, leads_to, max_message_bytes) in [
-        (
-            "relay",
-            "upstream = \"relay\"",
-            max_message_bytes + max_message_bytes / 32,
-        ),
-        (
-            "filtered",
-            "upstream = \"filtered\"\nfilters = [\"all\"]",
-            max_message_bytes,
-        ),
-        ("echo", "handler = \"echo\"", max_message_bytes),
-    ] {
-        for (path, deflate) in [("", "on"), ("/strip", "strip")] {
-            toml += &format!(
-                "\n[[route]]\npath = \"{path}/{way}\"\n{leads_to}\ndeflate = \"{deflate}\"\n\
-                 max_message_bytes = {max_message_bytes}\n"
-            );
-        }
-    }
-    toml
-}
-
-async fn balancer(backend: SocketAddr, max_message_bytes: usize) -> Result<Balancer> {
-    let filter = guests::filter_that_forwards()?;
-    let toml = site(backend, max_message_bytes);
-    Balancer::start_with_plugins(&toml, &[("all", &filter)]).await
-}
-
 /// Lives a story of `tests/node/messages.mjs` over each of the three ways.
 async fn story(name: &str) -> Result<()> {
     let mut ends = NodeStory::start("messages.mjs", &[name]).await?;
-    let balancer = balancer(ends.address(), 16 * MIB).await?;
+    let balancer = three_ways(ends.address(), 16 * MIB).await?;
     ends.tell(&json!({
         "balancer": format!("ws://{}", balancer.address()),
         "admin": format!("http://{}", balancer.admin_address()),
@@ -184,7 +138,7 @@ async fn too_big(balancer: &Balancer, way: &str, headers: &[&str], bytes: &[u8])
 async fn a_bomb_of_a_client_is_refused_before_it_is_whole_or_takes_memory() -> Result<()> {
     let backend =
         ScriptedBackend::start(|head| Reply::Say(accept_upgrade(head, &[DEFLATE]))).await?;
-    let balancer = balancer(backend.address(), MIB).await?;
+    let balancer = three_ways(backend.address(), MIB).await?;
     let bomb = deflated(&[0; 10_000_000])?;
     ensure!((9000..12_000).contains(&bomb.len()), "{}", bomb.len());
     let bomb = frame(FIN | COMPRESSED | BINARY, &bomb);
@@ -210,7 +164,7 @@ async fn a_bomb_of_a_backend_is_refused_before_a_filter_sees_it() -> Result<()> 
         Reply::SayBytes(said)
     })
     .await?;
-    let balancer = balancer(backend.address(), MIB).await?;
+    let balancer = three_ways(backend.address(), MIB).await?;
     let bombs = async {
         for _ in 0..10 {
             let mut wire = session(&balancer, "/filtered", &[DEFLATE]).await?;
@@ -243,7 +197,7 @@ fn in_fragments(first: u8, payload: &[u8]) -> Vec<u8> {
 #[tokio::test]
 async fn a_thousand_fragments_are_held_to_the_bound_of_their_message() -> Result<()> {
     let backend = Backend::start().await?;
-    let balancer = balancer(backend.address(), MIB).await?;
+    let balancer = three_ways(backend.address(), MIB).await?;
     let fits = payload(1_000_000);
     let too_long = in_fragments(BINARY, payload(1_100_000).as_bytes());
     for way in ["/relay", "/filtered", "/echo"] {
@@ -262,7 +216,7 @@ async fn a_thousand_fragments_are_held_to_the_bound_of_their_message() -> Result
 
 #[tokio::test]
 async fn a_compressed_message_in_a_thousand_fragments_comes_back_whole() -> Result<()> {
-    let balancer = balancer(pointsman_tests::NOBODY, MIB).await?;
+    let balancer = three_ways(pointsman_tests::NOBODY, MIB).await?;
     let mut wire = session(&balancer, "/echo", &[DEFLATE]).await?;
     let text: String = (0..100_000_u64)
         .map(|n| (n * n % 8191).to_string() + " ")

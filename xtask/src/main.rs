@@ -20,7 +20,7 @@ use crate::step::Step;
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  setup              the wasm target, Node.js and the npm packages of examples and tests
+  setup              the wasm target, Node.js, the npm packages of examples and tests, Chromium
   plugins            build the shipped plugins to target/plugins/NAME.wasm
   build              plugins, then target/release/pointsman with them embedded
   demo [ARGS]        build, then `pointsman demo ARGS` (`--once`: end by itself)

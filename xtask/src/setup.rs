@@ -1,5 +1,5 @@
-//! What must be on the machine: the standard library for `wasm32-unknown-unknown`, Node.js, and the
-//! npm packages of the examples and tests. Everything that is there is left alone; everything that
+//! What must be on the machine: the standard library for `wasm32-unknown-unknown`, Node.js, the npm
+//! packages of the examples and tests, and Chromium. Everything that is there is left alone; everything that
 //! will be installed is named first.
 
 use std::{
@@ -39,7 +39,7 @@ impl WasmCargo {
     }
 }
 
-/// The wasm target, Node.js and the npm packages.
+/// The wasm target, Node.js, the npm packages and Chromium.
 pub(crate) fn all(root: &Path) -> Result<()> {
     wasm(root)?;
     let folders = npm_folders(root)?;
@@ -49,6 +49,7 @@ pub(crate) fn all(root: &Path) -> Result<()> {
     for folder in folders {
         npm_packages(root, &folder)?;
     }
+    chromium(root)?;
     eprintln!("all is set up");
     Ok(())
 }
@@ -165,6 +166,30 @@ pub(crate) fn node(root: &Path) -> Result<()> {
     as_root(root, "apt-get")?
         .args(["install", "-y", "-qq", "--no-install-recommends"])
         .args(["nodejs", "npm"])
+        .run()
+}
+
+/// What the test `chromium` drives. It is left out, and says so, where this cannot be installed.
+fn chromium(root: &Path) -> Result<()> {
+    if has(root, "chromium") {
+        return Ok(());
+    }
+    let as_root = || has(root, "apt-get").then(|| as_root(root, "apt-get").ok())?;
+    let (Some(update), Some(install)) = (as_root(), as_root()) else {
+        eprintln!(
+            "Chromium is missing and cannot be installed without apt-get and root: no test will \
+             be done with a browser."
+        );
+        return Ok(());
+    };
+    eprintln!(
+        "Chromium is missing. About to install chromium from Debian (about 150 MB to download, 450 \
+         MB on disk)."
+    );
+    update.args(["update", "-qq"]).run()?;
+    install
+        .args(["install", "-y", "-qq", "--no-install-recommends"])
+        .args(["chromium"])
         .run()
 }
 
