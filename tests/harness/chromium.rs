@@ -1,5 +1,6 @@
 //! A real browser, without a window.
 
+use std::fs;
 use std::process::{Command as Asked, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -7,7 +8,7 @@ use rustix::process::{Pid, Signal, getuid, kill_process};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::wait::in_time;
+use crate::wait::{PATIENCE, eventually, in_time};
 
 /// Debian's name of it.
 const PROGRAM: &str = "chromium";
@@ -17,7 +18,7 @@ const PROGRAM: &str = "chromium";
 pub struct Chromium {
     browser: Child,
     /// Also its home: nothing of it is left behind.
-    _profile: TempDir,
+    profile: TempDir,
 }
 
 impl Chromium {
@@ -54,10 +55,7 @@ impl Chromium {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("start {PROGRAM}"))?;
-        Ok(Some(Self {
-            browser,
-            _profile: profile,
-        }))
+        Ok(Some(Self { browser, profile }))
     }
 
     /// Ends it, and with it its other processes.
@@ -70,6 +68,13 @@ impl Chromium {
         let pid = Pid::from_raw(i32::try_from(pid)?).context("a process id is not 0")?;
         kill_process(pid, Signal::TERM)?;
         in_time("the browser's end", self.browser.wait()).await?;
+        // Its other processes follow, and write to the profile until they have.
+        let profile = self.profile.path();
+        eventually("the profile can be removed", PATIENCE, async || {
+            let removed = fs::remove_dir_all(profile);
+            removed.is_ok() && !profile.exists()
+        })
+        .await?;
         Ok(())
     }
 }
