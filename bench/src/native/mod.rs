@@ -124,7 +124,14 @@ async fn chat_on(stream: TcpStream, rooms: Rooms) -> Result<()> {
                 Some(_) => {}
                 None => return Ok(()),
             },
-            message = said.recv() => to_client.send(message?).await?,
+            message = said.recv() => {
+                to_client.feed(message?).await?;
+                // What waits goes out in one write.
+                while let Ok(message) = said.try_recv() {
+                    to_client.feed(message).await?;
+                }
+                to_client.flush().await?;
+            }
         }
     }
 }
