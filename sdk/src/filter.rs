@@ -1,6 +1,9 @@
 //! Filters: between a client and a backend, with a say on every message.
 
-use serde::de::DeserializeOwned;
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, Error},
+};
 
 pub use crate::bindings::exports::pointsman::plugin::filter::{
     Admission, Direction, Interest, Verdict, Wants,
@@ -95,4 +98,49 @@ pub trait FilterSession: 'static {
 
     /// The session has ended; nothing is called after this.
     fn closed(&mut self, _report: &Report) {}
+}
+
+/// Which way the messages go that a filter looks at: what `directions` in an operator's configuration
+/// says.
+///
+/// ```
+/// use pointsman_sdk::filter::{Directions, Interest};
+///
+/// let directions: Directions = serde_json::from_str("\"from_backend\"")?;
+/// assert_eq!(directions.interest(), Interest::BACKEND_TEXT | Interest::BACKEND_BINARY);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Directions {
+    /// `"from_client"`
+    FromClient,
+    /// `"from_backend"`
+    FromBackend,
+    /// `"both"`
+    Both,
+}
+
+impl Directions {
+    /// All messages of these directions, text and binary.
+    pub fn interest(self) -> Interest {
+        match self {
+            Self::FromClient => Interest::CLIENT_TEXT | Interest::CLIENT_BINARY,
+            Self::FromBackend => Interest::BACKEND_TEXT | Interest::BACKEND_BINARY,
+            Self::Both => Interest::all(),
+        }
+    }
+}
+
+/// By hand for the reason that [`KeyKind`](crate::policy::KeyKind) is.
+impl<'de> Deserialize<'de> for Directions {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "from_client" => Ok(Self::FromClient),
+            "from_backend" => Ok(Self::FromBackend),
+            "both" => Ok(Self::Both),
+            other => Err(D::Error::custom(format_args!(
+                "directions: {other:?} is not allowed: one of \"from_client\", \"from_backend\", \"both\""
+            ))),
+        }
+    }
 }

@@ -1,12 +1,13 @@
-//! What tells requests apart for a policy that hashes: one property of the request, as the operator
-//! names it, and a hash that is the same wherever and whenever it is computed.
+//! What tells requests apart: one property of the request, as the operator names it, for policies that
+//! hash and for sessions that share something; and a hash that is the same wherever and whenever it is
+//! computed.
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, de::Error};
 use twox_hash::XxHash64;
 
-use crate::policy::Request;
+use crate::{Facts, Header, policy::Request, shorthand};
 
 /// Where a request's key is found: what `key` in an operator's configuration says. The client's
 /// address unless it says otherwise.
@@ -125,12 +126,27 @@ impl Key {
     /// The request's key. None if it has none, or an empty one: those who lack it have nothing in
     /// common.
     pub fn of<'a>(&'a self, request: &'a Request) -> Option<Cow<'a, str>> {
+        self.find(&request.client_ip, &request.path, &request.headers)
+    }
+
+    /// [`of`](Self::of) the request that a session began with. What [`headers`](Self::headers) says
+    /// goes into the `Wants::headers` of the handler or filter.
+    pub fn of_session<'a>(&'a self, facts: &'a Facts) -> Option<Cow<'a, str>> {
+        self.find(&facts.client_ip, &facts.path, &facts.headers)
+    }
+
+    fn find<'a>(
+        &'a self,
+        client_ip: &'a str,
+        path: &'a str,
+        headers: &'a [Header],
+    ) -> Option<Cow<'a, str>> {
         let key = match self.kind {
-            KeyKind::ClientIp => Cow::Borrowed(request.client_ip.as_str()),
-            KeyKind::Path => Cow::Borrowed(path(request)),
-            KeyKind::Header => Cow::Borrowed(request.header(&self.name)?),
-            KeyKind::Cookie => Cow::Borrowed(request.cookies(&self.name).next()?),
-            KeyKind::Query => request.query(&self.name)?,
+            KeyKind::ClientIp => Cow::Borrowed(client_ip),
+            KeyKind::Path => Cow::Borrowed(without_query(path)),
+            KeyKind::Header => Cow::Borrowed(shorthand::find(headers, &self.name)?),
+            KeyKind::Cookie => Cow::Borrowed(shorthand::cookies(headers, &self.name).next()?),
+            KeyKind::Query => shorthand::query(path, &self.name)?,
         };
         (!key.is_empty()).then_some(key)
     }
@@ -163,8 +179,7 @@ pub fn stable_hash(seed: u64, bytes: &[u8]) -> u64 {
     XxHash64::oneshot(seed, bytes)
 }
 
-fn path(request: &Request) -> &str {
-    let path = request.path.as_str();
+fn without_query(path: &str) -> &str {
     path.split_once('?').map_or(path, |(path, _)| path)
 }
 
@@ -177,7 +192,10 @@ fn is_token(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Header, config, testing::request};
+    use crate::{
+        config,
+        testing::{facts, request},
+    };
 
     fn key(kind: KeyKind, name: &str) -> Key {
         let name = (!name.is_empty()).then(|| name.to_owned());
@@ -201,6 +219,12 @@ mod tests {
         let check = |kind, name, expected| {
             let (key, request) = (key(kind, name), typical());
             assert_eq!(key.of(&request).as_deref(), expected, "{key:?}");
+            let facts = Facts {
+                path: request.path,
+                headers: request.headers,
+                ..facts()
+            };
+            assert_eq!(key.of_session(&facts).as_deref(), expected, "{key:?}");
         };
         check(KeyKind::ClientIp, "", Some("192.0.2.1"));
         check(KeyKind::Path, "", Some("/rooms/a%20b"));

@@ -85,13 +85,7 @@ impl Request {
     /// asked for `cookie`. Names are compared with their case, and values are as received: nothing
     /// is decoded, and quotes belong to them (RFC 6265 section 5.4).
     pub fn cookies<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        // HTTP/2 cuts the field into several, and proxies hand them on so.
-        let fields = self.headers.iter().filter(|header| header.name == "cookie");
-        let pairs = fields.flat_map(|field| field.value.split(';'));
-        pairs
-            .filter_map(|pair| pair.split_once('='))
-            .filter(move |(found, _)| found.trim() == name)
-            .map(|(_, value)| value.trim())
+        cookies(&self.headers, name)
     }
 
     /// The first value of this name in the path's query, decoded as a form is: `+` is a space, `%`
@@ -115,13 +109,28 @@ impl Facts {
         find(&self.headers, name)
     }
 
+    /// As [`Request::cookies`].
+    pub fn cookies<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        cookies(&self.headers, name)
+    }
+
     /// As [`Request::query`].
     pub fn query(&self, name: &str) -> Option<Cow<'_, str>> {
         query(&self.path, name)
     }
 }
 
-fn query<'a>(path: &'a str, name: &str) -> Option<Cow<'a, str>> {
+pub(crate) fn cookies<'a>(headers: &'a [Header], name: &'a str) -> impl Iterator<Item = &'a str> {
+    // HTTP/2 cuts the field into several, and proxies hand them on so.
+    let fields = headers.iter().filter(|header| header.name == "cookie");
+    let pairs = fields.flat_map(|field| field.value.split(';'));
+    pairs
+        .filter_map(|pair| pair.split_once('='))
+        .filter(move |(found, _)| found.trim() == name)
+        .map(|(_, value)| value.trim())
+}
+
+pub(crate) fn query<'a>(path: &'a str, name: &str) -> Option<Cow<'a, str>> {
     let (_, query) = path.split_once('?')?;
     let mut pairs = query
         .split('&')
@@ -155,7 +164,7 @@ fn hex_digit(byte: u8) -> Option<u8> {
     char::from(byte).to_digit(16).map(|digit| digit as u8)
 }
 
-fn find<'a>(headers: &'a [Header], name: &str) -> Option<&'a str> {
+pub(crate) fn find<'a>(headers: &'a [Header], name: &str) -> Option<&'a str> {
     let header = headers.iter().find(|header| header.name == name)?;
     Some(&header.value)
 }

@@ -9,6 +9,9 @@ const STORE_MAX_BYTES: usize = 64 << 20;
 const KEY_MAX_BYTES: usize = 1 << 10;
 const VALUE_MAX_BYTES: usize = 1 << 20;
 
+/// Least time between two walks through all of it.
+const SWEEP_MS: u64 = 1000;
+
 /// What an entry costs besides its key and value: the map's slot and two allocations, rounded up.
 const ENTRY_BYTES: usize = 128;
 
@@ -17,6 +20,8 @@ const ENTRY_BYTES: usize = 128;
 pub(super) struct KeyValues {
     entries: HashMap<String, Entry>,
     used_bytes: usize,
+    /// When all of it was last looked through for what has expired.
+    swept_at_ms: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -129,7 +134,12 @@ impl KeyValues {
         }
         let added = cost(&key, &value);
         if !self.has_room(&key, added) {
-            self.expire_all(now_ms);
+            // Whoever fills the store must not make every call of others a walk through it.
+            let is_due = |then: u64| now_ms.abs_diff(then) >= SWEEP_MS;
+            if self.swept_at_ms.is_none_or(is_due) {
+                self.swept_at_ms = Some(now_ms);
+                self.expire_all(now_ms);
+            }
             if !self.has_room(&key, added) {
                 return Err(KeepError::Full);
             }

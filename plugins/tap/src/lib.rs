@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use pointsman_sdk::{
     Facts, Message, Report,
-    filter::{Direction, Filter, FilterSession, Interest, Verdict},
+    filter::{Direction, Directions, Filter, FilterSession, Interest, Verdict},
     log, metrics,
 };
 use serde::Deserialize;
@@ -19,7 +19,7 @@ const MAX_SAMPLE_BYTES: usize = 3072;
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// What is looked at.
-    #[serde(default)]
+    #[serde(default = "default_directions")]
     directions: Directions,
     /// Every so many messages of an instance, one is logged; 0: none.
     #[serde(default)]
@@ -29,13 +29,8 @@ pub struct Config {
     sample_bytes: usize,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Directions {
-    FromClient,
-    FromBackend,
-    #[default]
-    Both,
+fn default_directions() -> Directions {
+    Directions::Both
 }
 
 fn default_sample_bytes() -> usize {
@@ -109,13 +104,7 @@ impl Filter for Tap {
 
 impl FilterSession for TapSession {
     fn interest(&self) -> Interest {
-        let client = Interest::CLIENT_TEXT | Interest::CLIENT_BINARY;
-        let backend = Interest::BACKEND_TEXT | Interest::BACKEND_BINARY;
-        match self.config.directions {
-            Directions::FromClient => client,
-            Directions::FromBackend => backend,
-            Directions::Both => client | backend,
-        }
+        self.config.directions.interest()
     }
 
     fn message(&mut self, from: Direction, message: Message) -> Verdict {
@@ -299,7 +288,7 @@ mod tests {
         for (config, named) in [
             (json!({ "sample_bytes": 0 }), "sample_bytes: 0"),
             (json!({ "sample_bytes": 4096 }), "1 to 3072"),
-            (json!({ "directions": "up" }), "`up`"),
+            (json!({ "directions": "up" }), "up"),
             (json!({ "loud": true }), "`loud`"),
         ] {
             let refused = FilterHost::<Tap>::start(config).unwrap_err();
