@@ -448,3 +448,87 @@ async fn a_filter_that_is_none_is_named_with_its_key() -> Result<()> {
     ensure!(said.contains("handler"), "{said}");
     Ok(())
 }
+
+/// A balancer before an echo server, with a shipped filter that is configured so.
+async fn shipped(filter: &str, config: &str) -> Result<(Backend, Balancer)> {
+    let backend = Backend::start().await?;
+    let toml = site(backend.address(), &format!("filters = [\"{filter}\"]"))
+        + &format!("\n[plugin.{filter}]\nconfig = {{ {config} }}\n");
+    let balancer = Balancer::start(&toml).await?;
+    Ok((backend, balancer))
+}
+
+#[tokio::test]
+async fn rate_limit_holds_a_session_and_a_client_to_its_allowance() -> Result<()> {
+    let config = "messages_per_sec = 0.01, burst_messages = 3";
+    let (_backend, balancer) = shipped("rate_limit", config).await?;
+    for _ in 0..2 {
+        let mut client = Client::connect(&balancer.url("/websocket")).await?;
+        for _ in 0..3 {
+            client.echo_text("hello").await?;
+        }
+        client.send(Message::text("once too often")).await?;
+        assert_eq!(client.close_code().await?, Some(1008));
+    }
+
+    // All sessions of this machine together, whichever worker they are on.
+    let config =
+        "messages_per_sec = 0.01, burst_messages = 20, per = \"client_ip\", action = \"drop\"";
+    let (_backend, balancer) = shipped("rate_limit", config).await?;
+    let mut clients = Vec::new();
+    for _ in 0..10 {
+        clients.push(Client::connect(&balancer.url("/websocket")).await?);
+    }
+    for client in &mut clients {
+        client.echo_text("one").await?;
+        client.echo_text("two").await?;
+    }
+    for client in &mut clients {
+        client.send(Message::text("dropped")).await?;
+    }
+    let dropped = [("plugin", "rate_limit"), ("name", "messages_dropped")];
+    eventually("all are dropped", PATIENCE, async || {
+        let metrics = balancer.metrics().await;
+        metrics.is_ok_and(|metrics| metrics.sum("pointsman_plugin_count_total", &dropped) == 10.0)
+    })
+    .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn redact_takes_values_out_and_leaves_every_other_byte() -> Result<()> {
+    let config = "pointers = [\"/user/email\", \"/cards/*\"]";
+    let (_backend, balancer) = shipped("redact", config).await?;
+    let mut client = Client::connect(&balancer.url("/websocket")).await?;
+    for (sent, came) in [
+        (
+            r#"{ "user": {"email":"a@example.org", "id": 1.0e3}, "cards":[1, "2"]}"#,
+            r#"{ "user": {"email":"[redacted]", "id": 1.0e3}, "cards":["[redacted]", "[redacted]"]}"#,
+        ),
+        (r#"{"user": {}}"#, r#"{"user": {}}"#),
+        ("no JSON", "no JSON"),
+    ] {
+        client.send(Message::text(sent)).await?;
+        assert_eq!(client.receive().await?, Message::text(came));
+    }
+    client.echo_binary(&br#"{"user":{"email":1}}"#[..]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn tap_counts_what_passes() -> Result<()> {
+    let (_backend, balancer) = shipped("tap", "directions = \"from_client\"").await?;
+    let mut client = Client::connect(&balancer.url("/websocket")).await?;
+    client.echo_text("hello").await?;
+    client.echo_binary(&[0; 10][..]).await?;
+    client.close(1000).await?;
+    let metrics = balancer.metrics().await?;
+    let count = |name| {
+        let labels = [("plugin", "tap"), ("name", name)];
+        metrics.sum("pointsman_plugin_count_total", &labels)
+    };
+    assert_eq!(count("client_text_bytes"), 5.0);
+    assert_eq!(count("client_binary_messages"), 1.0);
+    assert_eq!(count("backend_text_messages"), 0.0);
+    Ok(())
+}

@@ -244,18 +244,18 @@ mod tests {
         let fits = STORE_MAX_BYTES / (VALUE_MAX_BYTES + ENTRY_BYTES + 3);
         for n in 0..fits {
             store
-                .set(format!("{n:03}"), mib.clone(), Some(10), 0)
+                .set(format!("{n:03}"), mib.clone(), Some(10_000), 0)
                 .unwrap();
         }
         assert_eq!(
-            store.set("new".to_owned(), mib.clone(), None, 9),
+            store.set("new".to_owned(), mib.clone(), None, 9_000),
             Err(KeepError::Full)
         );
         assert_eq!(
-            store.set("000".to_owned(), mib.clone(), Some(10), 9),
+            store.set("000".to_owned(), mib.clone(), Some(10_000), 9_000),
             Ok(())
         );
-        assert_eq!(store.set("new".to_owned(), mib, None, 10), Ok(()));
+        assert_eq!(store.set("new".to_owned(), mib, None, 10_000), Ok(()));
         assert_eq!(
             store.set("k".repeat(1025), vec![], None, 0),
             Err(KeepError::TooLarge)
