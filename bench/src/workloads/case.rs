@@ -62,6 +62,18 @@ pub const fn echo(connections: usize, bytes: usize) -> Kind {
     }
 }
 
+/// Rooms of 100 in which one says five messages at a time.
+pub const fn chat(rooms: usize) -> Kind {
+    Kind::Load {
+        connections: rooms * 100,
+        shape: Shape::Fanout {
+            rooms,
+            bytes: 64,
+            burst: 5,
+        },
+    }
+}
+
 /// Long messages over a few connections.
 pub const fn stream(shape: Shape) -> Kind {
     Kind::Load {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::load::Shape;
 use crate::subjects::Subject;
-use case::{Case, ECHO_64, Kind, PACED, echo, stream};
+use case::{Case, ECHO_64, Kind, PACED, chat, echo, stream};
 use figure::Figure;
 
 /// A question; its answer is one table.
@@ -65,6 +65,9 @@ pub enum Workload {
     Filter64,
     /// Chat servers, 10 rooms of 100.
     Chat,
+    /// Chat servers, 100 rooms of 100.
+    #[value(name = "chat-10000")]
+    Chat10000,
     /// System calls of an echo.
     Calls,
     /// Two workers that share the machine with the load.
@@ -128,6 +131,7 @@ impl Workload {
             Self::Handler1k => "Echo servers, 1 KiB, 64 connections",
             Self::Filter64 => "Filters, 64 bytes, 64 connections",
             Self::Chat => "Chat, 10 rooms of 100",
+            Self::Chat10000 => "Chat, 100 rooms of 100",
             Self::Calls => "System calls of an echo",
             Self::Workers => "Two workers",
             Self::Reload => "A plugin replaced every 500 ms",
@@ -167,7 +171,7 @@ impl Workload {
                 "The plain relay, and the same with the `tap` filter, which counts each message and passes it \
                  on: those of the client, and those of both sides."
             }
-            Self::Chat => {
+            Self::Chat | Self::Chat10000 => {
                 "One in each room says five messages of 64 bytes, everybody there is sent them, and the \
                  next one speaks. A delivery is one message to one of them."
             }
@@ -229,14 +233,8 @@ impl Workload {
             Self::Handler64 => one(ECHO_64),
             Self::Handler1k => one(echo(64, 1024)),
             Self::Filter64 => one(ECHO_64),
-            Self::Chat => one(Kind::Load {
-                connections: 1000,
-                shape: Shape::Fanout {
-                    rooms: 10,
-                    bytes: 64,
-                    burst: 5,
-                },
-            }),
+            Self::Chat => one(chat(10)),
+            Self::Chat10000 => one(chat(100)),
             Self::Calls => one(Kind::Calls),
             Self::Workers => several(vec![
                 ("placement".to_owned(), Kind::Placement { sessions: 1000 }),
@@ -251,7 +249,9 @@ impl Workload {
         use Figure as F;
         let of_one = |figures: &[Figure]| figures.iter().map(|figure| (0, *figure)).collect();
         match self {
-            Self::Chat => of_one(&[F::CpuUsPerDelivery, F::PerSecond, F::P50Us, F::P99Us]),
+            Self::Chat | Self::Chat10000 => {
+                of_one(&[F::CpuUsPerDelivery, F::PerSecond, F::P50Us, F::P99Us])
+            }
             Self::Echo64
             | Self::Echo1k
             | Self::Echo1000
@@ -327,7 +327,7 @@ impl Workload {
             }
             Self::Handler64 | Self::Handler1k => ECHO_SERVERS,
             Self::Filter64 => FILTERS,
-            Self::Chat => CHAT_SERVERS,
+            Self::Chat | Self::Chat10000 => CHAT_SERVERS,
             Self::Reload => &[Subject::PointsmanLeast],
             _ => RELAYS,
         }
