@@ -2,14 +2,19 @@
 //! see passes as it does without them, and one that fails costs its own sessions and nothing else.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use pointsman_tests::{
-    Backend, Balancer, Chatter, Client, PATIENCE, Reply, ScriptedBackend, Wire, accept_upgrade,
-    eventually, frame, guests, payload, upgrade_request,
+    Backend, Balancer, Chatter, Client, PATIENCE, Refused, Reply, ScriptedBackend, Wire,
+    accept_upgrade, eventually, frame, guests, payload, upgrade_request,
 };
 use rustix::process::Signal;
+use serde_json::json;
+use sha2::Sha256;
 use tokio_tungstenite::tungstenite::Message;
 
 const FIN: u8 = 0x80;
@@ -531,4 +536,94 @@ async fn tap_counts_what_passes() -> Result<()> {
     assert_eq!(count("client_binary_messages"), 1.0);
     assert_eq!(count("backend_text_messages"), 0.0);
     Ok(())
+}
+
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+/// A token of RFC 7519 by HS256, which ends so many seconds from now.
+fn token(subject: &str, secret: &str, lives_secs: u64) -> Result<String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let claims = json!({ "sub": subject, "exp": now + lives_secs }).to_string();
+    let header = json!({ "alg": "HS256", "typ": "JWT" }).to_string();
+    let [header, claims] = [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part));
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes())?;
+    mac.update(format!("{header}.{claims}").as_bytes());
+    let signature = URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes());
+    Ok(format!("{header}.{claims}.{signature}"))
+}
+
+fn bearer(token: &str) -> String {
+    format!("Bearer {token}")
+}
+
+#[tokio::test]
+async fn jwt_lets_in_who_has_a_token_and_tells_the_backend_who_it_is() -> Result<()> {
+    let config = format!(
+        "secret = \"{SECRET}\", sources = [\"header\", \"subprotocol\"], claims_to_headers = {{ sub = \"X-User\" }}"
+    );
+    let (backend, balancer) = shipped("jwt", &config).await?;
+    let url = balancer.url("/websocket");
+    for wrong in [
+        None,
+        Some("nonsense".to_owned()),
+        Some(token("ada", "another secret of 32 characters!", 60)?),
+        Some(token("ada", SECRET, 0)?),
+    ] {
+        let field = wrong.as_deref().map(bearer);
+        let fields: Vec<_> = field
+            .iter()
+            .map(|f| ("authorization", f.as_str()))
+            .collect();
+        let refused = Client::connect_with(&url, &fields).await.err();
+        let refused = refused.and_then(|error| error.downcast::<Refused>().ok());
+        assert_eq!(
+            refused.map(|refused| refused.status),
+            Some(401),
+            "{wrong:?}"
+        );
+    }
+    assert_eq!(backend.n_connections(), 0, "no backend hears of them");
+
+    let good = token("ada", SECRET, 60)?;
+    let field = bearer(&good);
+    let fields = [("authorization", field.as_str()), ("x-user", "root")];
+    let mut client = Client::connect_with(&url, &fields).await?;
+    client.echo_text("hello").await?;
+    let mut wire = Wire::connect(balancer.address()).await?;
+    let offered = format!("Sec-WebSocket-Protocol: chat, bearer.{good}");
+    wire.send(upgrade_request("/websocket", &[&offered]))
+        .await?;
+    assert_eq!(wire.head().await?.status, 101);
+    let requests = backend.requests();
+    let values = |name: &str| -> Vec<Vec<String>> {
+        let all = |request: &http::Request<()>| {
+            let fields = request.headers().get_all(name).into_iter();
+            fields
+                .map(|v| v.to_str().unwrap_or_default().to_owned())
+                .collect()
+        };
+        requests.iter().map(all).collect()
+    };
+    assert_eq!(values("x-user"), [["ada"], ["ada"]]);
+    assert_eq!(
+        values("sec-websocket-protocol"),
+        [vec![], vec!["chat".to_owned()]]
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn jwt_ends_a_session_with_its_token_unless_a_new_one_comes() -> Result<()> {
+    let config = format!("secret = \"{SECRET}\", refresh = {{}}");
+    let (_backend, balancer) = shipped("jwt", &config).await?;
+    let field = bearer(&token("ada", SECRET, 2)?);
+    let fields = [("authorization", field.as_str())];
+    let mut ends = Client::connect_with(&balancer.url("/websocket"), &fields).await?;
+    let mut goes_on = Client::connect_with(&balancer.url("/websocket"), &fields).await?;
+    let refresh = json!({ "type": "auth.refresh", "token": token("ada", SECRET, 60)? });
+    goes_on.send(Message::text(refresh.to_string())).await?;
+    let answer: serde_json::Value = serde_json::from_str(goes_on.receive().await?.to_text()?)?;
+    assert_eq!(answer["type"], "auth.refreshed");
+    assert_eq!(ends.close_code().await?, Some(1008));
+    goes_on.echo_text("still here").await
 }

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use hmac::{Hmac, Mac};
+use hmac::{Hmac, KeyInit, Mac};
 use pointsman_sdk::{
     Header,
     policy::{Backend, Decision, Policy, Request, Wants, least},
