@@ -20,10 +20,11 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::AsyncWrite as _;
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::filter::{Aside, Chain, Direction, Passage};
 use super::handler::{CloseReason, Message, Received};
@@ -41,6 +42,9 @@ const GOING_AWAY: u16 = 1001;
 const TOO_BIG: u16 = 1009;
 const SERVICE_RESTART: u16 = 1012;
 
+/// What a side may take to answer what it was sent before the other broke the protocol.
+const OWED_MAX: Duration = Duration::from_secs(1);
+
 /// A session at a backend, with filters.
 #[derive(Debug)]
 pub struct Filtered {
@@ -56,6 +60,7 @@ pub struct Filtered {
     begun: Instant,
     end: Option<(Ender, Option<u16>)>,
     is_cut: bool,
+    owed: Option<Owed>,
     bytes_up: u64,
     bytes_down: u64,
 }
@@ -92,6 +97,16 @@ struct Side {
     told: Told,
     /// Data messages that it has sent.
     messages: u64,
+}
+
+/// A Close for a side that has broken the protocol. What it said before may still be answered: so the
+/// other side is told first, and this goes out behind its Close, or `at_last`.
+#[derive(Debug)]
+struct Owed {
+    to: Direction,
+    code: u16,
+    reason: &'static str,
+    at_last: Pin<Box<Sleep>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,6 +157,7 @@ impl Filtered {
             begun: Instant::now(),
             end: None,
             is_cut: false,
+            owed: None,
             bytes_up: 0,
             bytes_down: 0,
         };
@@ -190,6 +206,12 @@ impl Filtered {
             }
             if self.client.told == Told::Open {
                 has_moved |= self.poll_chain(cx, client_takes).is_ready();
+            }
+            if let Some(owed) = &mut self.owed
+                && owed.at_last.as_mut().poll(cx).is_ready()
+            {
+                self.pay();
+                has_moved = true;
             }
             if !has_moved {
                 return Poll::Pending;
@@ -430,6 +452,7 @@ impl Filtered {
             None => (None, String::new()),
         };
         self.ends(ender(from), code);
+        self.pay();
         self.tell_close(other(from), code, &reason);
     }
 
@@ -441,8 +464,25 @@ impl Filtered {
             decoder.forget();
         }
         self.ends(ender(from), Some(code));
-        self.tell_close(from, Some(code), reason);
         self.tell_close(other(from), Some(GOING_AWAY), "");
+        self.owed = Some(Owed {
+            to: from,
+            code,
+            reason,
+            at_last: Box::pin(sleep(OWED_MAX)),
+        });
+        let (_, target) = sides(&mut self.client, &mut self.backend, from);
+        let has_more = matches!(target.reader, Reader::Messages(_)) && target.heard == Heard::Open;
+        if !has_more {
+            self.pay();
+        }
+    }
+
+    /// Tells a side that it has broken the protocol.
+    fn pay(&mut self) {
+        if let Some(owed) = self.owed.take() {
+            self.tell_close(owed.to, Some(owed.code), owed.reason);
+        }
     }
 
     /// A side's half of the connection is over, with or without a Close before it.
@@ -453,6 +493,9 @@ impl Filtered {
         source.heard = Heard::Ended;
         if !was_open {
             return;
+        }
+        if self.owed.is_some() {
+            return self.pay();
         }
         if from == Direction::FromBackend && can_be_told && target.told == Told::Open {
             // There is nothing to wait for: what was under way will not be finished.
