@@ -20,6 +20,7 @@ mod wait;
 mod ways;
 mod wire;
 
+pub mod conformance;
 pub mod guests;
 pub mod hostile;
 

@@ -6,6 +6,7 @@ mod backends_file;
 mod capacity;
 mod check;
 mod chromium;
+mod conformance;
 mod dns;
 mod drain;
 mod ejection;

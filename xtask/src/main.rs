@@ -20,7 +20,8 @@ use crate::step::Step;
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  setup              the wasm target, Node.js, the npm packages of examples and tests, Chromium
+  setup              the wasm target, Node.js, the npm packages of examples and tests,
+                     Python's venv, Chromium
   plugins            build the shipped plugins to target/plugins/NAME.wasm
   build              plugins, then target/release/pointsman with them embedded
   demo [ARGS]        build, then `pointsman demo ARGS` (`--once`: end by itself)
@@ -29,6 +30,9 @@ usage: cargo xtask COMMAND
                      them; ARGS go to `pointsman-bench` (`--list`, `--workload NAME...`)
   hostile [--write]  build, set up nginx and HAProxy, then show what Pointsman and they do with hostile
                      clients and lying backends; `--write`: in docs/hostile.md
+  conformance [--write] [CASES]
+                     build, then run Autobahn's cases against Pointsman and against `ws`; `--write`:
+                     into docs/conformance.md
   ci                 formatting, lints, documentation, then test
   bindings           make the SDK's bindings anew from sdk/wit/plugin.wit
 
@@ -41,7 +45,10 @@ fn main() -> ExitCode {
         Some((command, rest)) => (command.as_str(), rest),
         None => ("", &[][..]),
     };
-    let takes_args = matches!(command, "demo" | "test" | "bench" | "hostile");
+    let takes_args = matches!(
+        command,
+        "demo" | "test" | "bench" | "hostile" | "conformance"
+    );
     if !takes_args && !rest.is_empty() {
         return wrong_usage(&format!("`{command}` takes no arguments"));
     }
@@ -58,6 +65,7 @@ fn main() -> ExitCode {
             [write] if write == "--write" => hostile(&root, true),
             _ => return wrong_usage("`hostile` takes `--write` or nothing"),
         },
+        "conformance" => conformance(&root, rest),
         "ci" => ci(&root),
         "bindings" => bindings::write(&root),
         "help" | "-h" | "--help" => {
@@ -127,6 +135,19 @@ fn hostile(root: &Path, writes: bool) -> Result<()> {
     Step::new(root, root.join("target/release/hostile"))
         .args(args)
         .run()
+}
+
+fn conformance(root: &Path, args: &[String]) -> Result<()> {
+    build(root)?;
+    setup::all(root)?;
+    let step = Step::new(root, root.join("target/release/conformance"));
+    match args {
+        [write, cases @ ..] if write == "--write" => step
+            .args(["--write", "docs/conformance.md"])
+            .args(cases)
+            .run(),
+        cases => step.args(cases).run(),
+    }
 }
 
 /// The plugins come before the lints: the host's build script reads them.

@@ -1,6 +1,6 @@
 //! What must be on the machine: the standard library for `wasm32-unknown-unknown`, Node.js, the npm
-//! packages of the examples and tests, and Chromium. Everything that is there is left alone; everything that
-//! will be installed is named first.
+//! packages of the examples and tests, Python with venv, and Chromium. Everything that is there is left
+//! alone; everything that will be installed is named first.
 
 use std::{
     fs,
@@ -39,7 +39,7 @@ impl WasmCargo {
     }
 }
 
-/// The wasm target, Node.js, the npm packages and Chromium.
+/// The wasm target, Node.js, the npm packages, Python's venv and Chromium.
 pub(crate) fn all(root: &Path) -> Result<()> {
     wasm(root)?;
     let folders = npm_folders(root)?;
@@ -49,6 +49,7 @@ pub(crate) fn all(root: &Path) -> Result<()> {
     for folder in folders {
         npm_packages(root, &folder)?;
     }
+    python(root)?;
     chromium(root)?;
     eprintln!("all is set up");
     Ok(())
@@ -166,6 +167,24 @@ pub(crate) fn node(root: &Path) -> Result<()> {
     as_root(root, "apt-get")?
         .args(["install", "-y", "-qq", "--no-install-recommends"])
         .args(["nodejs", "npm"])
+        .run()
+}
+
+/// What the test `conformance` installs its client with.
+fn python(root: &Path) -> Result<()> {
+    let makes_venvs = Step::new(root, "python3").args(["-c", "import ensurepip"]);
+    if makes_venvs.output().is_some() {
+        return Ok(());
+    }
+    if !has(root, "apt-get") {
+        bail!("Python is missing, or has no venv: install Python 3 with venv");
+    }
+    let update = as_root(root, "apt-get")?;
+    eprintln!("Python's venv is missing. About to install python3-venv from Debian.");
+    update.args(["update", "-qq"]).run()?;
+    as_root(root, "apt-get")?
+        .args(["install", "-y", "-qq", "--no-install-recommends"])
+        .args(["python3-venv"])
         .run()
 }
 

@@ -1,0 +1,49 @@
+//! Runs Autobahn's cases and prints what they came to; with `--write FILE` it writes the page to that
+//! file instead. What else is said is patterns of cases.
+
+use std::io::Write as _;
+use std::{env, fs, io};
+
+use anyhow::{Context, Result, bail};
+use pointsman_tests::conformance::{breaches, page, run};
+
+const INTRODUCTION: &str = "\
+# Conformance
+
+Autobahn's fuzzing client against an echo server of the npm package `ws`, and against Pointsman: as a plain relay
+before that server, as a relay with two filters that look at every message, and with the `echo` handler.
+`cargo xtask conformance --write` writes this page; `cargo xtask conformance '1.*' '12.1.*'` shows some cases. The client is
+the PyPI package `kosoku` 0.1.0, a port of Autobahn's test suite to Python 3; one of its defects is mended
+in the installed copy (`MENDED` in `tests/harness/conformance.rs`): cases of compression are handed messages as strings and take them for bytes.
+
+What is promised, and checked by the test `conformance` for all but the longest groups: through a plain relay
+every verdict is the one that the backend gets by itself; with filters and at a handler nothing fails, and no more
+is NON-STRICT than with `ws`. INFORMATIONAL says that the standard leaves a choice. The test suite leaves
+9.7.* and 9.8.* to the time that they take; compression is 12.* and 13.*.
+
+";
+
+/// All of them.
+const ALL: &[&str] = &["*"];
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let (file, patterns) = match args.as_slice() {
+        ["--write", file, patterns @ ..] => (Some(*file), patterns),
+        patterns => (None, patterns),
+    };
+    let patterns = if patterns.is_empty() { ALL } else { patterns };
+    let verdicts = run(patterns).await?;
+    let text = format!("{INTRODUCTION}{}", page(&verdicts));
+    match file {
+        Some(file) => fs::write(file, text).with_context(|| format!("cannot write {file}"))?,
+        None => io::stdout().write_all(text.as_bytes())?,
+    }
+    let breaches = breaches(&verdicts);
+    if !breaches.is_empty() {
+        bail!("{}", breaches.join("\n"));
+    }
+    Ok(())
+}
