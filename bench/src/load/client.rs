@@ -46,7 +46,7 @@ impl Scratch {
 }
 
 /// What a report came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// More is to come.
     None,
@@ -55,10 +55,12 @@ pub enum Event {
         /// When it began to connect.
         asked: Instant,
     },
-    /// An answer has come, whole and right. Only one is under way at a time, but for paced messages.
+    /// An answer has come, whole and right.
     Answered {
         /// When the message was due.
         asked: Instant,
+        /// Likewise those whose answers came with it: only paced messages are under way together.
+        others: Vec<Instant>,
     },
     /// So many messages that were said in the client's room have come, each in its turn.
     Delivered {
@@ -246,7 +248,13 @@ impl Client {
             )? {
                 self.answered += 1;
                 let asked = self.asked.pop_front().context("an answer to nothing")?;
-                event = Event::Answered { asked };
+                match &mut event {
+                    Event::Answered { others, .. } => others.push(asked),
+                    _ => {
+                        let others = vec![];
+                        event = Event::Answered { asked, others };
+                    }
+                }
             }
         }
         Ok(event)

@@ -306,8 +306,9 @@ impl<'a> Load<'a> {
                     self.ask(index, Instant::now())?;
                 }
             }
-            Event::Answered { asked } => {
-                self.unanswered -= 1;
+            Event::Answered { asked, others } => {
+                self.unanswered -= 1 + others.len();
+                others.into_iter().try_for_each(|asked| self.count(asked))?;
                 match self.plan.shape {
                     Shape::Churn { .. } => {
                         self.clients[index].close(&self.poll, &mut self.scratch)?
@@ -424,6 +425,18 @@ mod tests {
         };
         let outcome = outcome("/", 5, shape).unwrap();
         assert!((90..=130).contains(&outcome.messages), "{outcome:?}");
+    }
+
+    #[test]
+    fn paced_messages_that_are_answered_together_are_all_counted() {
+        // On one connection, and faster than they are read one by one; all of them fit into its buffers,
+        // for neither side reads while it cannot write.
+        let shape = Shape::Paced {
+            bytes: 64,
+            messages_per_second: 20_000,
+        };
+        let outcome = outcome("/", 1, shape).unwrap();
+        assert!(outcome.messages > 100, "{outcome:?}");
     }
 
     #[test]
