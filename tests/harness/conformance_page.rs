@@ -18,8 +18,8 @@ in the installed copy (`MENDED` in `tests/harness/conformance.rs`): cases of com
 
 What is promised, and checked by the test `conformance` for all but the longest groups: through a plain relay
 every verdict is the one that the backend gets by itself; with filters and at a handler nothing fails, and no more
-is NON-STRICT than with `ws`. INFORMATIONAL says that the standard leaves a choice. The test suite leaves
-9.7.* and 9.8.* to the time that they take; compression is 12.* and 13.*.
+is NON-STRICT than with `ws`. INFORMATIONAL says that the standard leaves a choice. Compression is 12.* and 13.*; 9.* asks
+how fast large messages come back.
 
 ";
 
@@ -36,7 +36,9 @@ async fn main() -> Result<()> {
     };
     let patterns = if patterns.is_empty() { ALL } else { patterns };
     let verdicts = run(patterns).await?;
-    let text = format!("{INTRODUCTION}{}", page(&verdicts));
+    let cases: Vec<_> = patterns.iter().map(|p| format!("`{p}`")).collect();
+    let cases = cases.join(", ");
+    let text = format!("{INTRODUCTION}Cases shown: {cases}.\n\n{}", page(&verdicts));
     match file {
         Some(file) => fs::write(file, text).with_context(|| format!("cannot write {file}"))?,
         None => io::stdout().write_all(text.as_bytes())?,
