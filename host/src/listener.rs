@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
 use crate::config::Listener;
@@ -72,6 +72,7 @@ pub async fn accept(worker: Rc<Worker>, listener: TcpListener, limits: Rc<RefCel
     loop {
         match listener.accept().await {
             Ok((stream, client)) => {
+                wait_for_descriptors(&worker, &stream).await;
                 let limits = Arc::clone(&limits.borrow());
                 if let Err(error) = worker.welcome(stream, client, &limits) {
                     tracing::debug!(%client, %error, "connection lost at once");
@@ -84,5 +85,21 @@ pub async fn accept(worker: Rc<Worker>, listener: TcpListener, limits: Rc<RefCel
                 sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// Goes on when connections to backends can be had for all that have been accepted. Meanwhile others
+/// wait in the kernel, and what is open goes on.
+async fn wait_for_descriptors(worker: &Worker, accepted: &TcpStream) {
+    let needed = || worker.handshakes.n_waiting() + 1;
+    if !worker.descriptors.is_scarce(accepted, needed()) {
+        return;
+    }
+    tracing::warn!(
+        limit = worker.descriptors.limit(),
+        "few descriptors are left: accepting pauses"
+    );
+    while worker.descriptors.is_scarce_still(accepted, needed()) {
+        sleep(ACCEPT_PAUSE).await;
     }
 }

@@ -4,7 +4,7 @@
 //! stderr, results go to stdout.
 
 use std::fs;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,7 +16,7 @@ use pointsman::cli::{Check, Cli, Command, Demo, Run, Status};
 use pointsman::config::{Config, Flags, Problem};
 use pointsman::server::{Server, StartError};
 use pointsman::systemd::{self, Inherited};
-use pointsman::{admin, demo, server};
+use pointsman::{admin, demo, log, server};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::level_filters::LevelFilter;
 
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
 }
 
 fn run(flags: Run) -> Result<()> {
-    log_to_stderr(flags.log_level);
+    log::to_stderr(flags.log_level);
     let source = match flags.listen {
         Some(_) => Source::default(),
         None => Source::read(
@@ -98,7 +98,7 @@ async fn serve(config: Config, source: Source) -> Result<()> {
 }
 
 fn check(flags: &Check) -> Result<()> {
-    log_to_stderr(LevelFilter::ERROR);
+    log::to_stderr(LevelFilter::ERROR);
     let source = Source::read(flags.config.clone())?;
     let problems = match source.config() {
         Ok(config) => match server::check(&config) {
@@ -161,7 +161,7 @@ fn status(flags: &Status) -> Result<()> {
 }
 
 fn show(flags: &Demo) -> Result<()> {
-    log_to_stderr(LevelFilter::ERROR);
+    log::to_stderr(LevelFilter::ERROR);
     let local = tokio::task::LocalSet::new();
     Ok(local.block_on(&runtime()?, demo::run(flags.once))?)
 }
@@ -239,13 +239,4 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-}
-
-fn log_to_stderr(level: LevelFilter) {
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .init();
 }

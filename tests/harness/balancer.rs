@@ -8,7 +8,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use crate::config;
 use crate::lines::Lines;
 use crate::metrics::Metrics;
-use crate::process::binary;
+use crate::process::{binary, send_signal};
 use crate::wait::{PATIENCE, eventually};
 use crate::wire::{Answer, ask, get};
 
@@ -55,6 +55,22 @@ impl Balancer {
     ///
     /// See [`Balancer::start`].
     pub async fn start_with_plugins(toml: &str, plugins: &[(&str, &[u8])]) -> Result<Self> {
+        Self::run(Command::new(binary()), toml, plugins).await
+    }
+
+    /// The same as a process that may have only so many descriptors.
+    ///
+    /// # Errors
+    ///
+    /// See [`Balancer::start`].
+    pub async fn start_with_descriptors(toml: &str, n: u32) -> Result<Self> {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {n}; exec \"$@\""), "sh"]);
+        shell.arg(binary());
+        Self::run(shell, toml, &[]).await
+    }
+
+    async fn run(mut command: Command, toml: &str, plugins: &[(&str, &[u8])]) -> Result<Self> {
         let folder = TempDir::new()?;
         let watched = folder.path().join("plugins");
         fs::create_dir(&watched)?;
@@ -65,7 +81,7 @@ impl Balancer {
         let file = folder.path().join("pointsman.toml");
         fs::write(&file, config::complete(toml, &watched))?;
 
-        let mut child = Command::new(binary())
+        let mut child = command
             .args(["run", "--config"])
             .arg(&file)
             .stdin(Stdio::null())
@@ -254,9 +270,7 @@ impl Balancer {
     ///
     /// The process is gone.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = self.child.id().context("the process was waited for")?;
-        let pid = Pid::from_raw(i32::try_from(pid)?).context("a process id is not 0")?;
-        Ok(kill_process(pid, signal)?)
+        send_signal(&self.child, signal)
     }
 
     /// Waits for the process to end.

@@ -1,6 +1,8 @@
-//! A backend as a process of its own, so that a test can end it with SIGKILL. Says where it
-//! listens on one line of stdout, then serves until it is killed.
+//! A backend as a process of its own, so that a test can end it with SIGKILL. Listens at the address
+//! that it is given, or at a free port; says where on one line of stdout, then serves until it is
+//! killed.
 
+use std::env;
 use std::future;
 use std::io::{Write, stdout};
 
@@ -9,7 +11,11 @@ use pointsman_tests::Backend;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    let backend = Backend::start().await?;
+    let address = env::args().nth(1);
+    let backend = match address {
+        Some(address) => Backend::start_at(address.parse()?).await?,
+        None => Backend::start().await?,
+    };
     writeln!(stdout(), "listening on {}", backend.address())?;
     future::pending().await
 }

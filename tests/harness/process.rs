@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{self, AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 
@@ -74,9 +75,29 @@ impl BackendProcess {
         Ok(Self { child, address })
     }
 
+    /// Starts `program` where one has been before.
+    ///
+    /// # Errors
+    ///
+    /// See [`BackendProcess::start`].
+    pub async fn start_at(program: &str, address: SocketAddr) -> Result<Self> {
+        let mut command = Command::new(program);
+        let (child, address) = start_listening(command.arg(address.to_string())).await?;
+        Ok(Self { child, address })
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    ///
+    /// The process is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        send_signal(&self.child, signal)
     }
 
     /// SIGKILL: its sockets are closed by the kernel, with nothing said on them.
@@ -87,6 +108,12 @@ impl BackendProcess {
     pub async fn kill(mut self) -> Result<()> {
         Ok(self.child.kill().await?)
     }
+}
+
+pub(crate) fn send_signal(child: &Child, signal: Signal) -> Result<()> {
+    let pid = child.id().context("the process was waited for")?;
+    let pid = Pid::from_raw(i32::try_from(pid)?).context("a process id is not 0")?;
+    Ok(kill_process(pid, signal)?)
 }
 
 /// Starts a server that prints a line ending in `listening on ADDRESS` when it is ready.

@@ -1,11 +1,11 @@
 //! One raw TCP connection to the balancer, for what no decent client would send and for what a
 //! client library would hide: HTTP/1.1 answers (RFC 9112) and WebSocket frames (RFC 6455) as bytes.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::wait::in_time;
 
@@ -85,6 +85,21 @@ impl Wire {
     pub async fn connect(address: SocketAddr) -> Result<Self> {
         let stream = in_time("a connection", TcpStream::connect(address)).await?;
         stream.set_nodelay(true)?;
+        Ok(Self {
+            stream,
+            unread: Vec::new(),
+        })
+    }
+
+    /// Connects from an address of this machine.
+    ///
+    /// # Errors
+    ///
+    /// Nobody listens there, or the address is none of ours.
+    pub async fn connect_from(source: IpAddr, address: SocketAddr) -> Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::new(source, 0))?;
+        let stream = in_time("a connection", socket.connect(address)).await?;
         Ok(Self {
             stream,
             unread: Vec::new(),

@@ -20,6 +20,7 @@ mod hostile;
 mod limits;
 mod messages;
 mod observe;
+mod overload;
 mod policies;
 mod proxy;
 mod relay;

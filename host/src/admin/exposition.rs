@@ -78,21 +78,16 @@ impl Page {
             sessions,
         )?;
 
-        let workers: Vec<(String, u64)> = self
-            .totals
-            .workers
-            .iter()
-            .map(|&(index, sessions)| (index.to_string(), sessions))
-            .collect();
-        let workers = workers
-            .iter()
-            .map(|(index, sessions)| ([("worker", index.as_str())], *sessions));
-        gauges(
-            out,
-            "pointsman_worker_sessions",
-            "Open sessions, by worker",
-            workers,
-        )?;
+        let workers = &self.totals.workers;
+        let indexes: Vec<String> = workers.iter().map(|(i, ..)| i.to_string()).collect();
+        let by_worker = || indexes.iter().map(|index| [("worker", index.as_str())]);
+        let sessions = by_worker().zip(workers.iter().map(|(_, sessions, _)| *sessions));
+        let help = "Open sessions, by worker";
+        gauges(out, "pointsman_worker_sessions", help, sessions)?;
+        let lags = workers.iter().map(|(.., lag_ns)| *lag_ns as f64 / 1e9);
+        let help = "How long what was ready waited for its worker when that was last looked at";
+        let lags = by_worker().zip(lags);
+        gauges(out, "pointsman_worker_lag_seconds", help, lags)?;
 
         let upgrades = UpgradeResult::ALL.into_iter().zip(self.totals.upgrades);
         let upgrades = upgrades.map(|(result, count)| ([("result", result.label())], count));
@@ -125,6 +120,19 @@ impl Page {
             "pointsman_connections_refused",
             "Client connections closed at once for want of room",
             refused,
+        )?;
+        let ended = totals.handshakes_ended;
+        counter(
+            out,
+            "pointsman_handshakes_ended",
+            "Client connections closed because too many had not sent their request",
+            ended,
+        )?;
+        gauge(
+            out,
+            "pointsman_buffered_bytes",
+            "What sessions hold of bytes that were read and not yet sent",
+            totals.buffered_bytes,
         )?;
         let dropped = totals.access_log_dropped;
         counter(

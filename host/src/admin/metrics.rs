@@ -34,8 +34,14 @@ pub struct WorkerCounters {
     pub connections_accepted: Count,
     /// Connections open now.
     pub connections_open: Count,
-    /// Connections closed at once because of `max_connections`, since the start.
+    /// Connections closed at once because of a bound on them, since the start.
     pub connections_refused: Count,
+    /// Connections closed because too many had not asked for anything, since the start.
+    pub handshakes_ended: Count,
+    /// How long what is ready waits for the worker, as last seen, in nanoseconds.
+    pub lag_ns: Count,
+    /// What sessions hold of bytes that were read and not yet sent.
+    pub buffered_bytes: Count,
     /// Access log lines that the writer could not keep up with, since the start.
     pub access_log_dropped: Count,
     upgrades: [Count; UpgradeResult::ALL.len()],
@@ -98,6 +104,8 @@ pub enum UpgradeResult {
     HandlerRefused,
     /// A handler or filter failed before the 101: 500.
     PluginFailed,
+    /// There is too much to do, or too little to do it with: 503.
+    Overloaded,
     /// The client left before the answer.
     ClientGone,
 }
@@ -236,12 +244,14 @@ pub(super) struct Totals {
     pub(super) connections_accepted: u64,
     pub(super) connections_open: u64,
     pub(super) connections_refused: u64,
+    pub(super) handshakes_ended: u64,
+    pub(super) buffered_bytes: u64,
     pub(super) access_log_dropped: u64,
     pub(super) upgrades: [u64; UpgradeResult::ALL.len()],
     /// By name: an upstream and a handler of one name share their series.
     pub(super) targets: BTreeMap<String, TargetTotals>,
-    /// Worker and open sessions.
-    pub(super) workers: Vec<(usize, u64)>,
+    /// Worker, open sessions, and its lag in nanoseconds.
+    pub(super) workers: Vec<(usize, u64, u64)>,
     /// In the order of [`ReloadKind::ALL`] and [`ReloadResult::ALL`].
     pub(super) reloads: [[u64; ReloadResult::ALL.len()]; ReloadKind::ALL.len()],
 }
@@ -273,6 +283,11 @@ struct Target {
 }
 
 impl Count {
+    /// Called by the owner only.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
     /// Called by the owner only.
     pub fn add(&self, n: u64) {
         self.0
@@ -350,7 +365,9 @@ impl Metrics {
         let mut totals = Totals::default();
         for (&index, worker) in locked(&self.shared.workers).iter() {
             worker.add_to(&mut totals);
-            totals.workers.push((index, worker.sessions()));
+            totals
+                .workers
+                .push((index, worker.sessions(), worker.lag_ns.value()));
         }
         for (row, cells) in totals.reloads.iter_mut().zip(&self.shared.reloads) {
             add_all(row, cells);
@@ -397,6 +414,8 @@ impl WorkerCounters {
         totals.connections_accepted += self.connections_accepted.value();
         totals.connections_open += self.connections_open.value();
         totals.connections_refused += self.connections_refused.value();
+        totals.handshakes_ended += self.handshakes_ended.value();
+        totals.buffered_bytes += self.buffered_bytes.value();
         totals.access_log_dropped += self.access_log_dropped.value();
         add_all(&mut totals.upgrades, &self.upgrades);
         for target in locked(&self.targets).iter() {
@@ -429,7 +448,7 @@ impl TargetCounters {
 
 impl UpgradeResult {
     /// In the order of declaration.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Accepted,
         Self::BadRequest,
         Self::NotFound,
@@ -442,6 +461,7 @@ impl UpgradeResult {
         Self::FilterRefused,
         Self::HandlerRefused,
         Self::PluginFailed,
+        Self::Overloaded,
         Self::ClientGone,
     ];
 
@@ -460,6 +480,7 @@ impl UpgradeResult {
             Self::FilterRefused => "filter_refused",
             Self::HandlerRefused => "handler_refused",
             Self::PluginFailed => "plugin_failed",
+            Self::Overloaded => "overloaded",
             Self::ClientGone => "client_gone",
         }
     }
@@ -538,7 +559,7 @@ mod tests {
         assert_eq!(totals.upgrades[UpgradeResult::Accepted as usize], 3);
         assert_eq!(totals.connections_open, 12);
         assert_eq!(totals.targets["app"].sessions, 3);
-        assert_eq!(totals.workers, [(0, 0), (1, 1), (2, 2)]);
+        assert_eq!(totals.workers, [(0, 0, 0), (1, 1, 0), (2, 2, 0)]);
         assert_eq!(metrics.sessions(), 3);
         assert_eq!(
             metrics.workers()[2],

@@ -14,7 +14,7 @@ use super::names::{self, NETWORK, ORIGIN, SOCKET_ADDRESS};
 use super::reader::{self, BYTES, MILLISECONDS, Section, Taken};
 use super::upstream;
 use super::{
-    Admin, Config, HostPattern, Isolation, Listener, OnFailure, PathPattern, PluginName,
+    Admin, Config, HostPattern, Isolation, Listener, OnFailure, Overload, PathPattern, PluginName,
     PluginSettings, Plugins, Problem, QueueSettings, Route, SlowConsumer, Target, UpstreamName,
 };
 
@@ -30,6 +30,7 @@ const MAX_QUEUE_MESSAGES: usize = 65_536;
 const MAX_QUEUE_BYTES: usize = 1 << 30;
 
 const MAX_WORKERS: usize = 256;
+const MAX_CONNECTIONS: usize = 10_000_000;
 /// Longest wait before a client has its answer: ten minutes.
 pub(super) const MAX_TIMEOUT_MS: u64 = 600_000;
 const MAX_DRAIN_SECS: u64 = 86_400;
@@ -74,6 +75,7 @@ fn root(s: &mut Section<'_, '_>, base_dir: &Path) -> Option<Config> {
         drain_timeout: drain_timeout(s),
         access_log: access_log(s),
         trusted_proxies: s.texts("trusted_proxies", NETWORK, names::network),
+        overload: s.section("overload", overload),
         admin: s.section("admin", |s| admin(s, &mut binds)),
         listeners: s.sections("listener", |s| listener(s, &mut binds)),
         plugins: s.section("plugins", |s| plugins(s, base_dir)),
@@ -104,6 +106,21 @@ pub(super) fn access_log(s: &mut Section<'_, '_>) -> bool {
         _ => None,
     };
     s.text("access_log", ACCESS_LOG, is_written).unwrap_or(true)
+}
+
+pub(super) fn overload(s: &mut Section<'_, '_>) -> Overload {
+    let max_sessions = s.number(
+        "max_sessions",
+        "a number of sessions (0: any)",
+        0..=10_000_000,
+        0,
+    );
+    let shed_delay = s.millis("shed_delay_ms", 0..=MAX_TIMEOUT_MS, 1000);
+    Overload {
+        max_sessions: Some(max_sessions).filter(|max| *max > 0),
+        max_buffered_bytes: s.number("max_buffered_bytes", BYTES, 1 << 20..=1 << 40, 256 << 20),
+        shed_delay: Some(shed_delay).filter(|delay| !delay.is_zero()),
+    }
 }
 
 pub(super) fn admin(s: &mut Section<'_, '_>, binds: &mut Taken<SocketAddr>) -> Admin {
@@ -152,13 +169,17 @@ fn listener(s: &mut Section<'_, '_>, binds: &mut Taken<SocketAddr>) -> Option<Li
 
 /// All of a listener but its address.
 pub(super) fn listener_at(s: &mut Section<'_, '_>, bind: Option<SocketAddr>) -> Option<Listener> {
+    let per_client = s.number(
+        "max_connections_per_client",
+        "a number of connections (0: any)",
+        0..=MAX_CONNECTIONS,
+        0,
+    );
+    let connections = "a number of connections";
     Some(Listener {
-        max_connections: s.number(
-            "max_connections",
-            "a number of connections",
-            1..=10_000_000,
-            100_000,
-        ),
+        max_connections: s.number("max_connections", connections, 1..=MAX_CONNECTIONS, 100_000),
+        max_connections_per_client: Some(per_client).filter(|max| *max > 0),
+        max_handshakes: s.number("max_handshakes", connections, 1..=MAX_CONNECTIONS, 10_000),
         handshake_timeout: s.millis("handshake_timeout_ms", 1..=MAX_TIMEOUT_MS, 5000),
         max_request_header_bytes: s.number(
             "max_request_header_bytes",
@@ -398,12 +419,19 @@ drain_timeout_secs = 30
 access_log = "off"
 trusted_proxies = ["127.0.0.0/8", "10.0.0.1"]
 
+[overload]
+max_sessions = 90000
+max_buffered_bytes = 1048576
+shed_delay_ms = 0
+
 [admin]
 listen = "127.0.0.1:9900"
 
 [[listener]]
 bind = "0.0.0.0:8080"
 max_connections = 100000
+max_connections_per_client = 200
+max_handshakes = 5000
 proxy_protocol = "off"
 handshake_timeout_ms = 5000
 max_request_header_bytes = 16384
@@ -529,6 +557,11 @@ handler = 'echo'
                 "127.0.0.0/8".parse().unwrap(),
                 "10.0.0.1/32".parse().unwrap(),
             ],
+            overload: Overload {
+                max_sessions: Some(90_000),
+                max_buffered_bytes: 1 << 20,
+                shed_delay: None,
+            },
             admin: Admin {
                 listen: "127.0.0.1:9900".parse().unwrap(),
                 is_explicit: true,
@@ -537,6 +570,8 @@ handler = 'echo'
             listeners: vec![Listener {
                 bind: "0.0.0.0:8080".parse().unwrap(),
                 max_connections: 100_000,
+                max_connections_per_client: Some(200),
+                max_handshakes: 5000,
                 handshake_timeout: Duration::from_secs(5),
                 max_request_header_bytes: 16_384,
             }],
@@ -837,6 +872,28 @@ filters = ['tap']
             "86401",
             "a number of seconds, 0 to 86400",
         );
+        for (key, low, high, allowed) in [
+            (
+                "max_sessions",
+                "-1",
+                "10000001",
+                "a number of sessions (0: any), 0 to 10000000",
+            ),
+            (
+                "max_buffered_bytes",
+                "1048575",
+                "1099511627777",
+                "a number of bytes, 1048576 to 1099511627776",
+            ),
+            (
+                "shed_delay_ms",
+                "-1",
+                "600001",
+                "a number of milliseconds, 0 to 600000",
+            ),
+        ] {
+            root(&format!("overload.{key}"), low, high, allowed);
+        }
         root(
             "plugins.call_timeout_ms",
             "0",
@@ -848,6 +905,18 @@ filters = ['tap']
         for (key, low, high, allowed) in [
             (
                 "max_connections",
+                "0",
+                "10000001",
+                "a number of connections, 1 to 10000000",
+            ),
+            (
+                "max_connections_per_client",
+                "-1",
+                "10000001",
+                "a number of connections (0: any), 0 to 10000000",
+            ),
+            (
+                "max_handshakes",
                 "0",
                 "10000001",
                 "a number of connections, 1 to 10000000",

@@ -43,6 +43,7 @@ fn config(s: &mut Section<'_, '_>, flags: Flags) -> Option<Config> {
         drain_timeout: file::drain_timeout(s),
         access_log: file::access_log(s),
         trusted_proxies: Vec::new(),
+        overload: file::overload(s),
         admin,
         listeners: vec![listener?],
         plugins: Plugins {

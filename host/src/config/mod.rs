@@ -34,6 +34,8 @@ pub struct Config {
     pub access_log: bool,
     /// Networks whose forwarding headers are believed. `trusted_proxies`, default none.
     pub trusted_proxies: Vec<IpNet>,
+    /// How much is too much.
+    pub overload: Overload,
     /// The operator's door.
     pub admin: Admin,
     /// Where clients connect; at least one.
@@ -69,10 +71,28 @@ pub struct Listener {
     pub bind: SocketAddr,
     /// Over all workers. Default 100,000.
     pub max_connections: usize,
+    /// Over all workers and listeners; an IPv6 network of 64 bits is one client, and trusted proxies have
+    /// no bound. None: any number, the default.
+    pub max_connections_per_client: Option<usize>,
+    /// Connections whose first request has not come whole, over all workers. Default 10,000.
+    pub max_handshakes: usize,
     /// From the accepted connection to the end of the request's head. Default 5 s.
     pub handshake_timeout: Duration,
     /// Default 16,384; 8,192 to 1,048,576 (the HTTP library reads no smaller).
     pub max_request_header_bytes: usize,
+}
+
+/// `[overload]`: where new work is refused, so that what is there goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overload {
+    /// Over all workers. None: as many as there are connections, the default.
+    pub max_sessions: Option<u64>,
+    /// What sessions may hold of bytes that were read and not yet sent, over all workers. Default 256 MiB;
+    /// 1 MiB to 1 TiB.
+    pub max_buffered_bytes: usize,
+    /// How long what is ready may wait for its worker before new requests are refused. None: never.
+    /// Default 1 s.
+    pub shed_delay: Option<Duration>,
 }
 
 /// `[plugins]`.

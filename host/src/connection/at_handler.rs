@@ -129,7 +129,7 @@ impl Upgraded {
         );
         record.opened(&worker);
         let opened = handler.open(&facts, outbox);
-        let scratch = Rc::clone(&worker.scratch);
+        let buffers = Rc::clone(&worker.buffers);
         let mut session = Handled::new(
             client,
             &early,
@@ -138,7 +138,7 @@ impl Upgraded {
             inbox,
             registration,
             counters,
-            scratch,
+            buffers,
         );
         drop((handler, facts, early));
         poll_fn(move |cx| {

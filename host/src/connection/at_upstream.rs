@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::filters::{FilteredUpgrade, Filters};
 use super::record::{Place, Record};
-use super::{Answered, Exchange, Next, Refused, append_all};
+use super::{Answered, Exchange, Next, Refused, append_all, overloaded};
 use crate::admin::metrics::UpgradeResult;
 use crate::body;
 use crate::config::{Route, UpstreamName};
@@ -224,8 +224,8 @@ impl Upgraded {
             backend: Some(Arc::clone(active.backend())),
         };
         let registration = worker.register(SessionId::next(), place);
-        let (scratch, pipe) = (Rc::clone(&worker.scratch), worker.pipe.clone());
-        let mut session = Relayed::new(relay, registration, counters, scratch, pipe);
+        let (buffers, pipe) = (Rc::clone(&worker.buffers), worker.pipe.clone());
+        let mut session = Relayed::new(relay, registration, counters, buffers, pipe);
         record.opened(&worker);
         poll_fn(move |cx| {
             let report = ready!(session.poll_report(cx));
@@ -428,8 +428,12 @@ struct Failures {
 
 impl Failures {
     fn note(&mut self, exchange: &Exchange, pool: &Pool, backend: &Backend, error: DialError) {
-        tracing::info!(backend = backend.address(), request_id = exchange.id(), %error, "backend failed");
-        failed(pool, backend, &error.to_string());
+        if error.is_ours() {
+            tracing::warn!(backend = backend.address(), %error, "no connection can be made");
+        } else {
+            tracing::info!(backend = backend.address(), request_id = exchange.id(), %error, "backend failed");
+            failed(pool, backend, &error.to_string());
+        }
         self.last = Some(error);
         self.n_tried += 1;
     }
@@ -443,6 +447,9 @@ impl Failures {
             _ => UpgradeResult::BackendFailed,
         };
         let reason = format!("{} backends tried; the last: {error}", self.n_tried);
+        if error.is_ours() {
+            return overloaded(reason);
+        }
         Refused::new(error.status(), result, reason)
     }
 }

@@ -195,14 +195,14 @@ impl FilteredUpgrade {
             encoder: filters.encoder(End::Client, sees_up),
             early: from_backend.to_vec(),
         };
-        let scratch = Rc::clone(&worker.scratch);
+        let buffers = Rc::clone(&worker.buffers);
         let mut session = Filtered::new(
             (client, to_client),
             (stream, to_backend),
             chain,
             registration,
             counters,
-            scratch,
+            buffers,
         );
         drop((filters, early, from_backend));
         poll_fn(move |cx| {

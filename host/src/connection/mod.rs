@@ -12,10 +12,11 @@ mod filters;
 mod paths;
 mod record;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -36,13 +37,17 @@ use crate::body::{self, Body};
 use crate::config::{Listener, PathPattern, Route, Target};
 use crate::forwarding;
 use crate::handshake::{self, HandshakeError};
+use crate::overload::handshakes::Waiting;
 use crate::routing::chooser::RequestFacts;
 use crate::routing::policy::Refusal;
 use crate::site::Site;
+use crate::worker::loads::SessionSlot;
 use crate::worker::{ConnectionCount, Worker};
 
 /// Most header fields of a request (RFC 6585 section 5 answers more with a 431).
 const MAX_HEADERS: usize = 100;
+/// For a client that came when there was too much to do (RFC 9110 section 10.2.3).
+const RETRY_AFTER_SECS: RangeInclusive<u32> = 1..=5;
 
 /// Serves a connection to its end, or to the birth of its session.
 pub async fn serve(
@@ -51,9 +56,12 @@ pub async fn serve(
     far_end: SocketAddr,
     limits: Arc<Listener>,
     count: ConnectionCount,
+    waiting: Waiting,
 ) {
     let next = Rc::new(RefCell::new(None));
+    let waiting = Cell::new(Some(waiting));
     let service = service_fn(|request| {
+        drop(waiting.take());
         let (worker, next) = (Rc::clone(&worker), Rc::clone(&next));
         Box::pin(async move { Ok::<_, Infallible>(answer(worker, far_end, request, &next).await) })
     });
@@ -120,6 +128,8 @@ struct Exchange {
     request_id: HeaderValue,
     host: String,
     begun: Instant,
+    /// What a session that comes of it counts as.
+    slot: Cell<Option<SessionSlot>>,
 }
 
 /// A request that ends here.
@@ -178,6 +188,7 @@ async fn answer(
         request_id: forwarding::request_id(&head.headers),
         host: String::new(),
         begun: Instant::now(),
+        slot: Cell::new(None),
         worker,
         far_end,
     };
@@ -244,12 +255,18 @@ impl Exchange {
         if site.is_drained(route) {
             return Err(drained());
         }
+        if self.worker.is_too_late() {
+            return Err(overloaded("there is too much to do"));
+        }
         if let Target::Http(plugin) = &route.target {
             return at_plugin::request(self, plugin, head, body).await;
         }
         let upgrade = handshake::read_upgrade(&head, !body.is_end_stream())?;
         if upgrade.is_some() {
             check_origin(route, &head.headers)?;
+            let slot = self.worker.session_slot();
+            let slot = slot.ok_or_else(|| overloaded("overload.max_sessions is reached"))?;
+            self.slot.set(Some(slot));
         }
         match (&route.target, upgrade) {
             (Target::Upstream(upstream), Some(asked)) => {
@@ -422,6 +439,18 @@ fn append_all(headers: &mut HeaderMap, fields: Vec<(String, String)>) {
     for (name, value) in &added {
         headers.append(name, value.clone());
     }
+}
+
+/// Clients that come again should not do so all at once.
+fn overloaded(reason: impl Into<String>) -> Box<Refused> {
+    let mut refused = Refused::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        UpgradeResult::Overloaded,
+        reason,
+    );
+    let later = HeaderValue::from(fastrand::u32(RETRY_AFTER_SECS));
+    refused.headers.insert(header::RETRY_AFTER, later);
+    refused
 }
 
 fn drained() -> Box<Refused> {

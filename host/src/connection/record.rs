@@ -13,6 +13,7 @@ use crate::session::EndReport;
 use crate::upstream::pool::Backend;
 use crate::worker::Worker;
 use crate::worker::guests::PolicyLabel;
+use crate::worker::loads::SessionSlot;
 
 /// The handshake of one session.
 pub(super) struct Record {
@@ -22,6 +23,7 @@ pub(super) struct Record {
     path: Box<str>,
     pub(super) route: Arc<Route>,
     place: Place,
+    _slot: Option<SessionSlot>,
 }
 
 /// Where a session was placed.
@@ -46,6 +48,7 @@ impl Record {
             path: head.uri.path().into(),
             route: Arc::clone(route),
             place,
+            _slot: exchange.slot.take(),
         }
     }
 

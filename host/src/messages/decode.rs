@@ -82,6 +82,14 @@ struct Partial {
     valid: usize,
 }
 
+impl Violation {
+    /// There is no memory for a message: trying again later helps (RFC 6455 section 11.7).
+    pub const NO_ROOM: Self = Self {
+        code: 1013,
+        reason: "no room for this message now",
+    };
+}
+
 impl Decoder {
     /// `max_message_bytes`: of one message, inflated. `inflater`: where permessage-deflate was agreed
     /// on.
@@ -132,6 +140,12 @@ impl Decoder {
                 return self.show_assembled().map(Some);
             }
         }
+    }
+
+    /// Memory for what has come of a message that is not whole yet.
+    pub fn n_held(&self) -> usize {
+        let message = self.message.as_ref();
+        self.held.capacity() + message.map_or(0, |message| message.payload.capacity())
     }
 
     /// Lets go of what it holds, for good: nothing is read any more.

@@ -10,6 +10,7 @@ use tracing::Level;
 
 use super::limits::monotonic_ns;
 use crate::config::PluginName;
+use crate::log::PLUGIN_TARGET;
 
 /// Per plugin, over all workers.
 const LINES_PER_SECOND_MAX: u64 = 100;
@@ -48,11 +49,11 @@ impl LogLines {
         let plugin = self.plugin.as_str();
         let line = &line[..line.floor_char_boundary(LINE_MAX_BYTES)];
         match level {
-            Level::ERROR => tracing::error!(target: "plugin", plugin, "{line}"),
-            Level::WARN => tracing::warn!(target: "plugin", plugin, "{line}"),
-            Level::INFO => tracing::info!(target: "plugin", plugin, "{line}"),
-            Level::DEBUG => tracing::debug!(target: "plugin", plugin, "{line}"),
-            Level::TRACE => tracing::trace!(target: "plugin", plugin, "{line}"),
+            Level::ERROR => tracing::error!(target: PLUGIN_TARGET, plugin, "{line}"),
+            Level::WARN => tracing::warn!(target: PLUGIN_TARGET, plugin, "{line}"),
+            Level::INFO => tracing::info!(target: PLUGIN_TARGET, plugin, "{line}"),
+            Level::DEBUG => tracing::debug!(target: PLUGIN_TARGET, plugin, "{line}"),
+            Level::TRACE => tracing::trace!(target: PLUGIN_TARGET, plugin, "{line}"),
         }
     }
 
@@ -66,7 +67,7 @@ impl LogLines {
             let n_over = window.n_lines.saturating_sub(LINES_PER_SECOND_MAX);
             if n_over > 0 {
                 let plugin = self.plugin.as_str();
-                tracing::warn!(target: "plugin", plugin, n_over, "lines over {LINES_PER_SECOND_MAX} a second were dropped");
+                tracing::warn!(target: PLUGIN_TARGET, plugin, n_over, "lines over {LINES_PER_SECOND_MAX} a second were dropped");
             }
             *window = Window { second, n_lines: 0 };
         }

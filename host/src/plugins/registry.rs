@@ -17,6 +17,7 @@ use super::host::{PluginHost, Shares, StatsReader};
 use super::limits::AllLimits;
 use super::load::{Compiler, LoadError, sha256};
 use crate::config::PluginName;
+use crate::log::PLUGIN_TARGET;
 
 /// So many failures within [`FAILURE_WINDOW`] take a young generation back.
 const FAILURES_MAX: usize = 3;
@@ -331,7 +332,7 @@ impl Registry {
         let to = Arc::new(previous.renumbered(entry.last_number));
         self.serve(Arc::clone(&to), now);
         tracing::error!(
-            target: "plugin",
+            target: PLUGIN_TARGET,
             plugin = failure.plugin.as_str(),
             generation = failed.number,
             now = to.number,

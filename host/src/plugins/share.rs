@@ -9,6 +9,7 @@ use super::kv::KeyValues;
 use super::log_lines::LogLines;
 use super::topics::Topics;
 use crate::config::PluginName;
+use crate::log::PLUGIN_TARGET;
 
 /// Counters, and gauges, that one plugin may name.
 const VALUES_MAX: usize = 64;
@@ -73,7 +74,7 @@ impl Share {
         drop(values);
         if !self.has_complained.swap(true, Ordering::Relaxed) {
             let plugin = self.plugin.as_str();
-            tracing::warn!(target: "plugin", plugin, name = name.escape_debug().take(80).collect::<String>(),
+            tracing::warn!(target: PLUGIN_TARGET, plugin, name = name.escape_debug().take(80).collect::<String>(),
                 "a metric was dropped: names match [a-z][a-z0-9_]{{0,63}}, and there are at most {VALUES_MAX} of each kind");
         }
     }

@@ -152,6 +152,11 @@ where
         self.end
     }
 
+    /// Memory for bytes that were read and not yet taken by the other side.
+    pub fn n_held(&self) -> usize {
+        self.up.held.capacity() + self.down.held.capacity()
+    }
+
     /// Client to backend.
     pub fn moved_up(&self) -> Moved {
         self.up.moved()

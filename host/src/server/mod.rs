@@ -31,6 +31,7 @@ use crate::admin::metrics::Metrics;
 use crate::config::{Config, Problem};
 use crate::drain;
 use crate::listener;
+use crate::overload::descriptors::Descriptors;
 use crate::site::{Connectors, Drained, Site};
 use crate::systemd::Inherited;
 use crate::watch::{Change, Watch};
@@ -95,6 +96,8 @@ impl Server {
         access_log: Box<dyn io::Write + Send>,
         mut inherited: Inherited,
     ) -> Result<Self, StartError> {
+        let descriptors = Descriptors::raise();
+
         // 1. Bind: the cheapest thing that can fail.
         let mut sockets = Vec::new();
         for (key, limits) in control::listener_keys(&config) {
@@ -139,6 +142,7 @@ impl Server {
             None,
         )));
         let loads = Arc::new(Loads::new(config.workers));
+        let clients = Arc::default();
         let (givers, givens) = worker::giving(config.workers);
         let (asks, asked) = worker::asking(config.workers);
         let mut addresses = Vec::new();
@@ -166,6 +170,8 @@ impl Server {
                 counters,
                 plugin_host: registry.host(index),
                 loads: Arc::clone(&loads),
+                clients: Arc::clone(&clients),
+                descriptors,
                 givers: givers.clone(),
                 given,
                 asked,

@@ -44,6 +44,7 @@ pub(super) fn plan(site: &Site, new: &Config, running: &Running<'_>) -> Plan {
         "trusted_proxies",
         old.trusted_proxies == new.trusted_proxies,
     );
+    changed("overload", old.overload == new.overload);
     changed("admin", old.admin == new.admin);
     changed("plugins", old.plugins == new.plugins);
     let settings = old.plugin.keys().chain(new.plugin.keys());

@@ -26,9 +26,9 @@ use tokio::io::AsyncWrite as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::buffers::{Buffers, Held};
 use super::filter::{Aside, Chain, Direction, Passage};
 use super::handler::{CloseReason, Message, Received};
-use super::relayed::Scratch;
 use super::speaker::Speaker;
 use super::{EndReport, Ender, OpenCount, Order, Registration};
 use crate::admin::metrics::TargetCounters;
@@ -56,7 +56,7 @@ pub struct Filtered {
     registration: Registration,
     counters: Arc<TargetCounters>,
     _open: OpenCount,
-    scratch: Scratch,
+    held: Held,
     begun: Instant,
     end: Option<(Ender, Option<u16>)>,
     is_cut: bool,
@@ -137,7 +137,7 @@ impl Filtered {
         chain: Result<Chain, CloseReason>,
         registration: Registration,
         counters: Arc<TargetCounters>,
-        scratch: Scratch,
+        buffers: Rc<Buffers>,
     ) -> Self {
         let _open = OpenCount::new(&counters);
         let (chain, failed) = match chain {
@@ -153,7 +153,7 @@ impl Filtered {
             registration,
             counters,
             _open,
-            scratch,
+            held: Held::new(buffers),
             begun: Instant::now(),
             end: None,
             is_cut: false,
@@ -170,7 +170,9 @@ impl Filtered {
     /// Ready once the session is over; only dropping is left then. A method and no future, as
     /// [`super::relayed::Relayed::poll_report`].
     pub fn poll_report(&mut self, cx: &mut Context<'_>) -> Poll<EndReport> {
-        if self.poll(cx).is_pending() {
+        let polled = self.poll(cx);
+        self.held.set(self.client.n_held() + self.backend.n_held());
+        if polled.is_pending() {
             return Poll::Pending;
         }
         let (ended_by, code) = self.end.unwrap_or((Ender::Client, None));
@@ -235,16 +237,28 @@ impl Filtered {
             self.take_in(from, &mut early);
             return Poll::Ready(());
         }
-        let scratch = Rc::clone(&self.scratch);
-        let mut scratch = scratch.borrow_mut();
+        let buffers = Rc::clone(self.held.buffers());
+        let mut scratch = buffers.scratch();
         let received = match from {
             Direction::FromClient => self.client_stream.poll_receive(cx, &mut scratch),
             Direction::FromBackend => self.backend_stream.poll_receive(cx, &mut scratch),
         };
         received.map(|received| match received.unwrap_or(0) {
             0 => self.ended(from),
-            n => self.take_in(from, &mut scratch[..n]),
+            n => {
+                self.take_in(from, &mut scratch[..n]);
+                self.check_held(from);
+            }
         })
+    }
+
+    /// Gives up a message that there is no memory for.
+    fn check_held(&mut self, from: Direction) {
+        let (source, _) = sides(&mut self.client, &mut self.backend, from);
+        if self.held.is_too_much(source.reader.n_held()) {
+            self.ends(Ender::Host, Some(Violation::NO_ROOM.code));
+            self.refuse(from, Violation::NO_ROOM);
+        }
     }
 
     fn take_in(&mut self, from: Direction, input: &mut [u8]) {
@@ -595,6 +609,10 @@ impl Side {
         }
     }
 
+    fn n_held(&self) -> usize {
+        self.reader.n_held() + self.speaker.n_held() + self.aside.capacity()
+    }
+
     /// Messages that passed as frames, and so were not counted by who spoke them.
     fn passed(&self) -> u64 {
         match self.reader {
@@ -616,6 +634,13 @@ impl Side {
 }
 
 impl Reader {
+    fn n_held(&self) -> usize {
+        match self {
+            Self::Messages(decoder) => decoder.n_held(),
+            Self::Frames(_) => 0,
+        }
+    }
+
     fn is_between_messages(&self) -> bool {
         match self {
             Self::Messages(_) => true,

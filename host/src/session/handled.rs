@@ -13,7 +13,6 @@
 //!    └─ a violation: our Close ──> Refusing ── flushed, shut down, their end ─> Done
 //! ```
 
-use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,11 +22,11 @@ use tokio::io::AsyncWrite as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Interval};
 
+use super::buffers::{Buffers, Held};
 use super::handler::{
     CloseReason, HandlerSession, Interest, Message, PluginError, Received, Verdict,
 };
 use super::outbox::{Inbox, Outbound};
-use super::relayed::Scratch;
 use super::speaker::Speaker;
 use super::{EndReport, Ender, OpenCount, Order, Registration};
 use crate::admin::metrics::TargetCounters;
@@ -50,7 +49,7 @@ pub struct Handled {
     registration: Registration,
     counters: Arc<TargetCounters>,
     _open: OpenCount,
-    scratch: Scratch,
+    held: Held,
     begun: Instant,
     phase: Phase,
     end: Option<(Ender, Option<u16>)>,
@@ -85,7 +84,7 @@ impl Handled {
         inbox: Inbox,
         registration: Registration,
         counters: Arc<TargetCounters>,
-        scratch: Rc<RefCell<Box<[u8]>>>,
+        buffers: Rc<Buffers>,
     ) -> Self {
         let handler = handler
             .inspect_err(|error| tracing::debug!(%error, "handler failed"))
@@ -107,7 +106,7 @@ impl Handled {
             registration,
             counters,
             _open,
-            scratch,
+            held: Held::new(buffers),
             begun: Instant::now(),
             phase: Phase::Open,
             end: None,
@@ -122,7 +121,9 @@ impl Handled {
     /// Ready once the session is over; only dropping is left then. A method and no future, as
     /// [`super::relayed::Relayed::poll_report`].
     pub fn poll_report(&mut self, cx: &mut Context<'_>) -> Poll<EndReport> {
-        ready!(self.poll(cx));
+        let polled = self.poll(cx);
+        self.held.set(self.speaker.n_held() + self.decoder.n_held());
+        ready!(polled);
         let (ended_by, code) = self.end.unwrap_or((Ender::Client, None));
         let report = EndReport {
             ended_by,
@@ -172,8 +173,8 @@ impl Handled {
             self.read(&mut early);
             return Poll::Ready(());
         }
-        let scratch = Rc::clone(&self.scratch);
-        let mut scratch = scratch.borrow_mut();
+        let buffers = Rc::clone(self.held.buffers());
+        let mut scratch = buffers.scratch();
         if let Poll::Ready(received) = self.stream.poll_receive(cx, &mut scratch) {
             match received.unwrap_or(0) {
                 0 => self.client_ended(),
@@ -183,6 +184,7 @@ impl Handled {
                     self.registration.control.client_heard();
                     self.registration.control.backend_heard();
                     self.read(&mut scratch[..n]);
+                    self.check_held();
                 }
             }
             return Poll::Ready(());
@@ -347,6 +349,14 @@ impl Handled {
             self.speaker.close(Some(code), reason);
         }
         self.phase = Phase::Refusing;
+    }
+
+    /// Gives up a message that there is no memory for.
+    fn check_held(&mut self) {
+        if self.held.is_too_much(self.decoder.n_held()) {
+            self.ends(Ender::Host, Some(Violation::NO_ROOM.code));
+            self.refuse(Violation::NO_ROOM);
+        }
     }
 
     /// The first to end it names the end; the rest should not take long.

@@ -6,6 +6,7 @@
 //! [`relayed`] runs the sessions at a backend, [`filtered`] those of them that plugins look at, and
 //! [`handled`] those that end at a plugin.
 
+pub mod buffers;
 pub mod filter;
 pub mod filtered;
 pub mod handled;

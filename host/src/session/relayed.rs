@@ -3,7 +3,6 @@
 //! In go the two upgraded streams; out comes the [`EndReport`]. The path of a byte allocates
 //! nothing, takes no lock and reads no clock.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -11,14 +10,12 @@ use std::task::{Context, Poll, ready};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::buffers::{Buffers, Held};
 use super::{EndReport, OpenCount, Order, Registration};
 use crate::admin::metrics::TargetCounters;
 use crate::relay::pipe::Pipe;
 use crate::relay::{Moved, Relay, RelayEnd};
 use crate::upstream::tls::BackendStream;
-
-/// Where a worker's relays read to, one at a time, during a poll only.
-pub type Scratch = Rc<RefCell<Box<[u8]>>>;
 
 /// A session at a backend.
 #[derive(Debug)]
@@ -27,7 +24,7 @@ pub struct Relayed {
     registration: Registration,
     counters: Arc<TargetCounters>,
     _open: OpenCount,
-    scratch: Scratch,
+    held: Held,
     pipe: Option<Rc<Pipe>>,
     begun: Instant,
     /// What `counters` know of.
@@ -40,7 +37,7 @@ impl Relayed {
         relay: Relay<TcpStream, BackendStream>,
         registration: Registration,
         counters: Arc<TargetCounters>,
-        scratch: Scratch,
+        buffers: Rc<Buffers>,
         pipe: Option<Rc<Pipe>>,
     ) -> Self {
         let _open = OpenCount::new(&counters);
@@ -49,7 +46,7 @@ impl Relayed {
             registration,
             counters,
             _open,
-            scratch,
+            held: Held::new(buffers),
             pipe,
             begun: Instant::now(),
             counted: Default::default(),
@@ -83,8 +80,10 @@ impl Relayed {
                 }
             }
         }
-        let pipe = self.pipe.as_deref();
-        let polled = self.relay.poll(cx, &mut self.scratch.borrow_mut(), pipe);
+        let buffers = self.held.buffers();
+        let pipe = self.pipe.as_deref().filter(|_| !buffers.are_tight());
+        let polled = self.relay.poll(cx, &mut buffers.scratch(), pipe);
+        self.held.set(self.relay.n_held());
         self.count();
         if self.relay.end().is_some() {
             self.registration.control.ending();

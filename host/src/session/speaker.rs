@@ -68,6 +68,11 @@ impl Speaker {
         self.encoder.close(code, reason, aside);
     }
 
+    /// Memory for what waits.
+    pub(super) fn n_held(&self) -> usize {
+        self.unsent.capacity()
+    }
+
     /// More waits than should.
     pub(super) fn is_behind(&self) -> bool {
         self.unsent.len() - self.sent > UNSENT_MAX_BYTES

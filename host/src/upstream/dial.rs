@@ -19,6 +19,7 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use rustix::io::Errno;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -257,6 +258,23 @@ impl hyper::body::Body for Driven {
 }
 
 impl DialError {
+    /// Whether it is for want of something on this machine: descriptors, ports, memory. Then it says
+    /// nothing of the backend.
+    pub fn is_ours(&self) -> bool {
+        let Self::Connect(error) = self else {
+            return false;
+        };
+        let number = error.raw_os_error().map(Errno::from_raw_os_error);
+        let ours = [
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOBUFS,
+            Errno::NOMEM,
+            Errno::ADDRNOTAVAIL,
+        ];
+        number.is_some_and(|number| ours.contains(&number))
+    }
+
     /// What a client is answered when no other backend is left.
     pub fn status(&self) -> StatusCode {
         match self {

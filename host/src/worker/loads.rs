@@ -1,13 +1,16 @@
-//! How many connections each worker has, and who should have the next.
+//! How many connections each worker has, and who should have the next; and how many sessions there are.
 //!
-//! The only thing that workers share. It is written once per connection, not per byte.
+//! What workers share. It is written once per connection and session, not per byte.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-/// How many connections each worker has, those on their way to it included.
+/// How many connections each worker has, those on their way to it included, and the sessions of all.
 #[derive(Debug)]
-pub struct Loads(Vec<Load>);
+pub struct Loads {
+    workers: Vec<Load>,
+    sessions: AtomicU64,
+}
 
 /// On a cache line of its own: each is written at the pace of connections, by its worker mostly.
 #[derive(Debug, Default)]
@@ -21,29 +24,58 @@ const MAX_LEAD: usize = 4;
 impl Loads {
     /// All zeros.
     pub fn new(n_workers: usize) -> Self {
-        Self((0..n_workers).map(|_| Load::default()).collect())
+        Self {
+            workers: (0..n_workers).map(|_| Load::default()).collect(),
+            sessions: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn n_workers(&self) -> usize {
+        self.workers.len()
     }
 
     pub(super) fn total(&self) -> usize {
-        self.0.iter().map(|load| load.0.load(Relaxed)).sum()
+        self.workers.iter().map(|load| load.0.load(Relaxed)).sum()
     }
 
     /// Who should have the next connection of worker `own`.
     pub(super) fn best(&self, own: usize) -> usize {
-        let loads = || self.0.iter().map(|load| load.0.load(Relaxed)).enumerate();
+        let loads = || {
+            self.workers
+                .iter()
+                .map(|load| load.0.load(Relaxed))
+                .enumerate()
+        };
         let lead = |least: usize| least + least / 16 + MAX_LEAD;
         match loads().min_by_key(|&(_, load)| load) {
-            Some((other, least)) if self.0[own].0.load(Relaxed) >= lead(least) => other,
+            Some((other, least)) if self.workers[own].0.load(Relaxed) >= lead(least) => other,
             Some(_) | None => own,
         }
     }
 
+    /// One more session, unless there are `max` already. None: any number.
+    pub(super) fn session(self: &Arc<Self>, max: Option<u64>) -> Option<SessionSlot> {
+        let before = self.sessions.fetch_add(1, Relaxed);
+        let slot = SessionSlot(Arc::clone(self));
+        max.is_none_or(|max| before < max).then_some(slot)
+    }
+
     pub(super) fn slot(self: &Arc<Self>, worker: usize) -> Slot {
-        self.0[worker].0.fetch_add(1, Relaxed);
+        self.workers[worker].0.fetch_add(1, Relaxed);
         Slot {
             loads: Arc::clone(self),
             worker,
         }
+    }
+}
+
+/// One session, from its request to its end: dropping it counts it out.
+#[derive(Debug)]
+pub struct SessionSlot(Arc<Loads>);
+
+impl Drop for SessionSlot {
+    fn drop(&mut self) {
+        self.0.sessions.fetch_sub(1, Relaxed);
     }
 }
 
@@ -56,7 +88,7 @@ pub(super) struct Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.loads.0[self.worker].0.fetch_sub(1, Relaxed);
+        self.loads.workers[self.worker].0.fetch_sub(1, Relaxed);
     }
 }
 
@@ -74,11 +106,21 @@ mod tests {
     }
 
     #[test]
+    fn sessions_are_bounded_and_who_found_no_room_takes_none() {
+        let loads = Arc::new(Loads::new(1));
+        let first = loads.session(Some(1));
+        assert!(first.is_some() && loads.session(Some(1)).is_none());
+        drop(first);
+        assert!(loads.session(Some(1)).is_some() && loads.session(None).is_some());
+        assert_eq!(loads.sessions.load(Relaxed), 0);
+    }
+
+    #[test]
     fn a_thousand_connections_of_one_worker_are_spread_evenly() {
         let loads = Arc::new(Loads::new(2));
         let slots: Vec<_> = (0..1000).map(|_| loads.slot(loads.best(0))).collect();
         assert_eq!(loads.total(), slots.len());
-        let largest = loads.0.iter().map(|load| load.0.load(Relaxed)).max();
+        let largest = loads.workers.iter().map(|load| load.0.load(Relaxed)).max();
         assert!(largest <= Some(575), "{largest:?} of 500 on average");
     }
 }

@@ -25,24 +25,24 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use self::guests::{Guests, States};
-use self::loads::{Loads, Slot};
+use self::loads::{Loads, SessionSlot, Slot};
 use crate::admin::access_log::AccessLog;
 use crate::admin::metrics::{TargetCounters, TargetKind, WorkerCounters};
 use crate::config::{Listener, PluginName, Target};
 use crate::drain::{Drain, Plan as DrainPlan};
+use crate::overload::clients::{ClientSlot, Clients};
+use crate::overload::descriptors::Descriptors;
+use crate::overload::handshakes::Handshakes;
+use crate::overload::lag::Lag;
 use crate::plugins::host::PluginHost;
 use crate::proxy::Connections;
 use crate::relay::pipe::Pipe;
-use crate::session::relayed::Scratch;
+use crate::session::buffers::Buffers;
 use crate::session::{
     Control, Ender, Order, Place, Registration, SWEEP_INTERVAL, SessionId, Sessions,
 };
 use crate::site::{Keeps, Site};
 use crate::{connection, listener};
-
-/// Where relays read to. As large as the largest read that pays: at 64 KiB a system call's fixed
-/// cost is a few percent of the copy.
-const SCRATCH_BYTES: usize = 256 * 1024;
 
 /// RFC 6455 section 7.4.1.
 const GOING_AWAY: u16 = 1001;
@@ -74,6 +74,10 @@ pub struct Setup {
     pub plugin_host: PluginHost,
     /// All workers' loads.
     pub loads: Arc<Loads>,
+    /// All workers' connections by client.
+    pub clients: Arc<Clients>,
+    /// Of the process.
+    pub descriptors: Descriptors,
     /// The way to every worker, this one included.
     pub givers: Vec<mpsc::Sender<Given>>,
     /// What others give.
@@ -135,7 +139,7 @@ pub struct Given {
     stream: StdStream,
     client: SocketAddr,
     limits: Arc<Listener>,
-    slot: Slot,
+    count: (Slot, Option<ClientSlot>),
 }
 
 /// The ways to give connections to workers.
@@ -157,13 +161,19 @@ pub struct Worker {
     pub sessions: Rc<Sessions>,
     /// Kept connections to backends, for plain HTTP.
     pub connections: Connections,
-    /// Where relays read to.
-    pub scratch: Scratch,
+    /// Where sessions read to.
+    pub buffers: Rc<Buffers>,
     /// What large payload of relays goes through; none where there was no descriptor for it.
     pub pipe: Option<Rc<Pipe>>,
     /// Plugins at work.
     pub guests: Guests,
     loads: Arc<Loads>,
+    clients: Arc<Clients>,
+    /// Of the process.
+    pub descriptors: Descriptors,
+    /// Connections that have not asked for anything yet.
+    pub handshakes: Rc<Handshakes>,
+    lag: Rc<Lag>,
     index: usize,
     givers: Vec<mpsc::Sender<Given>>,
     targets: RefCell<HashMap<Target, Arc<TargetCounters>>>,
@@ -202,14 +212,18 @@ async fn run(setup: Setup) {
         keeps: RefCell::new(Rc::new(Keeps::new(&first))),
         site: RefCell::new(first),
         drain: drain.clone(),
+        buffers: Rc::new(Buffers::new(Arc::clone(&setup.counters))),
+        lag: Rc::new(Lag::new(Arc::clone(&setup.counters))),
         counters: setup.counters,
         access_log: setup.access_log,
         sessions: Rc::default(),
         connections: Connections::default(),
-        scratch: Rc::new(RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice())),
         pipe: Pipe::new().ok().map(Rc::new),
         guests: Guests::new(setup.plugin_host),
         loads: setup.loads,
+        clients: setup.clients,
+        descriptors: setup.descriptors,
+        handshakes: Rc::default(),
         index: setup.index,
         givers: setup.givers,
         targets: RefCell::default(),
@@ -249,7 +263,7 @@ async fn run(setup: Setup) {
 #[derive(Debug)]
 pub struct ConnectionCount {
     counters: Arc<WorkerCounters>,
-    _slot: Slot,
+    _slots: (Slot, Option<ClientSlot>),
 }
 
 impl Drop for ConnectionCount {
@@ -285,22 +299,35 @@ impl Worker {
         client: SocketAddr,
         limits: &Arc<Listener>,
     ) -> io::Result<()> {
-        if self.loads.total() >= limits.max_connections {
+        let refuse = |why| {
             self.counters.connections_refused.add(1);
-            tracing::debug!(%client, "connection refused: max_connections is reached");
+            tracing::debug!(%client, "connection refused: {why} is reached");
+        };
+        if self.loads.total() >= limits.max_connections {
+            refuse("max_connections");
             return Ok(());
         }
+        let mut client_slot = None;
+        if let Some(max) = limits.max_connections_per_client
+            && !self.is_trusted(client)
+        {
+            client_slot = self.clients.enter(client.ip(), max);
+            if client_slot.is_none() {
+                refuse("max_connections_per_client");
+                return Ok(());
+            }
+        }
         let best = self.loads.best(self.index);
-        let slot = self.loads.slot(best);
+        let count = (self.loads.slot(best), client_slot);
         if best == self.index {
-            self.serve(stream, client, Arc::clone(limits), slot);
+            self.serve(stream, client, Arc::clone(limits), count);
             return Ok(());
         }
         let given = Given {
             stream: stream.into_std()?,
             client,
             limits: Arc::clone(limits),
-            slot,
+            count,
         };
         match self.givers[best].try_send(given) {
             Ok(()) => {}
@@ -309,6 +336,26 @@ impl Worker {
             ) => self.take(given),
         }
         Ok(())
+    }
+
+    /// A proxy that is believed speaks for many clients.
+    fn is_trusted(&self, client: SocketAddr) -> bool {
+        let client = client.ip().to_canonical();
+        let site = self.site.borrow();
+        let mut trusted = site.config.trusted_proxies.iter();
+        trusted.any(|network| network.contains(&client))
+    }
+
+    /// Room for a session, if the operator allows one more.
+    pub fn session_slot(&self) -> Option<SessionSlot> {
+        self.loads
+            .session(self.site.borrow().config.overload.max_sessions)
+    }
+
+    /// Whether there is so much to do that a new request should be refused.
+    pub fn is_too_late(&self) -> bool {
+        let allowed = self.site.borrow().config.overload.shed_delay;
+        allowed.is_some_and(|allowed| self.lag.is_too_late(allowed, fastrand::f64()))
     }
 
     fn reply(self: &Rc<Self>, accepting: &mut JoinSet<()>, ask: Ask) {
@@ -354,10 +401,10 @@ impl Worker {
             stream,
             client,
             limits,
-            slot,
+            count,
         } = given;
         match TcpStream::from_std(stream) {
-            Ok(stream) => self.serve(stream, client, limits, slot),
+            Ok(stream) => self.serve(stream, client, limits, count),
             Err(error) => tracing::warn!(%client, %error, "connection lost between two workers"),
         }
     }
@@ -367,22 +414,21 @@ impl Worker {
         stream: TcpStream,
         client: SocketAddr,
         limits: Arc<Listener>,
-        slot: Slot,
+        slots: (Slot, Option<ClientSlot>),
     ) {
         self.counters.connections_accepted.add(1);
         self.counters.connections_open.add(1);
         let count = ConnectionCount {
             counters: Arc::clone(&self.counters),
-            _slot: slot,
+            _slots: slots,
         };
-        // The worker's runtime owns the task and ends it at the latest with the worker.
-        tokio::task::spawn_local(connection::serve(
-            Rc::clone(self),
-            stream,
-            client,
-            limits,
-            count,
-        ));
+        self.lag.look();
+        let max_handshakes = limits.max_handshakes.div_ceil(self.loads.n_workers());
+        let ended = self.handshakes.shrink_to(max_handshakes - 1);
+        self.counters.handshakes_ended.add(ended);
+        let worker = Rc::clone(self);
+        self.handshakes
+            .run(|waiting| connection::serve(worker, stream, client, limits, count, waiting));
     }
 
     /// This worker's cells for a route's target.
@@ -416,6 +462,8 @@ impl Worker {
         for route in &site.config.routes {
             self.target_counters(&route.target);
         }
+        let max_buffered = site.config.overload.max_buffered_bytes;
+        self.buffers.allow(max_buffered / self.loads.n_workers());
         let before = self.site.replace(Arc::clone(&site));
         if site.keeps_the_same_as(&before) {
             return;
