@@ -10,6 +10,7 @@ mod conformance;
 mod dns;
 mod drain;
 mod ejection;
+mod faults;
 mod fences;
 mod filters;
 mod handlers;

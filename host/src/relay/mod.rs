@@ -16,6 +16,8 @@
 //!                            dropped)
 //! ```
 //!
+//! A side that has answered our Close is shut at once; the other may take its time.
+//!
 //! Where a Close has gone each way, the first end of stream ends both.
 
 pub mod pipe;
@@ -209,6 +211,8 @@ struct Flow {
     is_too_big: bool,
     /// A Close has come from the destination.
     is_answered: bool,
+    /// The destination was told that nothing more comes.
+    is_shut: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -252,6 +256,7 @@ impl Flow {
             loss: None,
             is_too_big: false,
             is_answered: false,
+            is_shut: false,
         }
     }
 
@@ -287,6 +292,11 @@ impl Flow {
                     // A failure says that the destination is gone already, which is as good.
                     let _ = ready!(Pin::new(&mut *destination).poll_shutdown(cx));
                     self.phase = Phase::Done;
+                }
+                // It has answered our Close and waits for the end, whatever the source does.
+                Phase::Closing if self.is_answered && !self.is_shut => {
+                    let _ = ready!(Pin::new(&mut *destination).poll_shutdown(cx));
+                    self.is_shut = true;
                 }
                 Phase::Closing | Phase::Open => {
                     // A header read by itself lets its payload pass unseen.
@@ -706,8 +716,9 @@ mod tests {
                 .write_all(b"\x88\x82\0\0\0\0\x03\xe9")
                 .await
                 .expect("room");
-            backend.write_all(b"\x88\x02\x03\xe9").await.expect("room");
             assert_eq!(rest(&mut client).await, b"", "nothing follows a Close");
+            assert!(!end.is_finished(), "the backend has not answered yet");
+            backend.write_all(b"\x88\x02\x03\xe9").await.expect("room");
             assert_eq!(rest(&mut backend).await, b"");
             assert_eq!(
                 end.await.expect("ends").0,

@@ -574,6 +574,8 @@ impl Filtered {
             // A reset, which is what a socket dropped with unread input becomes, could overtake our
             // Close.
             (Told::Closed, Heard::Refused) => true,
+            // It waits for the end, whatever the other side does.
+            (Told::Closed, Heard::Closed) => true,
             _ => false,
         };
         if must_shut {
