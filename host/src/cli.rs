@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::plugins::apart;
+
 /// A WebSocket balancer whose routing policies and message handlers are WebAssembly plugins.
 #[derive(Debug, Parser)]
 #[command(
@@ -30,6 +32,9 @@ pub enum Command {
     Status(Status),
     /// Three backends, the balancer and a client on this machine: rotation, then a live policy swap
     Demo(Demo),
+    /// Compile a plugin from stdin into the cache, within bounds: what `run` and `check` call for large ones
+    #[command(name = apart::SUBCOMMAND, hide = true)]
+    CompilePlugin,
 }
 
 /// `pointsman run`.

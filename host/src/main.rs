@@ -14,6 +14,7 @@ use clap::Parser as _;
 use pointsman::admin::steer::Proposal;
 use pointsman::cli::{Check, Cli, Command, Demo, Run, Status};
 use pointsman::config::{Config, Flags, Problem};
+use pointsman::plugins::apart;
 use pointsman::server::{Server, StartError};
 use pointsman::systemd::{self, Inherited};
 use pointsman::{admin, demo, log, server};
@@ -24,11 +25,14 @@ use tracing::level_filters::LevelFilter;
 const DEFAULT_FILE: &str = "pointsman.toml";
 
 fn main() -> ExitCode {
+    // By this name it is the program that runs, even if another was installed since.
+    apart::use_program("/proc/self/exe".into());
     let done = match Cli::parse().command {
         Command::Run(flags) => run(flags),
         Command::Check(flags) => check(&flags),
         Command::Status(flags) => status(&flags),
         Command::Demo(flags) => show(&flags),
+        Command::CompilePlugin => apart::compile_stdin().map_err(Into::into),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -81,6 +81,30 @@ pub fn filter_that_forwards() -> Result<Vec<u8>> {
     component(&core(&text("filter_forwards")?, "filter-plugin")?)
 }
 
+/// A policy that behaves, with `n_functions` besides that are never called and keep a compiler busy.
+///
+/// # Errors
+///
+/// See [`policy`].
+pub fn policy_of_many_functions(n_functions: usize) -> Result<Vec<u8>> {
+    let step = "(local.set $a (i64.xor (i64.mul (local.get $a) (local.get $b)) (i64.rotl (local.get $b) (local.get $a))))\n";
+    let body = step.repeat(100);
+    let function =
+        format!("(func (param $a i64) (param $b i64) (result i64) {body} (local.get $a))\n");
+    let text = spliced("policy", "traps")?;
+    let end = text.rfind(')').context("a module ends")?;
+    let text = format!("{} {})", &text[..end], function.repeat(n_functions));
+    component(&core(&text, "policy-plugin")?)
+}
+
+/// The same plugin as other content: with a custom section that says so.
+pub fn marked(plugin: &[u8], mark: u32) -> Vec<u8> {
+    const NAME: &[u8] = b"\x04mark";
+    let mark = mark.to_le_bytes();
+    let section = [&[0, 9], NAME, &mark].concat();
+    [plugin, &section].concat()
+}
+
 /// A policy whose `configure` never comes back.
 ///
 /// # Errors

@@ -29,6 +29,26 @@ async fn a_policy_that_answers_hugely_is_not_believed_and_the_fallback_answers()
 }
 
 #[tokio::test]
+async fn a_policy_that_recurses_is_stopped_and_the_fallback_answers() -> Result<()> {
+    hostile_policy("recurses", "trap").await
+}
+
+#[tokio::test]
+async fn a_policy_that_grows_tables_is_stopped_and_the_fallback_answers() -> Result<()> {
+    hostile_policy("grows_tables", "memory").await
+}
+
+#[tokio::test]
+async fn a_policy_that_lists_hugely_is_stopped_and_the_fallback_answers() -> Result<()> {
+    hostile_policy("policy_lists_hugely", "trap").await
+}
+
+#[tokio::test]
+async fn a_handler_that_recurses_is_stopped_and_its_session_closed() -> Result<()> {
+    hostile_handler("recurses", "trap").await
+}
+
+#[tokio::test]
 async fn a_handler_that_loops_is_stopped_and_its_session_closed() -> Result<()> {
     hostile_handler("loops", "timeout").await
 }

@@ -22,6 +22,7 @@ mod limits;
 mod messages;
 mod observe;
 mod overload;
+mod plugin_attacks;
 mod policies;
 mod proxy;
 mod relay;

@@ -209,6 +209,7 @@ pub(super) fn plugins(s: &mut Section<'_, '_>, base_dir: &Path) -> Plugins {
         dir: s.text("dir", "the path of a folder", dir),
         call_timeout: call_timeout(s).unwrap_or(Duration::from_millis(10)),
         memory_max_bytes: memory_max_bytes(s).unwrap_or(16 << 20),
+        compile_timeout: s.millis("compile_timeout_ms", 1..=MAX_TIMEOUT_MS, 60_000),
     }
 }
 
@@ -440,6 +441,7 @@ max_request_header_bytes = 16384
 dir = "plugins"
 call_timeout_ms = 10
 memory_max_bytes = 16777216
+compile_timeout_ms = 30000
 
 [plugin.chat]
 config = { room_limit = 500, since = 2026-01-02T03:04:05Z }
@@ -579,6 +581,7 @@ handler = 'echo'
                 dir: Some(PathBuf::from("/etc/pointsman/plugins")),
                 call_timeout: Duration::from_millis(10),
                 memory_max_bytes: 16 << 20,
+                compile_timeout: Duration::from_secs(30),
             },
             plugin: BTreeMap::from([(
                 plugin_name("chat"),
@@ -725,6 +728,7 @@ upstream = 'app'"
             dir: None,
             call_timeout,
             memory_max_bytes: 16 << 20,
+            compile_timeout: Duration::from_secs(60),
         };
         assert_eq!(config.plugins, expected);
         assert_eq!(
@@ -901,6 +905,8 @@ filters = ['tap']
             "a number of milliseconds, 1 to 10000",
         );
         let allowed = "a number of bytes, 65536 to 4294967296";
+        let wanted = "a number of milliseconds, 1 to 600000";
+        root("plugins.compile_timeout_ms", "0", "600001", wanted);
         root("plugins.memory_max_bytes", "65535", "4294967297", allowed);
         for (key, low, high, allowed) in [
             (

@@ -104,6 +104,8 @@ pub struct Plugins {
     pub call_timeout: Duration,
     /// Per instance. Default 16 MiB; 64 KiB to 4 GiB.
     pub memory_max_bytes: usize,
+    /// For one file. Default 60 s; 1 ms to 10 minutes.
+    pub compile_timeout: Duration,
 }
 
 /// `[plugin.NAME]`.

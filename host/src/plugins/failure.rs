@@ -56,10 +56,12 @@ pub enum CallError {
     },
     /// The instance has failed before. Nothing was called and nothing is counted.
     Dead,
+    /// So many instances have failed that none is made for a while. Nothing was called.
+    Resting,
 }
 
 impl CallError {
-    /// For metrics: `timeout`, `memory`, `trap`, `output`, `refused` or `dead`.
+    /// For metrics: `timeout`, `memory`, `trap`, `output`, `refused`, `dead` or `resting`.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Timeout { .. } => "timeout",
@@ -68,6 +70,7 @@ impl CallError {
             Self::Output { .. } => "output",
             Self::Refused { .. } => "refused",
             Self::Dead => "dead",
+            Self::Resting => "resting",
         }
     }
 
@@ -112,6 +115,7 @@ impl fmt::Display for CallError {
             Self::Output { call, what } => write!(f, "`{call}` returned {what}"),
             Self::Refused { call, reason } => write!(f, "`{call}` refused: {reason}"),
             Self::Dead => f.write_str("the instance has failed before"),
+            Self::Resting => f.write_str("it has failed so often that it rests for a while"),
         }
     }
 }

@@ -52,10 +52,9 @@ impl GuestFilter {
     }
 
     fn try_accept(&self, facts: &Facts) -> Result<Result<Admission, Refusal>, CallError> {
-        if !self.0.wants_accept {
+        let Some(first) = self.0.to_ask()? else {
             return Ok(Ok(Admission::default()));
-        }
-        let first = self.0.first()?;
+        };
         let mut first = first.borrow_mut();
         let accepted = first.accept(facts, |filter, store, facts| {
             filter.call_accept(store, facts)

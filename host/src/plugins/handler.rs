@@ -55,10 +55,9 @@ impl GuestHandler {
     }
 
     fn try_accept(&self, facts: &Facts) -> Result<Result<Option<String>, Refusal>, CallError> {
-        if !self.0.wants_accept {
+        let Some(first) = self.0.to_ask()? else {
             return Ok(Ok(None));
-        }
-        let first = self.0.first()?;
+        };
         let mut first = first.borrow_mut();
         let accepted = first.accept(facts, |handler, store, facts| {
             handler.call_accept(store, facts)

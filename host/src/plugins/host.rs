@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -112,6 +113,13 @@ impl Shares {
     }
 
     /// For instances made from now on.
+    pub(super) fn compile_timeout(&self) -> Duration {
+        let limits = self.limits.lock();
+        limits
+            .unwrap_or_else(PoisonError::into_inner)
+            .compile_timeout()
+    }
+
     pub(super) fn set_limits(&self, limits: AllLimits) {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }

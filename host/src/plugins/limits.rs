@@ -56,6 +56,7 @@ pub struct Limits {
 pub struct AllLimits {
     usual: Limits,
     own: BTreeMap<PluginName, Limits>,
+    compile_timeout: Duration,
 }
 
 impl AllLimits {
@@ -72,7 +73,13 @@ impl AllLimits {
         Self {
             usual,
             own: config.plugin.iter().filter_map(own).collect(),
+            compile_timeout: config.plugins.compile_timeout,
         }
+    }
+
+    /// For one large file.
+    pub(super) fn compile_timeout(&self) -> Duration {
+        self.compile_timeout
     }
 
     /// Of one plugin.
@@ -84,8 +91,11 @@ impl AllLimits {
 /// The same for every plugin.
 impl From<Limits> for AllLimits {
     fn from(usual: Limits) -> Self {
-        let own = BTreeMap::new();
-        Self { usual, own }
+        Self {
+            usual,
+            own: BTreeMap::new(),
+            compile_timeout: Duration::from_secs(60),
+        }
     }
 }
 

@@ -100,6 +100,8 @@ pub enum LoadError {
     NotWasm,
     /// It is a core module that cannot be made a component: built without `wit-bindgen`, or for WASI 0.1.
     NotComponent(String),
+    /// Compiling it takes too long, or too much memory.
+    CompileBounds(String),
     /// It is broken, or uses what the compiler does not have.
     Compile(String),
     /// It wants what is not offered.
@@ -393,6 +395,7 @@ impl fmt::Display for LoadError {
             Self::NotComponent(cause) => {
                 write!(f, "the core module cannot be made a component (is it built with the sdk or wit-bindgen?): {cause}")
             }
+            Self::CompileBounds(what) => write!(f, "compiling it {what}"),
             Self::Compile(cause) => write!(f, "the file does not compile: {cause}"),
             Self::UnknownImport(import) => write!(
                 f,

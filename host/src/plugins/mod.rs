@@ -11,7 +11,9 @@
 //!                                             host_api, wasi <- imports - guest -> stats, failures
 //! ```
 
+pub mod apart;
 mod bindings;
+mod breaker;
 pub mod engine;
 pub mod failure;
 pub mod filter;

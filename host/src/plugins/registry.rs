@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::apart;
 use super::failure::Failure;
 use super::generation::{Generation, Source};
 use super::host::{PluginHost, Shares, StatsReader};
@@ -84,6 +85,7 @@ pub struct Job {
     number: u64,
     source: Source,
     bytes: JobBytes,
+    compile_timeout: Duration,
 }
 
 #[derive(Debug)]
@@ -368,6 +370,7 @@ impl Registry {
             number: last_number + 1,
             source,
             bytes,
+            compile_timeout: self.plugins.compile_timeout(),
         }
     }
 }
@@ -404,14 +407,18 @@ impl Job {
         &self.name
     }
 
-    /// Compiles and checks. Blocks for 15 ms to seconds.
+    /// Compiles and checks. Blocks for 15 ms to seconds; for as long as the operator allows where it is
+    /// a large file.
     ///
     /// # Errors
     /// Hand it to [`Registry::refuse`].
     pub fn compile(self) -> Result<Arc<Generation>, LoadError> {
         let bytes = match &self.bytes {
             JobBytes::Embedded(bytes) => bytes,
-            JobBytes::Read(bytes) => bytes.as_slice(),
+            JobBytes::Read(bytes) => {
+                apart::try_compile(bytes, self.compile_timeout)?;
+                bytes.as_slice()
+            }
         };
         let code = self.compiler.compile(bytes)?;
         Ok(Arc::new(Generation {

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use wasmtime::Store;
 use wasmtime::component::{Instance, ResourceAny};
@@ -16,6 +17,7 @@ use wasmtime::component::{Instance, ResourceAny};
 use super::bindings;
 use super::bindings::exports::pointsman::plugin::state;
 use super::bindings::pointsman::plugin::types;
+use super::breaker::Breaker;
 use super::failure::{CallError, cut};
 use super::generation::{Generation, Saved};
 use super::guest::{About, Guest};
@@ -68,9 +70,10 @@ pub(super) struct Host<X> {
     pub(super) about: About,
     pub(super) settings: PluginSettings,
     pub(super) wanted_headers: Vec<String>,
-    pub(super) wants_accept: bool,
+    wants_accept: bool,
     /// Those that take sessions. The first is kept when it has none, for `accept` and for state.
     instances: RefCell<Vec<SharedInstance<X>>>,
+    breaker: Breaker,
 }
 
 type SharedInstance<X> = Rc<RefCell<SessionsInstance<X>>>;
@@ -110,6 +113,7 @@ impl<X: Exports> Host<X> {
                 .collect(),
             wants_accept: wants.accept,
             instances: RefCell::new(vec![first]),
+            breaker: Breaker::default(),
         })
     }
 
@@ -141,10 +145,16 @@ impl<X: Exports> Host<X> {
         }
     }
 
+    /// Who has to be asked before a session is accepted, if the plugin wants that.
+    pub(super) fn to_ask(&self) -> Result<Option<SharedInstance<X>>, CallError> {
+        self.breaker.check(Instant::now())?;
+        self.wants_accept.then(|| self.first()).transpose()
+    }
+
     /// An instance that is alive, whether it is full or not.
-    pub(super) fn first(&self) -> Result<SharedInstance<X>, CallError> {
+    fn first(&self) -> Result<SharedInstance<X>, CallError> {
         let mut instances = self.instances.borrow_mut();
-        instances.retain(|instance| !instance.borrow().guest.is_dead());
+        instances.retain(|instance| self.is_alive(instance));
         if let Some(first) = instances.first() {
             return Ok(Rc::clone(first));
         }
@@ -167,14 +177,15 @@ impl<X: Exports> Host<X> {
     }
 
     fn roomy(&self) -> Result<SharedInstance<X>, CallError> {
+        self.breaker.check(Instant::now())?;
         if self.settings.isolation == Isolation::Session {
             return self.make();
         }
         let mut instances = self.instances.borrow_mut();
         let mut is_first = true;
         instances.retain(|instance| {
-            let instance = instance.borrow();
-            let is_kept = !instance.guest.is_dead() && (is_first || !instance.sessions.is_empty());
+            let has_sessions = !instance.borrow().sessions.is_empty();
+            let is_kept = self.is_alive(instance) && (is_first || has_sessions);
             is_first &= !is_kept;
             is_kept
         });
@@ -189,8 +200,18 @@ impl<X: Exports> Host<X> {
         Ok(instance)
     }
 
+    /// Counts the dead, each of which is asked about once.
+    fn is_alive(&self, instance: &SharedInstance<X>) -> bool {
+        let is_alive = !instance.borrow().guest.is_dead();
+        if !is_alive {
+            self.breaker.failed(Instant::now());
+        }
+        is_alive
+    }
+
     fn make(&self) -> Result<SharedInstance<X>, CallError> {
-        let (instance, _) = SessionsInstance::new(self.about.clone(), &self.settings)?;
+        let made = SessionsInstance::new(self.about.clone(), &self.settings);
+        let (instance, _) = made.inspect_err(|_| self.breaker.failed(Instant::now()))?;
         Ok(instance)
     }
 

@@ -1,0 +1,160 @@
+//! Compiling a plugin apart: in a process of its own first, which may be stopped.
+//!
+//! A compiler cannot be stopped from within, and a file of a few megabytes can be made to keep it busy for
+//! minutes, or to take gigabytes. So a large file is compiled by a child, of lower priority and with bounds
+//! on time and memory. If that ends well, this process does the same again, which is cheap: the
+//! child has left the code in the cache of compiled plugins, and if there is no cache, it is known what
+//! it costs.
+
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, nice, pidfd_open, setrlimit};
+
+use super::limits::FILE_MAX_BYTES;
+use super::load::{Compiler, LoadError};
+
+/// What is smaller takes seconds at worst, and the child's start is not worth it.
+const MIN_BYTES: usize = 128 << 10;
+
+/// Address space of the child: code, heap and stacks of all its threads.
+const MEMORY_MAX_BYTES: u64 = 4 << 30;
+
+/// How much lower the child's priority is, as of nice(1).
+const NICENESS: i32 = 10;
+
+/// The subcommand that calls [`compile_stdin`].
+pub const SUBCOMMAND: &str = "compile-plugin";
+
+/// This program, if it has that subcommand.
+static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+
+/// From now on large plugins are compiled apart, by this program.
+pub fn use_program(program: PathBuf) {
+    // A second call says the same.
+    let _ = PROGRAM.set(program);
+}
+
+/// What the child does: takes its bounds, and compiles what comes from stdin.
+///
+/// # Errors
+/// As [`Compiler::compile`], and [`LoadError::Read`].
+pub fn compile_stdin() -> Result<(), LoadError> {
+    let read = |error: &dyn ToString| LoadError::Read(error.to_string());
+    let bound = |resource, bytes| {
+        let limit = Rlimit {
+            current: Some(bytes),
+            maximum: Some(bytes),
+        };
+        setrlimit(resource, limit).map_err(|error| read(&error))
+    };
+    bound(Resource::As, MEMORY_MAX_BYTES)?;
+    bound(Resource::Core, 0)?;
+    // Being more important than wished is no reason to give up.
+    let _ = nice(NICENESS);
+    let mut bytes = Vec::new();
+    let limit = FILE_MAX_BYTES as u64 + 1;
+    let stdin = io::stdin().lock();
+    stdin
+        .take(limit)
+        .read_to_end(&mut bytes)
+        .map_err(|error| read(&error))?;
+    Compiler::new()?.compile(&bytes).map(drop)
+}
+
+/// Whether it can be compiled within these bounds. Blocks.
+///
+/// # Errors
+/// [`LoadError::CompileBounds`]. What else is wrong with it is not told here.
+pub(super) fn try_compile(bytes: &[u8], timeout: Duration) -> Result<(), LoadError> {
+    let Some(program) = PROGRAM.get().filter(|_| bytes.len() >= MIN_BYTES) else {
+        return Ok(());
+    };
+    let mut child = match start(program) {
+        Ok(child) => child,
+        Err(error) => {
+            tracing::warn!(%error, "plugins cannot be compiled apart");
+            return Ok(());
+        }
+    };
+    if let Some(mut stdin) = child.stdin.take() {
+        // An error says that the child has ended, and how it did says more.
+        let _ = stdin.write_all(bytes);
+    }
+    match wait(&mut child, timeout) {
+        Ok(Some(status)) if status.signal().is_some() => Err(LoadError::CompileBounds(format!(
+            "wants more than {} GiB of memory, or ends the compiler",
+            MEMORY_MAX_BYTES >> 30
+        ))),
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err(LoadError::CompileBounds(format!(
+            "takes longer than {} ms",
+            timeout.as_millis()
+        ))),
+        Err(error) => {
+            tracing::warn!(%error, "a plugin is not compiled apart");
+            Ok(())
+        }
+    }
+}
+
+fn start(program: &PathBuf) -> io::Result<Child> {
+    Command::new(program)
+        .arg0("pointsman")
+        .arg(SUBCOMMAND)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+}
+
+/// None: it has not ended in time, and was ended.
+fn wait(child: &mut Child, timeout: Duration) -> io::Result<Option<ExitStatus>> {
+    let ended = ends_within(child, timeout);
+    if !matches!(ended, Ok(true)) {
+        child.kill()?;
+    }
+    let status = child.wait()?;
+    Ok(ended?.then_some(status))
+}
+
+fn ends_within(child: &Child, timeout: Duration) -> io::Result<bool> {
+    let pid = Pid::from_child(child);
+    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&left)) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(n) => return Ok(n > 0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(script: &str, timeout: Duration) -> Option<Option<i32>> {
+        let mut shell = Command::new("sh");
+        let mut child = shell.args(["-c", script]).spawn().unwrap();
+        let ended = wait(&mut child, timeout).unwrap();
+        assert!(child.try_wait().unwrap().is_some(), "it runs still");
+        ended.map(|status| status.code())
+    }
+
+    #[test]
+    fn a_child_is_waited_for_and_ended_when_it_takes_too_long() {
+        let long = Duration::from_secs(10);
+        assert_eq!(run("exit 3", long), Some(Some(3)));
+        assert_eq!(run("kill -9 $$", long), Some(None));
+        assert_eq!(run("exec sleep 100", Duration::from_millis(50)), None);
+    }
+}

@@ -1,0 +1,324 @@
+//! The promise: whatever is put into the watched folder, and however fast, what serves goes on serving,
+//! no handshake fails, and the process stays within its bounds.
+
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use pointsman_tests::{Backend, Balancer, Chatter, Client, PATIENCE, app, eventually, guests};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+const NAME: &str = "victim";
+
+struct Site {
+    _backends: Vec<Backend>,
+    last: std::net::SocketAddr,
+    first: std::net::SocketAddr,
+    balancer: Balancer,
+}
+
+/// Two backends behind a policy that prefers the last, as a file in the watched folder.
+async fn site(before: &str) -> Result<Site> {
+    let backends = Backend::start_many(2).await?;
+    let addresses: Vec<_> = backends.iter().map(Backend::address).collect();
+    let toml = format!("{before}{}", app(NAME, &addresses));
+    let good = guests::policy("traps")?;
+    let balancer = Balancer::start_with_plugins(&toml, &[(NAME, &good)]).await?;
+    Ok(Site {
+        _backends: backends,
+        last: addresses[1],
+        first: addresses[0],
+        balancer,
+    })
+}
+
+impl Site {
+    async fn serves_as_before(&self) -> Result<()> {
+        for _ in 0..3 {
+            let client = Client::connect(&self.balancer.url("/websocket")).await?;
+            assert_eq!(client.backend()?, self.last);
+        }
+        Ok(())
+    }
+
+    async fn n_refused(&self) -> Result<f64> {
+        let labels = [("kind", "plugin"), ("result", "failed")];
+        let metrics = self.balancer.metrics().await?;
+        Ok(metrics.sum("pointsman_reloads_total", &labels))
+    }
+
+    /// Drops in a file that must be refused with a reason that says `why`.
+    async fn refuses(&self, bytes: &[u8], why: &str) -> Result<Duration> {
+        let n_before = self.n_refused().await?;
+        let generation = self.balancer.generation(NAME).await?;
+        self.balancer.drop_plugin(NAME, bytes)?;
+        let took = eventually("it is refused", PATIENCE, async || {
+            self.n_refused().await.is_ok_and(|n| n == n_before + 1.0)
+        })
+        .await?;
+        let status = self.balancer.plugin(NAME).await?;
+        let said = status["last_error"].as_str().unwrap_or_default();
+        ensure!(said.contains(why), "refused because {said:?}");
+        assert_eq!(self.balancer.generation(NAME).await?, generation);
+        Ok(took)
+    }
+}
+
+#[tokio::test]
+async fn files_that_attack_are_refused_by_name_and_what_serves_goes_on() -> Result<()> {
+    let site = site("").await?;
+    let chatter = Chatter::start(10, &site.balancer.url("/websocket")).await?;
+    let mut too_large = guests::policy("traps")?;
+    too_large.resize((64 << 20) + 1, 0);
+    let attacks = [
+        ("too large a file", too_large, "67108865 bytes"),
+        (
+            "a start that loops",
+            guests::policy("start_loops")?,
+            "ran longer than 10 ms",
+        ),
+        (
+            "a start that traps",
+            guests::policy("start_traps")?,
+            "trapped",
+        ),
+        (
+            "a huge memory",
+            guests::policy("huge_memory")?,
+            "more memory than 16777216 bytes",
+        ),
+        ("a huge table", guests::policy("huge_table")?, "more memory"),
+        (
+            "an unknown import",
+            guests::stranger("unknown_import")?,
+            "acme:db/sql",
+        ),
+    ];
+    for (what, bytes, why) in &attacks {
+        site.refuses(bytes, why).await.context(*what)?;
+        site.serves_as_before().await.context(*what)?;
+    }
+    chatter.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_compile_that_takes_for_ever_is_stopped_and_nobody_waits_for_it() -> Result<()> {
+    let site = site("[plugins]\ndir = \"PLUGINS_DIR\"\ncompile_timeout_ms = 300\n\n").await?;
+    let busy = guests::policy_of_many_functions(10_000)?;
+    let chatter = Chatter::start(10, &site.balancer.url("/websocket")).await?;
+    let took = site.refuses(&busy, "takes longer than 300 ms").await?;
+    eprintln!(
+        "a plugin of {} bytes is given up after {took:?}",
+        busy.len()
+    );
+    ensure!(took < Duration::from_secs(3), "{took:?}");
+    site.serves_as_before().await?;
+    chatter.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_large_plugin_that_compiles_in_time_is_taken() -> Result<()> {
+    let site = site("").await?;
+    let large = guests::policy_of_many_functions(300)?;
+    ensure!(large.len() > 256 << 10, "{} bytes", large.len());
+    let generation = site.balancer.generation(NAME).await?;
+    site.balancer.drop_plugin(NAME, &large)?;
+    eventually("it serves", PATIENCE * 3, async || {
+        let now = site.balancer.generation(NAME).await;
+        now.is_ok_and(|now| now > generation)
+    })
+    .await?;
+    site.serves_as_before().await
+}
+
+#[tokio::test]
+async fn what_is_no_file_is_left_alone_and_a_link_is_followed() -> Result<()> {
+    let site = site("").await?;
+    let folder = site.balancer.plugins_dir();
+    let logged = |text: &str| {
+        let log = site.balancer.log();
+        log.iter().any(|line| line.contains(text))
+    };
+    fs::create_dir(folder.join("folder.wasm"))?;
+    symlink("circle.wasm", folder.join("circle.wasm"))?;
+    symlink("/dev/zero", folder.join("zeros.wasm"))?;
+    for name in ["folder.wasm", "circle.wasm", "zeros.wasm"] {
+        eventually(format!("{name} is named"), PATIENCE, async || logged(name)).await?;
+    }
+    let elsewhere = site.balancer.config_file().with_file_name("elsewhere.wasm");
+    fs::write(&elsewhere, guests::shipped("first"))?;
+    let generation = site.balancer.generation(NAME).await?;
+    let link = folder.join(format!("{NAME}.new"));
+    symlink(&elsewhere, &link)?;
+    fs::rename(&link, folder.join(format!("{NAME}.wasm")))?;
+    eventually("what the link leads to serves", PATIENCE, async || {
+        let now = site.balancer.generation(NAME).await;
+        now.is_ok_and(|now| now > generation)
+    })
+    .await?;
+    let client = Client::connect(&site.balancer.url("/websocket")).await?;
+    assert_eq!(client.backend()?, site.first);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_folder_may_be_removed_and_made_again() -> Result<()> {
+    let site = site("").await?;
+    let chatter = Chatter::start(5, &site.balancer.url("/websocket")).await?;
+    let folder = site.balancer.plugins_dir();
+    fs::remove_dir_all(&folder)?;
+    eventually("the loss is logged", PATIENCE, async || {
+        let log = site.balancer.log();
+        log.iter()
+            .any(|line| line.contains("its last generation goes on serving"))
+    })
+    .await?;
+    site.serves_as_before().await?;
+    fs::create_dir(&folder)?;
+    let generation = site.balancer.generation(NAME).await?;
+    site.balancer.drop_plugin(NAME, &guests::shipped("first"))?;
+    eventually("the new file serves", PATIENCE, async || {
+        let now = site.balancer.generation(NAME).await;
+        now.is_ok_and(|now| now > generation)
+    })
+    .await?;
+    chatter.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_file_that_a_full_disk_cut_short_is_refused_until_it_is_whole() -> Result<()> {
+    let site = site("").await?;
+    let whole = guests::shipped("first");
+    let path = site.balancer.plugins_dir().join(format!("{NAME}.wasm"));
+    let n_before = site.n_refused().await?;
+    // As `cp` does where the disk is full: part of the file, and an end.
+    fs::write(&path, &whole[..whole.len() - 100])?;
+    eventually("it is refused", PATIENCE, async || {
+        site.n_refused().await.is_ok_and(|n| n > n_before)
+    })
+    .await?;
+    site.serves_as_before().await?;
+    let mut file = File::options().append(true).open(&path)?;
+    std::io::Write::write_all(&mut file, &whole[whole.len() - 100..])?;
+    drop(file);
+    eventually("it serves", PATIENCE, async || {
+        let client = Client::connect(&site.balancer.url("/websocket")).await;
+        client.is_ok_and(|client| client.backend().is_ok_and(|at| at == site.first))
+    })
+    .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_hundred_replacements_a_second_fail_no_handshake() -> Result<()> {
+    let site = Arc::new(site("").await?);
+    let guest = guests::policy("traps")?;
+    let rss = async || {
+        let metrics = site.balancer.metrics().await?;
+        anyhow::Ok(metrics.sum("process_resident_memory_bytes", &[]))
+    };
+    let before = rss().await?;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let n_connected = Arc::new(AtomicU32::new(0));
+    let mut connectors = JoinSet::new();
+    for _ in 0..2 {
+        let (site, is_over, n_connected) = (
+            Arc::clone(&site),
+            Arc::clone(&is_over),
+            Arc::clone(&n_connected),
+        );
+        connectors.spawn(async move {
+            while !is_over.load(Ordering::Relaxed) {
+                let mut client = Client::connect(&site.balancer.url("/websocket")).await?;
+                client.echo_text("hello").await?;
+                n_connected.fetch_add(1, Ordering::Relaxed);
+                sleep(Duration::from_millis(5)).await;
+            }
+            anyhow::Ok(())
+        });
+    }
+    let mut pace = interval(Duration::from_millis(10));
+    pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let began = Instant::now();
+    for n in 0..500 {
+        pace.tick().await;
+        site.balancer
+            .drop_plugin(NAME, &guests::marked(&guest, n))?;
+    }
+    let replacing = began.elapsed();
+    site.balancer.drop_plugin(NAME, &guests::shipped("first"))?;
+    let newest = eventually("the newest serves", PATIENCE, async || {
+        let client = Client::connect(&site.balancer.url("/websocket")).await;
+        client.is_ok_and(|client| client.backend().is_ok_and(|at| at == site.first))
+    })
+    .await?;
+    is_over.store(true, Ordering::Relaxed);
+    while let Some(ended) = connectors.join_next().await {
+        ended?.context("a handshake failed")?;
+    }
+    let grown = rss().await? - before;
+    let generation = site.balancer.generation(NAME).await?;
+    let n_connected = n_connected.load(Ordering::Relaxed);
+    eprintln!(
+        "500 replacements in {replacing:?}, {generation} generations, the newest in force after {newest:?}; \
+         {n_connected} handshakes meanwhile, none failed; {:.1} MiB more",
+        grown / 1_048_576.0
+    );
+    ensure!(n_connected > 100, "only {n_connected} handshakes");
+    ensure!(newest < Duration::from_secs(3), "{newest:?}");
+    ensure!(grown < f64::from(128 << 20), "{grown} bytes more");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_storm_of_traps_opens_the_breaker_and_spares_the_worker() -> Result<()> {
+    let toml = r#"
+workers = 1
+
+[[route]]
+path = "/storm"
+handler = "storm"
+
+[[route]]
+path = "/echo"
+handler = "echo"
+"#;
+    let guest = guests::handler("traps")?;
+    let balancer = Balancer::start_with_plugins(toml, &[("storm", &guest)]).await?;
+    let chatter = Chatter::start(10, &balancer.url("/echo")).await?;
+    let mut n_trapped = 0;
+    eventually("new sessions are refused", PATIENCE, async || {
+        let Ok(mut client) = Client::connect(&balancer.url("/storm")).await else {
+            return true;
+        };
+        // Each in an instance of its own, once the one before is dead.
+        let sent = client.send("now!".into()).await;
+        n_trapped += u32::from(sent.is_ok() && client.close_code().await.is_ok());
+        false
+    })
+    .await?;
+    eprintln!("the breaker has opened after {n_trapped} traps");
+    ensure!((19..=40).contains(&n_trapped), "after {n_trapped}");
+    let is_resting = |line: &serde_json::Value| {
+        let reason = line["reason"].as_str().unwrap_or_default();
+        reason.contains("rests for a while")
+    };
+    eventually("the reason is logged", PATIENCE, async || {
+        let log = balancer.access_log();
+        log.is_ok_and(|log| log.iter().any(is_resting))
+    })
+    .await?;
+    eventually("new sessions are taken again", PATIENCE, async || {
+        Client::connect(&balancer.url("/storm")).await.is_ok()
+    })
+    .await?;
+    chatter.stop().await?;
+    Ok(())
+}
