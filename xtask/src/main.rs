@@ -33,7 +33,9 @@ usage: cargo xtask COMMAND
   conformance [--write] [CASES]
                      build, then run Autobahn's cases against Pointsman and against `ws`; `--write`:
                      into docs/conformance.md
-  ci                 formatting, lints, documentation, then test
+  soak [--minutes N] [--sessions N]
+                     build, then 30 minutes of 2,000 sessions that come and go, in trouble
+  ci                 formatting, lints, documentation, then test and a soak of 3 minutes
   bindings           make the SDK's bindings anew from sdk/wit/plugin.wit
 
 exit code: 0 done, 1 a step failed, 2 wrong usage
@@ -47,7 +49,7 @@ fn main() -> ExitCode {
     };
     let takes_args = matches!(
         command,
-        "demo" | "test" | "bench" | "hostile" | "conformance"
+        "demo" | "test" | "bench" | "hostile" | "conformance" | "soak"
     );
     if !takes_args && !rest.is_empty() {
         return wrong_usage(&format!("`{command}` takes no arguments"));
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
             _ => return wrong_usage("`hostile` takes `--write` or nothing"),
         },
         "conformance" => conformance(&root, rest),
+        "soak" => soak(&root, rest),
         "ci" => ci(&root),
         "bindings" => bindings::write(&root),
         "help" | "-h" | "--help" => {
@@ -150,6 +153,13 @@ fn conformance(root: &Path, args: &[String]) -> Result<()> {
     }
 }
 
+fn soak(root: &Path, args: &[String]) -> Result<()> {
+    build(root)?;
+    Step::new(root, root.join("target/release/soak"))
+        .args(args)
+        .run()
+}
+
 /// The plugins come before the lints: the host's build script reads them.
 fn ci(root: &Path) -> Result<()> {
     Step::cargo(root).args(["fmt", "--all", "--check"]).run()?;
@@ -162,7 +172,8 @@ fn ci(root: &Path) -> Result<()> {
         .env("RUSTDOCFLAGS", "-D warnings")
         .args(["doc", "--release", "--no-deps", "--workspace"])
         .run()?;
-    test(root, &[])
+    test(root, &[])?;
+    soak(root, &["--minutes".to_owned(), "3".to_owned()])
 }
 
 /// The folder that this crate's folder is in.
