@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pointsman_tests::{
-    Backend, Balancer, Chatter, Client, PATIENCE, Wire, app, eventually, frame, in_time,
+    Backend, Balancer, Chatter, Client, NOBODY, PATIENCE, Wire, app, eventually, frame, in_time,
     upgrade_request,
 };
 use tokio::task::JoinSet;
@@ -363,6 +363,34 @@ handler = "echo"
     }
     ensure!((2..8).contains(&n_ended), "{n_ended} of 8 were ended");
     small.echo_text("what is small passes").await
+}
+
+#[tokio::test]
+async fn a_flood_of_failures_is_no_flood_of_lines() -> Result<()> {
+    let balancer = Balancer::start(&app("round_robin", &[NOBODY])).await?;
+    let lines = || {
+        let log = balancer.log();
+        let failed = log
+            .into_iter()
+            .filter(|line| line.contains("backend failed"));
+        failed.collect::<Vec<_>>()
+    };
+    let began = Instant::now();
+    for _ in 0..300 {
+        assert_eq!(balancer.get("/").await?.status, 502);
+    }
+    let seconds = began.elapsed().as_secs() + 1;
+    let n_lines = lines().len();
+    ensure!(
+        (1..=20 * seconds).contains(&(n_lines as u64)),
+        "{n_lines} in {seconds} s"
+    );
+    eventually("what was left out is told", PATIENCE, async || {
+        let asked = balancer.get("/").await;
+        asked.is_ok() && lines().iter().any(|line| line.contains("lines_left_out="))
+    })
+    .await?;
+    Ok(())
 }
 
 #[tokio::test]

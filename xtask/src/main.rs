@@ -3,6 +3,7 @@
 
 mod bench;
 mod bindings;
+mod deny;
 mod plugins;
 mod setup;
 mod step;
@@ -35,6 +36,8 @@ usage: cargo xtask COMMAND
                      into docs/conformance.md
   soak [--minutes N] [--sessions N]
                      build, then 30 minutes of 2,000 sessions that come and go, in trouble
+  deny               licenses, sources and versions of all dependencies, by deny.toml; then known
+                     vulnerabilities
   ci                 formatting, lints, documentation, then test and a soak of 3 minutes
   bindings           make the SDK's bindings anew from sdk/wit/plugin.wit
 
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         },
         "conformance" => conformance(&root, rest),
         "soak" => soak(&root, rest),
+        "deny" => deny::check(&root),
         "ci" => ci(&root),
         "bindings" => bindings::write(&root),
         "help" | "-h" | "--help" => {
