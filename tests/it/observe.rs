@@ -334,3 +334,65 @@ async fn a_client_that_leaves_before_the_answer_is_counted() -> Result<()> {
     .await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn nothing_secret_is_logged() -> Result<()> {
+    const SECRETS: [&str; 6] = [
+        "admin-0123456789abcdef",
+        "signed-with-0123456789abcdef0123456789",
+        "bearer-0123456789abcdef",
+        "cookie-0123456789abcdef",
+        "query-0123456789abcdef",
+        "short-012345",
+    ];
+    let [admin, key, bearer, cookie, query, short] = SECRETS;
+    let backend = Backend::start().await?;
+    let toml = format!(
+        r#"{}
+[[route]]
+path = "/guarded"
+upstream = "app"
+filters = ["jwt"]
+
+[plugin.jwt.config]
+secret = "{key}"
+sources = ["header", "cookie", "query"]
+
+[admin]
+listen = "127.0.0.1:0"
+token = "{admin}"
+"#,
+        app("round_robin", &[NOBODY, backend.address()])
+    );
+    let balancer = Balancer::start(&toml).await?;
+    let fields = [
+        format!("Authorization: Bearer {bearer}"),
+        format!("Cookie: access_token={cookie}"),
+    ];
+    let fields = fields.each_ref().map(String::as_str);
+    for path in ["/websocket", "/guarded", "/nowhere/../guarded"] {
+        let mut wire = Wire::connect(balancer.address()).await?;
+        let path = format!("{path}?access_token={query}");
+        wire.send(upgrade_request(&path, &fields)).await?;
+        wire.head().await?;
+    }
+    assert_eq!(balancer.admin_get("/metrics").await?.status, 401);
+    balancer.reload(&toml.replace(admin, short))?;
+    eventually("the reload is refused", PATIENCE, async || {
+        let log = balancer.log();
+        log.iter()
+            .any(|line| line.contains("configuration refused"))
+    })
+    .await?;
+    eventually("all requests are logged", PATIENCE, async || {
+        balancer.access_log().is_ok_and(|log| log.len() >= 3)
+    })
+    .await?;
+    let access_log = balancer.access_log()?;
+    let lines = balancer.log().into_iter();
+    for line in lines.chain(access_log.iter().map(Value::to_string)) {
+        let told = SECRETS.iter().find(|secret| line.contains(**secret));
+        ensure!(told.is_none(), "{told:?} is in {line}");
+    }
+    Ok(())
+}
