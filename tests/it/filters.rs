@@ -584,6 +584,30 @@ async fn redact_takes_values_out_and_leaves_every_other_byte() -> Result<()> {
 }
 
 #[tokio::test]
+async fn json_schema_lets_only_valid_messages_pass() -> Result<()> {
+    let schema = "schema = { required = [\"id\"], properties = { id = { type = \"integer\" } } }";
+    let (_backend, balancer) = shipped("json_schema", schema).await?;
+    for (sent, code) in [(r#"{"id":"7"}"#, 1008), ("{}", 1008), ("no JSON", 1007)] {
+        let mut client = Client::connect(&balancer.url("/websocket")).await?;
+        client.echo_text(r#"{ "id": 7.0 }"#).await?;
+        client.echo_binary(&b"no JSON"[..]).await?;
+        client.send(Message::text(sent)).await?;
+        assert_eq!(client.close_code().await?, Some(code), "{sent}");
+    }
+
+    let config = format!("{schema}, on_invalid = \"answer\", binary = \"close\"");
+    let (_backend, balancer) = shipped("json_schema", &config).await?;
+    let mut client = Client::connect(&balancer.url("/websocket")).await?;
+    client.send(Message::text(r#"{"id":[]}"#)).await?;
+    let answer = r#"{"error":"type","path":"/id","type":"error"}"#;
+    assert_eq!(client.receive().await?, Message::text(answer));
+    client.echo_text(r#"{"id":7}"#).await?;
+    client.send(Message::binary(&b"{}"[..])).await?;
+    assert_eq!(client.close_code().await?, Some(1003));
+    Ok(())
+}
+
+#[tokio::test]
 async fn tap_counts_what_passes() -> Result<()> {
     let (_backend, balancer) = shipped("tap", "directions = \"from_client\"").await?;
     let mut client = Client::connect(&balancer.url("/websocket")).await?;
