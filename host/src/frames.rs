@@ -44,13 +44,14 @@ enum CloseNote {
     Seen(Option<u16>),
 }
 
-/// A message would be longer than allowed. Nothing of the frame that makes it so was consumed, but
+/// A message, or a control frame, would be longer than allowed. Nothing of the frame that makes it so was consumed, but
 /// for header bytes of earlier calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooBig;
 
 impl FrameTracker {
-    /// `max_message_bytes`: payload of all frames of one data message; `u64::MAX`: any.
+    /// `max_message_bytes`: payload of all frames of one data message, and of a control frame if that is
+    /// longer than 125 bytes; `u64::MAX`: any.
     pub fn new(max_message_bytes: u64) -> Self {
         Self {
             messages: 0,
@@ -164,6 +165,8 @@ impl FrameTracker {
                 return Err(TooBig);
             }
             self.message_bytes = message;
+        } else if payload > self.max_message_bytes.max(CONTROL_MAX_BYTES) {
+            return Err(TooBig);
         } else if self.opcode() == CLOSE && self.close == CloseNote::None {
             self.close = CloseNote::Begun(None);
         }
@@ -218,6 +221,8 @@ impl FrameTracker {
     }
 }
 
+/// RFC 6455 section 5.5; a longer one is for the two ends to settle, unless it is longer than a message.
+const CONTROL_MAX_BYTES: u64 = 125;
 const FIN: u8 = 0x80;
 const MASKED: u8 = 0x80;
 const CONTINUATION: u8 = 0x0;
@@ -398,6 +403,9 @@ mod tests {
         let mut endless = vec![0x82, 127];
         endless.extend([0xff; 8]);
         check(&[endless], 0);
+        // Control frames do not add up, and those that the RFC allows always pass.
+        let longest = frame(0x89, &[0; 125], None);
+        check(&[longest, frame(0x8b, &[0; 126], None)], 1);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod bench;
 mod bindings;
 mod deny;
+mod fuzz;
 mod plugins;
 mod setup;
 mod step;
@@ -36,9 +37,12 @@ usage: cargo xtask COMMAND
                      into docs/conformance.md
   soak [--minutes N] [--sessions N]
                      build, then 30 minutes of 2,000 sessions that come and go, in trouble
+  fuzz [--seconds N] [TARGET...]
+                     look for input that breaks what must hold, for 10 s each; targets are the
+                     folders of fuzz/seeds
   deny               licenses, sources and versions of all dependencies, by deny.toml; then known
                      vulnerabilities
-  ci                 formatting, lints, documentation, then test and a soak of 3 minutes
+  ci                 formatting, lints, documentation, then test, fuzz and a soak of 3 minutes
   bindings           make the SDK's bindings anew from sdk/wit/plugin.wit
 
 exit code: 0 done, 1 a step failed, 2 wrong usage
@@ -52,7 +56,7 @@ fn main() -> ExitCode {
     };
     let takes_args = matches!(
         command,
-        "demo" | "test" | "bench" | "hostile" | "conformance" | "soak"
+        "demo" | "test" | "bench" | "hostile" | "conformance" | "soak" | "fuzz"
     );
     if !takes_args && !rest.is_empty() {
         return wrong_usage(&format!("`{command}` takes no arguments"));
@@ -72,6 +76,7 @@ fn main() -> ExitCode {
         },
         "conformance" => conformance(&root, rest),
         "soak" => soak(&root, rest),
+        "fuzz" => fuzz::run(&root, rest),
         "deny" => deny::check(&root),
         "ci" => ci(&root),
         "bindings" => bindings::write(&root),
@@ -177,6 +182,7 @@ fn ci(root: &Path) -> Result<()> {
         .args(["doc", "--release", "--no-deps", "--workspace"])
         .run()?;
     test(root, &[])?;
+    fuzz::run(root, &[])?;
     soak(root, &["--minutes".to_owned(), "3".to_owned()])
 }
 

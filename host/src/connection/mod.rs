@@ -9,7 +9,7 @@ mod at_handler;
 mod at_plugin;
 mod at_upstream;
 mod filters;
-mod paths;
+pub mod paths;
 mod record;
 
 use std::cell::{Cell, RefCell};
@@ -34,7 +34,7 @@ use tokio::time::Instant;
 use crate::admin::access_log::{Requested, Target as LogTarget};
 use crate::admin::metrics::UpgradeResult;
 use crate::body::{self, Body};
-use crate::config::{Listener, PathPattern, Route, Target};
+use crate::config::{Listener, Route, Target};
 use crate::forwarding;
 use crate::handshake::{self, HandshakeError};
 use crate::overload::handshakes::Waiting;
@@ -65,14 +65,7 @@ pub async fn serve(
         let (worker, next) = (Rc::clone(&worker), Rc::clone(&next));
         Box::pin(async move { Ok::<_, Infallible>(answer(worker, far_end, request, &next).await) })
     });
-    let mut connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.handshake_timeout)
-        .max_header_size(limits.max_request_header_bytes)
-        .max_headers(MAX_HEADERS)
-        .preserve_header_case(true)
-        .title_case_headers(true)
-        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = http(&limits).serve_connection(TokioIo::new(stream), service);
     let mut is_draining = false;
     let mut drain = worker.drain();
     let mut drain = std::pin::pin!(drain.started());
@@ -92,6 +85,19 @@ pub async fn serve(
     };
     let parts = connection.into_parts();
     next.start(&worker, parts.io.into_inner(), parts.read_buf, count);
+}
+
+/// How this program speaks HTTP/1.1 to a client.
+pub fn http(limits: &Listener) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.handshake_timeout)
+        .max_header_size(limits.max_request_header_bytes)
+        .max_headers(MAX_HEADERS)
+        .preserve_header_case(true)
+        .title_case_headers(true);
+    builder
 }
 
 /// What follows a 101, once the HTTP library has let go of the socket.
@@ -294,22 +300,7 @@ impl Exchange {
         route: &Arc<Route>,
         path: &str,
     ) -> Result<(), HandshakeError> {
-        if paths::is_plain(path) {
-            return Ok(());
-        }
-        let leads_elsewhere = paths::WAYS.iter().any(|way| {
-            let path = way.read(path);
-            let found = site.routes.find(&self.host, &path);
-            // A pattern that is not plain itself is meant as a server would read it.
-            let is_meant = match &route.path {
-                PathPattern::Exact(exact) => !paths::is_plain(exact) && path == way.read(exact),
-                PathPattern::Prefix(prefix) => {
-                    !paths::is_plain(prefix) && path.starts_with(&way.read(prefix))
-                }
-            };
-            !is_meant && !found.is_some_and(|found| Arc::ptr_eq(found, route))
-        });
-        match leads_elsewhere {
+        match paths::may_lead_elsewhere(&site.routes, &self.host, route, path) {
             true => Err(HandshakeError {
                 status: StatusCode::BAD_REQUEST,
                 reason: "the path can be read as one of another route",

@@ -3,12 +3,34 @@
 //!
 //! Pure functions over text. The path itself is passed on as it came.
 
+use std::sync::Arc;
+
+use crate::config::{PathPattern, Route};
+use crate::routing::table::RouteTable;
+
+/// Whether a path that leads along `route` leads along another one if it is read as some servers do.
+pub fn may_lead_elsewhere(routes: &RouteTable, host: &str, route: &Arc<Route>, path: &str) -> bool {
+    if is_plain(path) {
+        return false;
+    }
+    WAYS.iter().any(|way| {
+        let path = way.read(path);
+        let found = routes.find(host, &path);
+        // A pattern that is not plain itself is meant as a server would read it.
+        let is_meant = match &route.path {
+            PathPattern::Exact(exact) => !is_plain(exact) && path == way.read(exact),
+            PathPattern::Prefix(prefix) => !is_plain(prefix) && path.starts_with(&way.read(prefix)),
+        };
+        !is_meant && !found.is_some_and(|found| Arc::ptr_eq(found, route))
+    })
+}
+
 /// All ways in which servers are known to read a path.
-pub(super) const WAYS: [Way; 16] = ways();
+const WAYS: [Way; 16] = ways();
 
 /// One way to read a path, in which dot segments are always resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Way {
+struct Way {
     /// Escaped letters, digits, `-`, `.`, `_` and `~` are what they stand for.
     decodes: bool,
     /// `%2f`, `%5c` and `\` are slashes.
@@ -20,13 +42,13 @@ pub(super) struct Way {
 }
 
 /// Whether a path reads the same in every way, as almost all do.
-pub(super) fn is_plain(path: &str) -> bool {
+fn is_plain(path: &str) -> bool {
     !path.contains(['%', ';', '\\']) && !path.contains("//") && !path.contains("/.")
 }
 
 impl Way {
     /// `path` in its plainest form. Begins with a slash, as `path` does.
-    pub(super) fn read(self, path: &str) -> String {
+    fn read(self, path: &str) -> String {
         let path = self.decode(path);
         let mut segments = Vec::new();
         let mut rest = path

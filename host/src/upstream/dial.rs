@@ -153,8 +153,11 @@ pub fn upgrade_request(mut head: request::Parts) -> request::Parts {
 
 /// The target as a server that is no proxy wants it (RFC 9112 section 3.2.1).
 pub fn origin_form(uri: &Uri) -> Uri {
-    uri.path_and_query()
-        .map_or_else(Uri::default, |path| Uri::from(path.clone()))
+    match uri.path_and_query() {
+        // An absolute target may have no path, and is then written as nothing at all.
+        Some(path) if path.as_str() != "/" => Uri::from(path.clone()),
+        Some(_) | None => Uri::from_static("/"),
+    }
 }
 
 /// How this program speaks HTTP/1.1 to a backend: fields keep the case that their sender gave them.
@@ -190,8 +193,11 @@ pub(super) async fn exchange(
     Ok((response, connection, is_over))
 }
 
-/// Checks a 101 against what was asked.
-fn check_answer(asked: &Upgrade, headers: &HeaderMap) -> Result<(), &'static str> {
+/// Checks a 101 against what was asked (RFC 6455 section 4.1).
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_answer(asked: &Upgrade, headers: &HeaderMap) -> Result<(), &'static str> {
     let check = |is_fine: bool, reason| if is_fine { Ok(()) } else { Err(reason) };
     check(
         handshake::has_token(headers, header::UPGRADE, "websocket"),
@@ -308,6 +314,25 @@ impl std::error::Error for DialError {
             Self::Connect(error) | Self::Tls(error) => Some(error),
             Self::Exchange(error) => Some(error),
             Self::ConnectTimeout(_) | Self::ResponseTimeout(_) | Self::BadHandshake(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_a_path_whatever_it_was() {
+        for (asked, sent) in [
+            ("/a?b", "/a?b"),
+            ("http://example.org/a?b", "/a?b"),
+            ("http://example.org", "/"),
+            // The HTTP library leaves out fragments, and then there is no path.
+            ("http://example.org#/a", "/"),
+        ] {
+            let uri: Uri = asked.parse().unwrap();
+            assert_eq!(origin_form(&uri).to_string(), sent, "{asked}");
         }
     }
 }

@@ -397,6 +397,12 @@ fn targets() -> Vec<Case> {
             .sent("get /ws http/1.1\r\n"),
         at("absolute form, another host", "http://other.example.org/ws").refused(400),
         at("absolute form, with a user", "http://me@app.example.org/ws").refused(400),
+        at(
+            "absolute form with a fragment and no path",
+            "http://app.example.org#/ws",
+        )
+        .tunnel()
+        .sent("get / http/1.1\r\n"),
         at("absolute form without a path", "http://app.example.org")
             .tunnel()
             .sent("get / http/1.1\r\n"),

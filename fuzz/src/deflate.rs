@@ -1,0 +1,75 @@
+//! Nothing is inflated past its bounds, whatever it is; and what was deflated becomes what it was.
+
+use pointsman::messages::deflate::{
+    Deflater, InflateError, Inflater, RATIO_FROM_BYTES, accept, agreed,
+};
+
+use crate::{Input, pieces};
+
+pub(crate) fn run(data: &[u8]) {
+    let mut input = Input(data);
+    let cuts = input.byte();
+    let flags = input.byte();
+    let keeps_context = flags & 1 == 0;
+    let ratio = (flags & 2 != 0).then_some(10);
+    let bits = 9 + (flags >> 2) % 7;
+    let bytes = input.rest();
+    inflate(bytes, cuts, keeps_context, ratio);
+    round_trip(bytes, cuts, keeps_context, bits);
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        negotiate(text);
+    }
+}
+
+fn inflate(bytes: &[u8], cuts: u8, keeps_context: bool, ratio: Option<u32>) {
+    const MAX: usize = 100_000;
+    let mut inflater = Inflater::new(keeps_context, ratio);
+    let mut out = Vec::new();
+    for piece in pieces(bytes, cuts) {
+        let inflated = inflater.piece(&piece, &mut out, MAX);
+        let dense = u64::from(ratio.unwrap_or(u32::MAX)) * (bytes.len() as u64 + 4);
+        match inflated {
+            Ok(()) => assert!(
+                out.len() <= MAX && (out.len() <= RATIO_FROM_BYTES || out.len() as u64 <= dense),
+                "{} bytes of {}",
+                out.len(),
+                bytes.len()
+            ),
+            Err(InflateError::TooBig) => return assert!(out.len() == MAX + 1 || out.len() == MAX),
+            Err(InflateError::TooDense | InflateError::Corrupt) => return,
+        }
+    }
+    // Whether this is an end is the sender's business.
+    let _ = inflater.end(&mut out, MAX);
+}
+
+fn round_trip(bytes: &[u8], cuts: u8, keeps_context: bool, bits: u8) {
+    let mut deflater = Deflater::new(bits, keeps_context);
+    let mut inflater = Inflater::new(keeps_context, None);
+    // Twice, so that the second refers to the first, and nothing between.
+    for message in [bytes, &[], bytes] {
+        let mut small = Vec::new();
+        deflater.message(message, &mut small);
+        let mut back = Vec::new();
+        for piece in pieces(&small, cuts) {
+            let read = inflater.piece(&piece, &mut back, message.len());
+            assert_eq!(read, Ok(()), "of {} bytes", message.len());
+        }
+        assert_eq!(inflater.end(&mut back, message.len()), Ok(()));
+        assert!(
+            back == message,
+            "{} bytes became {}",
+            message.len(),
+            back.len()
+        );
+    }
+}
+
+/// Whatever is offered, what we answer is an answer that we would take ourselves.
+fn negotiate(offers: &str) {
+    if let Some((ours, answer)) = accept(offers) {
+        assert_eq!(agreed(&answer), Ok(Some(ours)), "{answer:?}");
+    }
+    // A refusal is as good.
+    let _ = agreed(offers);
+}
