@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::setup;
 use crate::step::Step;
 
 const SECONDS: &str = "10";
@@ -24,6 +25,7 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
             all.join(", ")
         );
     }
+    setup::cpp(root)?;
     build(root)?;
     let chosen = if asked.is_empty() { &all } else { asked };
     for name in chosen {

@@ -158,15 +158,36 @@ pub(crate) fn node(root: &Path) -> Result<()> {
         Some(major) if major < NODE_MIN_MAJOR => format!("Node.js {major} is too old"),
         Some(_) => "npm is missing".to_owned(),
     };
+    let otherwise = format!("install Node.js {NODE_MIN_MAJOR} or later with npm");
+    from_debian(root, &problem, &["nodejs", "npm"], &otherwise)
+}
+
+/// What libFuzzer is compiled with.
+pub(crate) fn cpp(root: &Path) -> Result<()> {
+    if has(root, "c++") {
+        return Ok(());
+    }
+    let problem = "A compiler of C++ is missing";
+    from_debian(
+        root,
+        problem,
+        &["g++"],
+        "install one that is called as `c++`",
+    )
+}
+
+/// Says what it does before it does it.
+fn from_debian(root: &Path, problem: &str, packages: &[&str], otherwise: &str) -> Result<()> {
     if !has(root, "apt-get") {
-        bail!("{problem}: install Node.js {NODE_MIN_MAJOR} or later with npm");
+        bail!("{problem}: {otherwise}");
     }
     let update = as_root(root, "apt-get")?;
-    eprintln!("{problem}. About to install nodejs and npm from Debian.");
+    let named = packages.join(" and ");
+    eprintln!("{problem}. About to install {named} from Debian.");
     update.args(["update", "-qq"]).run()?;
     as_root(root, "apt-get")?
         .args(["install", "-y", "-qq", "--no-install-recommends"])
-        .args(["nodejs", "npm"])
+        .args(packages)
         .run()
 }
 
@@ -176,16 +197,9 @@ fn python(root: &Path) -> Result<()> {
     if makes_venvs.output().is_some() {
         return Ok(());
     }
-    if !has(root, "apt-get") {
-        bail!("Python is missing, or has no venv: install Python 3 with venv");
-    }
-    let update = as_root(root, "apt-get")?;
-    eprintln!("Python's venv is missing. About to install python3-venv from Debian.");
-    update.args(["update", "-qq"]).run()?;
-    as_root(root, "apt-get")?
-        .args(["install", "-y", "-qq", "--no-install-recommends"])
-        .args(["python3-venv"])
-        .run()
+    let problem = "Python is missing, or has no venv";
+    let otherwise = "install Python 3 with venv";
+    from_debian(root, problem, &["python3-venv"], otherwise)
 }
 
 /// What the test `chromium` drives. It is left out, and says so, where this cannot be installed.
