@@ -43,7 +43,7 @@ pub fn use_program(program: PathBuf) {
 /// What the child does: takes its bounds, and compiles what comes from stdin.
 ///
 /// # Errors
-/// As [`Compiler::compile`], and [`LoadError::Read`].
+/// Any of [`LoadError`] that compiling may end with, and [`LoadError::Read`].
 pub fn compile_stdin() -> Result<(), LoadError> {
     let read = |error: &dyn ToString| LoadError::Read(error.to_string());
     let bound = |resource, bytes| {
