@@ -26,12 +26,12 @@ const KOSOKU: &str = "kosoku==0.1.0";
 /// Where the cases of compression are, below the folder of the venv's packages.
 const COMPRESSION_CASES: &str = "kosoku/cases/case12_x_x.py";
 
-/// What keeps most of them from being judged in this version: a message may come to them as a string
-/// of which each character stands for a byte, and they take it for bytes. The second is put in
-/// behind the first.
+/// What keeps most of them from being judged in this version: a message may come to them as a string,
+/// and they take it for bytes. Where it came compressed, each character stands for a byte of it; where it
+/// did not, for itself. The second is put in behind the first.
 const MENDED: [&str; 2] = [
     "def onMessage(self, msg, binary):\n",
-    "   if isinstance(msg, str):\n      msg = msg.encode(\"latin-1\")\n",
+    "   if isinstance(msg, str):\n      try:\n         raw = msg.encode(\"latin-1\")\n         raw.decode(\"utf-8\")\n      except UnicodeError:\n         raw = msg.encode(\"utf-8\")\n      msg = raw\n",
 ];
 
 /// What the cases of a run may take together.
