@@ -53,6 +53,15 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Says how a request's body goes on; `length` is none where it came in chunks. Without a word of it the
+/// HTTP library would leave out the body of a GET.
+pub fn frame_body(headers: &mut HeaderMap, length: Option<u64>) {
+    if length.is_none() {
+        let chunked = HeaderValue::from_static("chunked");
+        headers.insert(header::TRANSFER_ENCODING, chunked);
+    }
+}
+
 /// What no client may have taken out, because a request is another without it (RFC 9110 section
 /// 7.6.1: it is intended for all recipients).
 fn is_for_all(name: &HeaderName) -> bool {
@@ -330,6 +339,17 @@ mod tests {
         let mut fields = headers(&[("transfer-encoding", "chunked"), ("content-length", "3")]);
         strip_hop_by_hop(&mut fields);
         assert!(fields.is_empty());
+    }
+
+    #[test]
+    fn a_body_of_unknown_length_goes_in_chunks_whatever_the_method() {
+        let mut fields = headers(&[("transfer-encoding", "chunked")]);
+        strip_hop_by_hop(&mut fields);
+        frame_body(&mut fields, None);
+        assert_eq!(fields, headers(&[("transfer-encoding", "chunked")]));
+        let mut fields = headers(&[("content-length", "3")]);
+        frame_body(&mut fields, Some(3));
+        assert_eq!(fields, headers(&[("content-length", "3")]));
     }
 
     #[test]

@@ -140,6 +140,7 @@ pub(super) async fn request(
     let pool = Arc::clone(&choice.pool);
     let mut to_backend = head.clone();
     exchange.forward_head(&mut to_backend);
+    forwarding::frame_body(&mut to_backend.headers, body.size_hint().exact());
     to_backend.uri = dial::origin_form(&to_backend.uri);
     let again = may_send_again(&to_backend, &body).then(|| to_backend.clone());
     let mut request = Request::from_parts(to_backend, body::incoming(body));
