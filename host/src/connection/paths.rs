@@ -13,7 +13,7 @@ pub fn may_lead_elsewhere(routes: &RouteTable, host: &str, route: &Arc<Route>, p
     if is_plain(path) {
         return false;
     }
-    WAYS.iter().any(|way| {
+    ways(path).into_iter().any(|way| {
         let path = way.read(path);
         let found = routes.find(host, &path);
         // A pattern that is not plain itself is meant as a server would read it.
@@ -25,20 +25,91 @@ pub fn may_lead_elsewhere(routes: &RouteTable, host: &str, route: &Arc<Route>, p
     })
 }
 
-/// All ways in which servers are known to read a path.
-const WAYS: [Way; 16] = ways();
-
 /// One way to read a path, in which dot segments are always resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Way {
     /// Escaped letters, digits, `-`, `.`, `_` and `~` are what they stand for.
     decodes: bool,
-    /// `%2f`, `%5c` and `\` are slashes.
-    has_other_slashes: bool,
-    /// Slashes in a row are one.
-    merges_slashes: bool,
-    /// What follows a `;` in a segment is no part of its name.
-    has_parameters: bool,
+    /// `%2f` is a slash.
+    has_escaped_slashes: bool,
+    backslashes: Backslashes,
+    merging: Merging,
+    parameters: Parameters,
+}
+
+/// Which backslashes are slashes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Backslashes {
+    None,
+    /// `\`, as URLs are read by browsers and Node.js (WHATWG URL section 4.4).
+    Written,
+    /// `%5c`, too, as where paths are those of Windows.
+    Escaped,
+}
+
+/// When slashes in a row become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Merging {
+    Never,
+    BeforeDots,
+    /// As Envoy does.
+    AfterDots,
+}
+
+/// What follows a `;` in a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Parameters {
+    /// It is part of the name.
+    None,
+    /// It is left out before escapes are read, as Tomcat does.
+    Written,
+    /// It is left out, also behind a `%3b`.
+    Escaped,
+}
+
+/// All ways in which servers are known to read a path, but for those that are the same for this one.
+fn ways(path: &str) -> Vec<Way> {
+    let written = path.to_ascii_lowercase();
+    let has = |text: &str| written.contains(text);
+    let either = |differs: bool| {
+        if differs {
+            &[false, true][..]
+        } else {
+            &[false]
+        }
+    };
+    let backslashes: &[_] = match (has("\\"), has("%5c")) {
+        (false, false) => &[Backslashes::None],
+        (true, false) => &[Backslashes::None, Backslashes::Written],
+        (_, true) => &[
+            Backslashes::None,
+            Backslashes::Written,
+            Backslashes::Escaped,
+        ],
+    };
+    let parameters: &[_] = match (has(";"), has("%3b")) {
+        (false, false) => &[Parameters::None],
+        _ => &[Parameters::None, Parameters::Written, Parameters::Escaped],
+    };
+    let mut ways = Vec::new();
+    for &decodes in either(has("%")) {
+        for &has_escaped_slashes in either(has("%2f")) {
+            for &backslashes in backslashes {
+                for &parameters in parameters {
+                    for merging in [Merging::Never, Merging::BeforeDots, Merging::AfterDots] {
+                        ways.push(Way {
+                            decodes,
+                            has_escaped_slashes,
+                            backslashes,
+                            merging,
+                            parameters,
+                        });
+                    }
+                }
+            }
+        }
+    }
+    ways
 }
 
 /// Whether a path reads the same in every way, as almost all do.
@@ -50,78 +121,82 @@ impl Way {
     /// `path` in its plainest form. Begins with a slash, as `path` does.
     fn read(self, path: &str) -> String {
         let path = self.decode(path);
-        let mut segments = Vec::new();
-        let mut rest = path
-            .strip_prefix('/')
-            .unwrap_or(&path)
-            .split('/')
-            .peekable();
-        while let Some(segment) = rest.next() {
-            let segment = match segment.split_once(';') {
-                Some((name, _)) if self.has_parameters => name,
-                _ => segment,
-            };
-            let is_last = rest.peek().is_none();
-            match segment {
-                "" if self.merges_slashes && !is_last => {}
-                "." | ".." => {
-                    if segment == ".." {
-                        segments.pop();
-                    }
-                    if is_last {
-                        segments.push("");
-                    }
-                }
-                name => segments.push(name),
-            }
+        let merged = self.merging == Merging::BeforeDots;
+        let resolved = resolve(&path, merged, self.parameters == Parameters::Escaped);
+        match self.merging {
+            Merging::AfterDots => merge(&resolved),
+            Merging::Never | Merging::BeforeDots => resolved,
         }
-        format!("/{}", segments.join("/"))
     }
 
     fn decode(self, path: &str) -> String {
+        const SPECIAL: [char; 3] = ['%', ';', '\\'];
         let mut decoded = String::with_capacity(path.len());
         let mut rest = path;
-        while let Some(first) = rest.chars().next() {
-            let escaped = rest.get(..3).and_then(unescape);
-            let (read, length) = match escaped {
-                Some(byte) if self.is_read(byte) => (char::from(byte), 3),
-                _ => (first, first.len_utf8()),
+        while let Some(at) = rest.find(SPECIAL) {
+            let (plain, special) = rest.split_at(at);
+            decoded.push_str(plain);
+            let escaped = special.get(..3).and_then(unescape);
+            let (read, length) = match (special.as_bytes()[0], escaped) {
+                (b';', _) if self.parameters == Parameters::Written => {
+                    rest = special.find('/').map_or("", |at| &special[at..]);
+                    continue;
+                }
+                (b'\\', _) if self.backslashes != Backslashes::None => ('/', 1),
+                (_, Some(b'\\')) if self.backslashes == Backslashes::Escaped => ('/', 3),
+                (_, Some(byte)) if self.is_read(byte) => (char::from(byte), 3),
+                (byte, _) => (char::from(byte), 1),
             };
-            decoded.push(match read {
-                '\\' if self.has_other_slashes => '/',
-                other => other,
-            });
-            rest = rest.get(length..).unwrap_or_default();
+            decoded.push(read);
+            rest = &special[length..];
         }
-        decoded
+        decoded + rest
     }
 
     fn is_read(self, escaped: u8) -> bool {
         match escaped {
             b'-' | b'.' | b'_' | b'~' => self.decodes,
-            b'/' | b'\\' => self.has_other_slashes,
-            b';' => self.has_parameters,
+            b'/' => self.has_escaped_slashes,
+            b';' => self.parameters == Parameters::Escaped,
             other => self.decodes && other.is_ascii_alphanumeric(),
         }
     }
 }
 
-const fn ways() -> [Way; 16] {
-    let mut ways = [Way {
-        decodes: false,
-        has_other_slashes: false,
-        merges_slashes: false,
-        has_parameters: false,
-    }; 16];
-    let mut n = 0;
-    while n < ways.len() {
-        ways[n].decodes = n & 1 != 0;
-        ways[n].has_other_slashes = n & 2 != 0;
-        ways[n].merges_slashes = n & 4 != 0;
-        ways[n].has_parameters = n & 8 != 0;
-        n += 1;
+/// Without dot segments (RFC 3986 section 5.2.4).
+fn resolve(path: &str, merges_slashes: bool, has_parameters: bool) -> String {
+    let mut resolved = String::with_capacity(path.len());
+    let mut rest = path.strip_prefix('/').unwrap_or(path).split('/').peekable();
+    while let Some(segment) = rest.next() {
+        let segment = match segment.split_once(';') {
+            Some((name, _)) if has_parameters => name,
+            _ => segment,
+        };
+        let is_last = rest.peek().is_none();
+        if segment == ".." {
+            resolved.truncate(resolved.rfind('/').unwrap_or(0));
+        }
+        match segment {
+            "" if merges_slashes && !is_last => {}
+            "." | ".." if !is_last => {}
+            "." | ".." => resolved.push('/'),
+            name => {
+                resolved.push('/');
+                resolved.push_str(name);
+            }
+        }
     }
-    ways
+    resolved
+}
+
+fn merge(path: &str) -> String {
+    let mut merged = String::with_capacity(path.len());
+    for read in path.chars() {
+        if read != '/' || !merged.ends_with('/') {
+            merged.push(read);
+        }
+    }
+    merged
 }
 
 /// The byte that `%XX` stands for.
@@ -138,7 +213,7 @@ mod tests {
     /// Some way reads `path` as `other`.
     #[track_caller]
     fn check(path: &str, other: &str) {
-        let readings = WAYS.map(|way| way.read(path));
+        let readings: Vec<_> = ways(path).iter().map(|way| way.read(path)).collect();
         assert!(
             readings.iter().any(|reading| reading == other),
             "{path}: {readings:?}"
@@ -161,6 +236,14 @@ mod tests {
         check("/../private/x", "/private/x");
         // Slashes are merged, but an escaped one is none.
         check("/q//r%2fs/../../private/x", "/private/x");
+        // A slash of one kind beside those of another, which is none there.
+        check("/a\\b%2f../private/x", "/private/x");
+        check("/a%5cb\\../private/x", "/private/x");
+        check("/a%2fb/..\\private/x", "/private/x");
+        // Parameters go before slashes are read, and slashes are merged after dots.
+        check("/;a%2fb/q%2f../private/x", "/private/x");
+        check("/.;..\\a/private/x", "/private/x");
+        check("/q//..//private/x", "/q/private/x");
         check("/a/..", "/");
         check("/a/.", "/a/");
     }
@@ -178,7 +261,7 @@ mod tests {
             "/%252e/x",
             "/a..b",
         ] {
-            for way in WAYS {
+            for way in ways(path) {
                 assert_eq!(way.read(path), path, "{way:?}");
             }
         }
