@@ -7,7 +7,7 @@ use pointsman::session::handler::Received;
 
 use crate::{Input, pieces};
 
-/// What came, or that something is wrong: what is wrong in two ways may be told so by either.
+/// What came, or the code of what is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Shown {
     Text(String),
@@ -15,7 +15,7 @@ enum Shown {
     Ping(Vec<u8>),
     Pong(Vec<u8>),
     Close(Option<u16>, String),
-    Violation,
+    Violation(u16),
 }
 
 const AGREED: Agreement = Agreement {
@@ -78,9 +78,9 @@ fn shown(mut decoder: Decoder, pieces: &[Vec<u8>], max: usize) -> Vec<Shown> {
                 Ok(Some(Incoming::Close(Some(reason)))) => {
                     Shown::Close(Some(reason.code), reason.reason)
                 }
-                Err(_) => Shown::Violation,
+                Err(violation) => Shown::Violation(violation.code),
             };
-            let is_last = matches!(one, Shown::Close(..) | Shown::Violation);
+            let is_last = matches!(one, Shown::Close(..) | Shown::Violation(_));
             let len = match &one {
                 Shown::Text(text) => text.len(),
                 Shown::Binary(bytes) => bytes.len(),
@@ -107,7 +107,7 @@ fn write(encoder: &mut Encoder, shown: &Shown, out: &mut Vec<u8>) -> bool {
         Shown::Ping(payload) => encoder.ping(payload, out),
         Shown::Pong(payload) => encoder.pong(payload, out),
         Shown::Close(code, reason) => encoder.close(*code, reason, out),
-        Shown::Violation => return false,
+        Shown::Violation(_) => return false,
     }
     true
 }

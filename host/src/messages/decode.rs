@@ -346,6 +346,11 @@ impl Decoder {
                 if is_over && frame.is_final {
                     inflated = inflated.and_then(|()| inflater.end(&mut message.payload, max));
                 }
+                if inflated.is_err() {
+                    // What is wrong first is what is said, however the payload was cut.
+                    message.payload.truncate(max);
+                    message.check_text(false)?;
+                }
                 inflated.map_err(Violation::from)?;
             }
             _ => message.payload.extend_from_slice(piece),
@@ -674,5 +679,32 @@ mod tests {
         ]
         .concat();
         assert_eq!(read(&mut decoder, &bytes, 2), ["Text Hello"]);
+    }
+
+    #[test]
+    fn what_is_wrong_first_is_said_whatever_the_pieces() {
+        let small = |payload: &[u8]| {
+            let mut small = Vec::new();
+            Deflater::new(15, true).message(payload, &mut small);
+            small
+        };
+        let bad_then_long = [&b"\xff"[..], &[b'x'; 200]].concat();
+        let long_then_bad = [&[b'x'; 101][..], b"\xff"].concat();
+        for (payload, expected) in [
+            // One byte too many, and behind it no deflate stream.
+            (
+                vec![0x3a, 0x01, 0, 0, 0, 0, 0, 0],
+                "1009: a message is too long",
+            ),
+            (small(&long_then_bad), "1009: a message is too long"),
+            (small(&bad_then_long), "1007: a text is not UTF-8"),
+        ] {
+            let bytes = frame(0xc1, &payload);
+            let max = if payload.len() == 8 { 0 } else { 100 };
+            for size in [1, 7, bytes.len()] {
+                let mut decoder = Decoder::new(End::Server, max, Some(Inflater::new(true, None)));
+                assert_eq!(read(&mut decoder, &bytes, size), [expected], "{size}");
+            }
+        }
     }
 }

@@ -294,14 +294,15 @@ impl Inflater {
             taken += (stream.total_in() - read) as usize;
             let n = (stream.total_out() - written) as usize;
             out.truncate(before + n);
+            // Before what is corrupt, which comes behind it.
+            if out.len() > max {
+                return Err(InflateError::TooBig);
+            }
             match status {
                 Err(_) => return Err(InflateError::Corrupt),
                 // A final block within a message: legal, and the stream begins anew behind it.
                 Ok(Status::StreamEnd) => stream.reset(false),
                 Ok(Status::Ok | Status::BufError) => {}
-            }
-            if out.len() > max {
-                return Err(InflateError::TooBig);
             }
             let is_dense =
                 |ratio| out.len() as u64 > (self.n_taken + taken as u64) * u64::from(ratio);
