@@ -9,6 +9,8 @@ use crate::{Input, pieces};
 struct Seen {
     messages: u64,
     close: Option<Option<u16>>,
+    /// How many bytes were before the end of each frame.
+    ends: Vec<usize>,
     is_between_frames: bool,
     is_between_messages: bool,
     /// Then the boundaries count as reached: how much of a header was taken depends on the pieces.
@@ -24,20 +26,36 @@ pub(crate) fn run(data: &[u8]) {
     };
     let bytes = input.rest();
     let expected = decode(bytes, max);
-    let tracked = track(&pieces(bytes, cuts), max);
-    assert_eq!(tracked, expected, "{cuts} {max}");
+    for skips in [false, true] {
+        let tracked = track(&pieces(bytes, cuts), max, skips);
+        assert_eq!(tracked, expected, "{cuts} {max} {skips}");
+    }
 }
 
-fn track(pieces: &[Vec<u8>], max: u64) -> Seen {
+/// `skips`: payload is passed over where it may be, as a relay does that moves it in the kernel.
+fn track(pieces: &[Vec<u8>], max: u64, skips: bool) -> Seen {
     let mut tracker = FrameTracker::new(max);
     let mut is_too_big = false;
+    let mut ends = Vec::new();
+    let mut at = 0;
     for piece in pieces {
         let mut rest = &piece[..];
         while !rest.is_empty() && !is_too_big {
-            match tracker.frame(rest) {
+            let passed = match tracker.skippable().min(rest.len() as u64) {
+                n @ 1.. if skips => {
+                    tracker.skip(n);
+                    Ok(n as usize)
+                }
+                _ => tracker.frame(rest),
+            };
+            match passed {
                 Ok(n) => {
                     assert!((1..=rest.len()).contains(&n), "{n} of {}", rest.len());
                     rest = &rest[n..];
+                    at += n;
+                    if tracker.is_between_frames() {
+                        ends.push(at);
+                    }
                 }
                 Err(_) => is_too_big = true,
             }
@@ -46,6 +64,7 @@ fn track(pieces: &[Vec<u8>], max: u64) -> Seen {
     Seen {
         messages: tracker.messages(),
         close: tracker.close(),
+        ends,
         is_between_frames: is_too_big || tracker.is_between_frames(),
         is_between_messages: is_too_big || tracker.is_between_messages(),
         is_too_big,
@@ -57,6 +76,7 @@ fn decode(bytes: &[u8], max: u64) -> Seen {
     let mut seen = Seen {
         messages: 0,
         close: None,
+        ends: Vec::new(),
         is_between_frames: true,
         is_between_messages: true,
         is_too_big: false,
@@ -106,6 +126,7 @@ fn decode(bytes: &[u8], max: u64) -> Seen {
         if !is_control && header.is_final {
             seen.messages += 1;
         }
+        seen.ends.push(at);
         seen.is_between_frames = true;
         seen.is_between_messages = !is_in_message;
     }

@@ -89,10 +89,9 @@ impl FrameTracker {
         Ok(consumed + n)
     }
 
-    /// Consumes `n` bytes of payload that nobody has looked at: at most [`Self::payload_left`], and
-    /// not of a Close frame, whose code would be missed.
+    /// Consumes `n` bytes of payload that nobody has looked at: at most [`Self::skippable`].
     pub fn skip(&mut self, n: u64) {
-        debug_assert!(n <= self.payload_left() && self.opcode() != CLOSE);
+        debug_assert!(n <= self.skippable());
         self.payload_left -= n;
         if self.payload_left == 0 {
             self.end_frame();
@@ -104,6 +103,14 @@ impl FrameTracker {
         match self.phase {
             Phase::Header => 0,
             Phase::Payload => self.payload_left,
+        }
+    }
+
+    /// What of that payload nobody has to look at: none of a Close frame, whose code would be missed.
+    pub fn skippable(&self) -> u64 {
+        match self.opcode() {
+            CLOSE => 0,
+            _ => self.payload_left(),
         }
     }
 
@@ -426,6 +433,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_close_of_any_length_is_looked_at() {
+        let mut tracker = FrameTracker::new(u64::MAX);
+        let close = frame(
+            0x88,
+            &[b"\x03\xe9".to_vec(), vec![0; 70_000]].concat(),
+            None,
+        );
+        for (bytes, skippable) in [(&close[..10], 0), (&close[10..], 0)] {
+            assert_eq!(tracker.frame(bytes), Ok(bytes.len()));
+            assert_eq!(tracker.skippable(), skippable);
+        }
+        assert_eq!(tracker.close(), Some(Some(1001)));
+        let ping = frame(0x89, &[0; 70_000], None);
+        assert_eq!(tracker.frame(&ping[..10]), Ok(10));
+        assert_eq!(tracker.skippable(), 70_000);
     }
 
     #[test]

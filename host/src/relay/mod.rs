@@ -277,7 +277,7 @@ impl Flow {
             let pipe = pipe.filter(|_| self.is_streaming());
             if let (Some(pipe), Some(from), Some(to)) =
                 (pipe, source.socket(), destination.socket())
-                && self.tracker.payload_left() > 0
+                && self.tracker.skippable() > 0
             {
                 ready!(self.carry(cx, from, to, pipe, &[]));
                 continue;
@@ -342,7 +342,7 @@ impl Flow {
         self.phase == Phase::Open
             && self.injection.is_none()
             && self.tracker.frame_bytes() >= LARGE_BYTES
-            && (self.tracker.payload_left() > 0 || self.tracker.is_between_frames())
+            && (self.tracker.skippable() > 0 || self.tracker.is_between_frames())
     }
 
     /// Passes on what may be a header by itself, with its payload behind it if that is large.
@@ -356,7 +356,7 @@ impl Flow {
     ) {
         let mut ahead = self.tracker.clone();
         let is_large = ahead.frame(chunk) == Ok(chunk.len())
-            && ahead.payload_left() > 0
+            && ahead.skippable() > 0
             && ahead.frame_bytes() >= LARGE_BYTES;
         match (source.socket(), destination.socket()) {
             (Some(from), Some(to)) if is_large => {
@@ -378,7 +378,7 @@ impl Flow {
         pipe: &Pipe,
         before: &[u8],
     ) -> Poll<()> {
-        let limit = usize::try_from(self.tracker.payload_left()).unwrap_or(usize::MAX);
+        let limit = usize::try_from(self.tracker.skippable()).unwrap_or(usize::MAX);
         let carried = ready!(pipe.carry(cx, source, destination, before, limit));
         match carried {
             Carried::Moved(n, left) => {
