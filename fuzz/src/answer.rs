@@ -5,7 +5,7 @@ use pointsman::handshake::Upgrade;
 use pointsman::upstream::dial;
 
 /// Of RFC 6455 section 1.3.
-const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+pub(crate) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 pub(crate) fn run(data: &[u8]) {
@@ -21,19 +21,26 @@ pub(crate) fn run(data: &[u8]) {
             headers.append(name, value);
         }
     }
-    let asked = Upgrade {
+    if dial::check_answer(&asked(), &headers).is_ok() {
+        check_accepted(answer.headers);
+    }
+}
+
+/// What is asked for: enough for every part of an answer to have two.
+pub(crate) fn asked() -> Upgrade {
+    Upgrade {
         key: KEY.to_owned(),
         subprotocols: vec!["chat".to_owned(), "v2".to_owned()],
         extensions: vec!["permessage-deflate".to_owned()],
-    };
-    if dial::check_answer(&asked, &headers).is_err() {
-        return;
     }
+}
+
+/// What [`asked`] is answered with, if it is.
+pub(crate) fn check_accepted(fields: &[httparse::Header<'_>]) {
     let values = |name: &str| -> Vec<String> {
-        let fields = answer
-            .headers
+        let fields = fields
             .iter()
-            .filter(|f| f.name.eq_ignore_ascii_case(name));
+            .filter(|field| field.name.eq_ignore_ascii_case(name));
         let text = |field: &httparse::Header<'_>| String::from_utf8_lossy(field.value).into_owned();
         fields.map(text).collect()
     };

@@ -2,11 +2,11 @@
 //! the head that a backend gets of it says the same, and nothing that concerns one connection only.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::LazyLock;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, request};
@@ -19,48 +19,68 @@ use pointsman::handshake::{self, Upgrade};
 use pointsman::upstream::dial;
 use pointsman::{connection, forwarding};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
-use tokio::runtime::{Builder, Runtime};
-use tokio::time::timeout;
+
+use crate::idle::until_idle;
+use crate::strict;
 
 /// More than any head may have.
-const PIPE_BYTES: usize = 1 << 20;
+pub(crate) const PIPE_BYTES: usize = 1 << 20;
 
-static LIMITS: LazyLock<Listener> = LazyLock::new(|| {
+/// What is about one connection only (RFC 9110 section 7.6.1), or that we write.
+const OURS: [&str; 13] = [
+    "connection",
+    "upgrade",
+    "te",
+    "trailer",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "transfer-encoding",
+    "forwarded",
+    "x-real-ip",
+    "x-request-id",
+    // A body is compared as such, and how it is framed is for each connection to say.
+    "content-length",
+];
+
+pub(crate) static LIMITS: LazyLock<Listener> = LazyLock::new(|| {
     let text = "[[listener]]\nbind = '127.0.0.1:0'\n[[route]]\npath = '/*'\nhandler = 'echo'\n";
     let config = Config::from_toml(text, Path::new("/")).expect("a good configuration");
     config.listeners[0].clone()
 });
 
-thread_local! {
-    static RUNTIME: Runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
+pub(crate) fn run(data: &[u8]) {
+    if let Some((upgrade, sent)) = exchange(data) {
+        check_as_others_read_it(data, &upgrade);
+        check_sent(data, &sent, &upgrade);
+    }
 }
 
-pub(crate) fn run(data: &[u8]) {
-    let Some((head, upgrade)) = RUNTIME.with(|runtime| runtime.block_on(accepted(data))) else {
-        return;
-    };
-    check_as_others_read_it(data, &upgrade);
-    let sent = RUNTIME.with(|runtime| runtime.block_on(to_backend(head)));
-    check_sent(data, &sent, &upgrade);
+/// What is asked for, and the bytes that a backend gets; none: it is refused, or is no upgrade.
+pub(crate) fn exchange(data: &[u8]) -> Option<(Upgrade, Vec<u8>)> {
+    let (head, upgrade) = accepted(data)?;
+    Some((upgrade, to_backend(head)))
 }
 
 /// As the server reads it, from the HTTP library on.
-async fn accepted(data: &[u8]) -> Option<(request::Parts, Upgrade)> {
-    let (mut client, server) = duplex(PIPE_BYTES);
+fn accepted(data: &[u8]) -> Option<(request::Parts, Upgrade)> {
     let found = RefCell::new(None);
-    let service = service_fn(|request: Request<Incoming>| {
-        let (head, body) = request.into_parts();
-        let is_first = found.borrow().is_none();
-        if is_first {
-            *found.borrow_mut() = Some(check(head, !body.is_end_stream()));
-        }
-        async { Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())) }
+    until_idle(async {
+        let (mut client, server) = duplex(PIPE_BYTES);
+        let service = service_fn(|request: Request<Incoming>| {
+            let (head, body) = request.into_parts();
+            let is_first = found.borrow().is_none();
+            if is_first {
+                *found.borrow_mut() = Some(check(head, !body.is_end_stream()));
+            }
+            async { Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())) }
+        });
+        let connection = connection::http(&LIMITS).serve_connection(TokioIo::new(server), service);
+        client.write_all(data).await.expect("a pipe takes all");
+        client.shutdown().await.expect("a pipe ends");
+        let _ = connection.await;
     });
-    let connection = connection::http(&LIMITS).serve_connection(TokioIo::new(server), service);
-    client.write_all(data).await.ok()?;
-    client.shutdown().await.ok()?;
-    // Who sends half a head is waited for; nothing more comes here.
-    let _ = timeout(Duration::from_millis(50), connection).await;
     found.into_inner().flatten()
 }
 
@@ -71,28 +91,55 @@ fn check(head: request::Parts, has_body: bool) -> Option<(request::Parts, Upgrad
     Some((head, upgrade))
 }
 
-/// A head as another parser reads it.
+/// Makes a client's head into one for a backend.
+pub(crate) fn forward(head: &mut request::Parts) {
+    forwarding::strip_hop_by_hop(&mut head.headers);
+    let client = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
+    let id = HeaderValue::from_static("id");
+    forwarding::write_forwarded(&mut head.headers, client, &[], &id);
+}
+
+/// The bytes that a backend would get.
+fn to_backend(mut head: request::Parts) -> Vec<u8> {
+    forward(&mut head);
+    let head = dial::upgrade_request(head);
+    let mut sent = Vec::new();
+    until_idle(async {
+        let (ours, mut backend) = duplex(PIPE_BYTES);
+        let (mut sender, connection) = dial::client()
+            .handshake::<_, Empty<Bytes>>(TokioIo::new(ours))
+            .await
+            .expect("a pipe takes all");
+        let request = Request::from_parts(head, Empty::new());
+        // Nobody answers, so this comes to no end.
+        let _ = tokio::join!(
+            sender.send_request(request),
+            connection,
+            backend.read_to_end(&mut sent)
+        );
+    });
+    sent
+}
+
+/// A head as another parser reads it, which takes a bare LF and the like as the host's library does.
 struct Parsed {
+    target: String,
     /// Names in lower case.
     fields: Vec<(String, Vec<u8>)>,
-    target: String,
-    n_bytes: usize,
 }
 
 fn parse(bytes: &[u8]) -> Option<Parsed> {
     let mut fields = [httparse::EMPTY_HEADER; 256];
     let mut request = httparse::Request::new(&mut fields);
-    let httparse::Status::Complete(n_bytes) = request.parse(bytes).ok()? else {
+    let httparse::Status::Complete(_) = request.parse(bytes).ok()? else {
         return None;
     };
     assert_eq!((request.method, request.version), (Some("GET"), Some(1)));
-    let target = request.path.unwrap_or_default().to_owned();
     let fields = request.headers.iter();
     let fields = fields.map(|field| (field.name.to_ascii_lowercase(), field.value.to_vec()));
     Some(Parsed {
+        target: request.path.unwrap_or_default().to_owned(),
         fields: fields.collect(),
-        target,
-        n_bytes,
     })
 }
 
@@ -122,87 +169,76 @@ fn check_as_others_read_it(data: &[u8], upgrade: &Upgrade) {
     );
 }
 
-/// The bytes that a backend would get.
-async fn to_backend(mut head: request::Parts) -> Vec<u8> {
-    forwarding::strip_hop_by_hop(&mut head.headers);
-    let client = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
-    let id = HeaderValue::from_static("id");
-    forwarding::write_forwarded(&mut head.headers, client, &[], &id);
-    let head = dial::upgrade_request(head);
-    let (ours, mut backend) = duplex(PIPE_BYTES);
-    let (mut sender, connection) = dial::client()
-        .handshake::<_, Empty<Bytes>>(TokioIo::new(ours))
-        .await
-        .expect("a pipe takes all");
-    let exchange = async {
-        tokio::join!(
-            sender.send_request(Request::from_parts(head, Empty::new())),
-            connection
-        )
-    };
-    let mut sent = Vec::new();
-    let read = async {
-        let mut room = [0; 4096];
-        while !sent.ends_with(b"\r\n\r\n") {
-            match backend.read(&mut room).await {
-                Ok(n @ 1..) => sent.extend_from_slice(&room[..n]),
-                _ => break,
-            }
-        }
-    };
-    tokio::select! {
-        _ = exchange => {}
-        () = read => {}
-    }
-    sent
-}
-
 fn check_sent(data: &[u8], sent: &[u8], upgrade: &Upgrade) {
     let text = String::from_utf8_lossy(sent);
-    let Parsed {
-        fields,
-        target,
-        n_bytes,
-    } = parse(sent).unwrap_or_else(|| panic!("a backend cannot read {text:?}"));
-    assert_eq!(n_bytes, sent.len(), "more than a head: {text:?}");
-    assert!(!sent.contains(&0), "{text:?}");
-    let lines = sent.split(|byte| *byte == b'\n');
-    let bare = lines
-        .filter(|line| !line.is_empty() && !line.ends_with(b"\r"))
-        .count();
-    assert_eq!(bare, 0, "a bare LF in {text:?}");
-    assert!(target.starts_with('/'), "{target:?}");
-    let asked = parse(data).expect("parsed before").fields;
-    assert_eq!(values(&fields, "connection"), [b"Upgrade"]);
-    assert_eq!(values(&fields, "upgrade"), [b"websocket"]);
-    assert_eq!(
-        values(&fields, "sec-websocket-key"),
-        [upgrade.key.as_bytes()]
-    );
-    assert_eq!(values(&fields, "host"), values(&asked, "host"));
-    assert_eq!(values(&fields, "x-forwarded-for"), [b"127.0.0.1"]);
-    for name in [
-        "te",
-        "trailer",
-        "keep-alive",
-        "proxy-connection",
-        "transfer-encoding",
-    ] {
-        assert!(values(&fields, name).is_empty(), "{name} in {text:?}");
-    }
-    for named in values(&asked, "connection")
+    let (request, end) = strict::Request::read(sent)
+        .unwrap_or_else(|no| panic!("a backend cannot read {text:?}: {no:?}"));
+    assert_eq!(end, sent.len(), "more than a head: {text:?}");
+    assert!(request.body.is_empty(), "{text:?}");
+    let asked = parse(data).expect("parsed before");
+    assert_eq!(request.method, "GET");
+    assert_eq!(request.target, origin_form(&asked.target), "{text:?}");
+    assert_eq!(request.values("connection"), [b"Upgrade"]);
+    assert_eq!(request.values("upgrade"), [b"websocket"]);
+    let key = request.values("sec-websocket-key");
+    assert_eq!(key, [upgrade.key.as_bytes()]);
+    check_fields(&asked.fields, &request);
+}
+
+/// What a client sent comes to its backend, unless it is for one connection only or ours to say.
+pub(crate) fn check_fields(asked: &[(String, Vec<u8>)], sent: &strict::Request) {
+    let named: Vec<_> = values(asked, "connection")
         .iter()
         .flat_map(|line| line.split(|byte| *byte == b','))
-    {
-        let named = String::from_utf8_lossy(named.trim_ascii()).to_ascii_lowercase();
-        // What makes the request what it is cannot be taken out of it, and what we write is ours.
-        let is_ours = ["host", "connection", "upgrade", "forwarded"].contains(&named.as_str())
-            || named.starts_with("sec-websocket-")
-            || named.starts_with("x-forwarded-")
-            || named == "x-request-id";
-        assert!(
-            is_ours || values(&fields, &named).is_empty(),
-            "{named:?} in {text:?}"
-        );
+        .map(|name| String::from_utf8_lossy(name.trim_ascii()).to_ascii_lowercase())
+        .collect();
+    let is_for_all = |name: &str| name == "host" || name.starts_with("sec-websocket-");
+    let is_ours = |name: &str| {
+        let folded = name.replace('_', "-");
+        OURS.contains(&name) || folded == "x-real-ip" || folded.starts_with("x-forwarded-")
+    };
+    let passes = |name: &str| {
+        let is_named = named.iter().any(|named| named == name);
+        !is_ours(name) && (!is_named || is_for_all(name))
+    };
+    let mut expected: BTreeMap<&str, Vec<&[u8]>> = BTreeMap::new();
+    for (name, value) in asked.iter().filter(|(name, _)| passes(name)) {
+        expected.entry(name).or_default().push(value.trim_ascii());
+    }
+    let mut found: BTreeMap<&str, Vec<&[u8]>> = BTreeMap::new();
+    for (name, value) in sent.fields.iter().filter(|(name, _)| !is_ours(name)) {
+        found.entry(name).or_default().push(value);
+    }
+    assert_eq!(found, expected);
+    assert_eq!(sent.values("x-forwarded-for"), [b"127.0.0.1"]);
+    assert_eq!(sent.values("x-request-id"), [b"id"]);
+    let text = |value: &&[u8]| String::from_utf8_lossy(value).into_owned();
+    let host: Vec<_> = sent.values("host").iter().map(text).collect();
+    let forwarded_host: Vec<_> = sent.values("x-forwarded-host").iter().map(text).collect();
+    assert_eq!(forwarded_host, host);
+    let said = host.first().map(|host| {
+        assert!(!host.contains(['"', '\\', ' ']), "{host:?}");
+        format!(";host=\"{host}\"")
+    });
+    let forwarded = format!("for=127.0.0.1{};proto=http", said.unwrap_or_default());
+    assert_eq!(sent.values("forwarded"), [forwarded.as_bytes()]);
+    for name in &OURS[2..9] {
+        let is_framing = *name == "transfer-encoding";
+        assert!(is_framing || sent.values(name).is_empty(), "{name}");
+    }
+}
+
+/// RFC 9112 section 3.2.1, and without a fragment.
+pub(crate) fn origin_form(target: &str) -> String {
+    let target = target.split('#').next().unwrap_or_default();
+    let behind_scheme = match target.find("://") {
+        Some(at) if !target.starts_with('/') => &target[at + 3..],
+        _ => return target.to_owned(),
+    };
+    let at = behind_scheme.find(['/', '?']);
+    let path = at.map_or("", |at| &behind_scheme[at..]);
+    match path.starts_with('/') {
+        true => path.to_owned(),
+        false => format!("/{path}"),
     }
 }

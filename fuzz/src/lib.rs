@@ -4,10 +4,14 @@
 mod answer;
 mod config;
 mod deflate;
+mod dial;
 mod frames;
 mod head;
+mod idle;
 mod messages;
 mod paths;
+mod requests;
+mod strict;
 
 /// A name, and what runs.
 pub type Target = (&'static str, fn(&[u8]));
@@ -17,10 +21,12 @@ pub const TARGETS: &[Target] = &[
     ("answer", answer::run),
     ("config", config::run),
     ("deflate", deflate::run),
+    ("dial", dial::run),
     ("frames", frames::run),
     ("head", head::run),
     ("messages", messages::run),
     ("paths", paths::run),
+    ("requests", requests::run),
 ];
 
 /// Takes numbers and pieces off the front of an input.
@@ -59,17 +65,22 @@ fn pieces(bytes: &[u8], cuts: u8) -> Vec<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::fs;
+    use std::io::Write as _;
     use std::path::PathBuf;
+    use std::process::{Command, Stdio};
 
     use super::*;
 
     const MUTATIONS: usize = 2000;
 
+    fn here(path: &str) -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+    }
+
     fn seeds(target: &str) -> Vec<Vec<u8>> {
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-            .join("seeds")
-            .join(target);
+        let folder = here("seeds").join(target);
         let files = fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
         let mut paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
         paths.sort();
@@ -96,17 +107,67 @@ mod tests {
         bytes
     }
 
+    /// Seeds, and what they become.
+    fn inputs(target: &str) -> Vec<Vec<u8>> {
+        let seeds = seeds(target);
+        assert!(!seeds.is_empty(), "{target} has no seeds");
+        let mut random = fastrand::Rng::with_seed(1);
+        let mutants: Vec<_> = (0..MUTATIONS)
+            .map(|_| {
+                let [seed, other] = [0; 2].map(|_: usize| &seeds[random.usize(..seeds.len())]);
+                mutate(seed, other, &mut random)
+            })
+            .collect();
+        seeds.into_iter().chain(mutants).collect()
+    }
+
     #[test]
     fn seeds_and_what_they_become_hold() {
         for (name, run) in TARGETS {
-            let seeds = seeds(name);
-            assert!(!seeds.is_empty(), "{name} has no seeds");
-            seeds.iter().for_each(|seed| run(seed));
-            let mut random = fastrand::Rng::with_seed(1);
-            for _ in 0..MUTATIONS {
-                let [seed, other] = [0; 2].map(|_: usize| &seeds[random.usize(..seeds.len())]);
-                run(&mutate(seed, other, &mut random));
-            }
+            inputs(name).iter().for_each(|input| run(input));
         }
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn node_and_ws_read_what_we_forward_as_we_do() {
+        let ws = here("../examples/fastify/node_modules/ws");
+        assert!(
+            ws.is_dir(),
+            "{} is missing: run `cargo xtask test`, or `npm ci` there",
+            ws.display()
+        );
+        // What libFuzzer has found so far goes along.
+        let found = fs::read_dir(here("../target/fuzz/head/corpus"));
+        let found = found
+            .into_iter()
+            .flatten()
+            .map(|file| fs::read(file.unwrap().path()).unwrap());
+        let lines: BTreeSet<_> = inputs("head")
+            .into_iter()
+            .chain(found)
+            .filter_map(|input| {
+                let (_, sent) = head::exchange(&input)?;
+                Some(format!("{} {}\n", hex(&input), hex(&sent)))
+            })
+            .collect();
+        let mut node = Command::new("node")
+            .args([here("node.cjs"), ws])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("Node.js");
+        let mut stdin = node.stdin.take().expect("a pipe");
+        // It reads all before it says much.
+        lines
+            .iter()
+            .for_each(|line| stdin.write_all(line.as_bytes()).expect("Node.js reads"));
+        drop(stdin);
+        let said = node.wait_with_output().expect("Node.js ends").stdout;
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert_eq!(said, format!("{} read\n", lines.len()));
     }
 }
