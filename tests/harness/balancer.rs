@@ -35,7 +35,7 @@ pub struct Balancer {
     admin: SocketAddr,
     log: Lines,
     access_log: Lines,
-    _readers: JoinSet<()>,
+    readers: JoinSet<()>,
 }
 
 impl Balancer {
@@ -104,7 +104,7 @@ impl Balancer {
             admin: nowhere,
             log,
             access_log,
-            _readers: readers,
+            readers,
         };
         balancer.ready().await?;
         Ok(balancer)
@@ -118,6 +118,11 @@ impl Balancer {
         })
         .await
         .with_context(|| self.log.all().join("\n"))?;
+        if has_ended {
+            // Its last words may still be on their way.
+            let all = async { while self.readers.join_next().await.is_some() {} };
+            let _ = timeout(PATIENCE, all).await;
+        }
         let Some((address, admin)) = addresses(&self.log.all()).filter(|_| !has_ended) else {
             bail!("ended at its start:\n{}", self.log.all().join("\n"));
         };

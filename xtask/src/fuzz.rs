@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::setup;
 use crate::step::Step;
 
-const SECONDS: &str = "10";
+const SECONDS: &str = "5";
 
 /// `args`: `--seconds N`, and targets; without targets all.
 pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {

@@ -38,7 +38,7 @@ usage: cargo xtask COMMAND
   soak [--minutes N] [--sessions N]
                      build, then 30 minutes of 2,000 sessions that come and go, in trouble
   fuzz [--seconds N] [TARGET...]
-                     look for input that breaks what must hold, for 10 s each; targets are the
+                     look for input that breaks what must hold, for 5 s each; targets are the
                      folders of fuzz/seeds
   deny               licenses, sources and versions of all dependencies, by deny.toml; then known
                      vulnerabilities
