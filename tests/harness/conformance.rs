@@ -27,11 +27,11 @@ const KOSOKU: &str = "kosoku==0.1.0";
 const COMPRESSION_CASES: &str = "kosoku/cases/case12_x_x.py";
 
 /// What keeps most of them from being judged in this version: a message may come to them as a string,
-/// and they take it for bytes. Where it came compressed, each character stands for a byte of it; where it
-/// did not, for itself. The second is put in behind the first.
+/// and they take it for bytes. Where it came compressed, or is binary, each character stands for a byte of it;
+/// where not, for itself. The second is put in behind the first.
 const MENDED: [&str; 2] = [
     "def onMessage(self, msg, binary):\n",
-    "   if isinstance(msg, str):\n      try:\n         raw = msg.encode(\"latin-1\")\n         raw.decode(\"utf-8\")\n      except UnicodeError:\n         raw = msg.encode(\"utf-8\")\n      msg = raw\n",
+    "   if isinstance(msg, str):\n      try:\n         raw = msg.encode(\"latin-1\")\n         if not binary: raw.decode(\"utf-8\")\n      except UnicodeError:\n         raw = msg.encode(\"utf-8\")\n      msg = raw\n",
 ];
 
 /// What the cases of a run may take together.
