@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 what was asked for failed, 2 the call was wrong. Text for people goes to
 //! stderr, results go to stdout.
 
+use std::fmt;
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
@@ -14,11 +15,14 @@ use clap::Parser as _;
 use pointsman::admin::steer::Proposal;
 use pointsman::cli::{Check, Cli, Command, Demo, Run, Status};
 use pointsman::config::{Config, Flags, Problem};
+use pointsman::demo::DemoError;
+use pointsman::log::ErrorLog;
 use pointsman::plugins::apart;
 use pointsman::server::{Server, StartError};
 use pointsman::systemd::{self, Inherited};
-use pointsman::{admin, demo, log, server};
-use tokio::signal::unix::{SignalKind, signal};
+use pointsman::{admin, demo, server};
+use rustix::process::Signal as SignalNumber;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::level_filters::LevelFilter;
 
 /// Read when neither a file nor an address is named.
@@ -27,24 +31,59 @@ const DEFAULT_FILE: &str = "pointsman.toml";
 fn main() -> ExitCode {
     // By this name it is the program that runs, even if another was installed since.
     apart::use_program("/proc/self/exe".into());
-    let done = match Cli::parse().command {
-        Command::Run(flags) => run(flags),
+    let command = Cli::parse().command;
+    let level = match &command {
+        Command::Run(flags) => flags.log_level,
+        _ => LevelFilter::ERROR,
+    };
+    let log = match ErrorLog::start(level) {
+        Ok(log) => log,
+        Err(error) => {
+            say(format_args!("error: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let _log = FinishedOnPanic(&log);
+    let done = match command {
+        Command::Run(flags) => run(flags, &log),
         Command::Check(flags) => check(&flags),
         Command::Status(flags) => status(&flags),
-        Command::Demo(flags) => show(&flags),
+        Command::Demo(flags) => show(&flags, &log),
         Command::CompilePlugin => apart::compile_stdin().map_err(Into::into),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            log.finish();
+            ExitCode::SUCCESS
+        }
         Err(error) => {
-            eprintln!("error: {error:#}");
+            log.finish_with(&format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(flags: Run) -> Result<()> {
-    log::to_stderr(flags.log_level);
+/// What a panic of this thread has to say is written before the process ends.
+struct FinishedOnPanic<'a>(&'a ErrorLog);
+
+impl Drop for FinishedOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.finish();
+        }
+    }
+}
+
+fn run(flags: Run, log: &ErrorLog) -> Result<()> {
+    runtime()?.block_on(async {
+        // Before anything that takes time: until then some of them end the process.
+        let signals = Signals::listen()?;
+        let (config, source) = configured(flags)?;
+        serve(config, source, signals, log.clone()).await
+    })
+}
+
+fn configured(flags: Run) -> Result<(Config, Source)> {
     let source = match flags.listen {
         Some(_) => Source::default(),
         None => Source::read(
@@ -59,20 +98,64 @@ fn run(flags: Run) -> Result<()> {
         None => source.config(),
     };
     let config = config.map_err(|problems| source.refused(problems))?;
-    runtime()?.block_on(serve(config, source))
+    Ok((config, source))
 }
 
-async fn serve(config: Config, source: Source) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
+/// What an operator can tell the process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    hang_up: Signal,
+    reopen: Signal,
+    upgrade: Signal,
+    /// A file that has reached the limit of its size (setrlimit(2)) is a failed write and not the end.
+    _file_size: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        let number = |signal: SignalNumber| SignalKind::from_raw(signal.as_raw());
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            hang_up: signal(SignalKind::hangup())?,
+            reopen: signal(SignalKind::user_defined1())?,
+            upgrade: signal(SignalKind::user_defined2())?,
+            _file_size: signal(number(SignalNumber::XFSZ))?,
+        })
+    }
+
+    /// The next one.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.terminate.recv() => Told::End("SIGTERM"),
+            _ = self.interrupt.recv() => Told::End("SIGINT"),
+            _ = self.quit.recv() => Told::End("SIGQUIT"),
+            _ = self.hang_up.recv() => Told::Reload,
+            _ = self.reopen.recv() => Told::ReopenLogs,
+            _ = self.upgrade.recv() => Told::Upgrade,
+        }
+    }
+}
+
+/// What a signal asks for.
+enum Told {
+    /// To end, by the signal of this name.
+    End(&'static str),
+    Reload,
+    ReopenLogs,
+    /// To have another binary take over.
+    Upgrade,
+}
+
+async fn serve(config: Config, source: Source, mut signals: Signals, log: ErrorLog) -> Result<()> {
     let inherited = Inherited::from_env();
-    let started = Server::start(
-        config,
-        source.file.clone(),
-        Box::new(io::stdout()),
-        inherited,
-    );
+    let started = Server::start(config, source.file.clone(), log, inherited);
     let mut server = started.map_err(|error| match error {
         StartError::Plugins(problems) | StartError::Config(problems) => source.refused(problems),
         error => error.into(),
@@ -80,29 +163,31 @@ async fn serve(config: Config, source: Source) -> Result<()> {
     systemd::ready();
     let mut is_draining = false;
     loop {
-        let signal = tokio::select! {
+        let told = tokio::select! {
             () = server.ended() => return Ok(()),
-            _ = hang_up.recv() => {
-                server.reload();
-                continue;
-            }
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
+            told = signals.next() => told,
         };
-        if is_draining {
-            tracing::warn!(signal, "second signal: ending at once");
-            server.stop_now();
-        } else {
-            tracing::info!(signal, "draining");
-            systemd::stopping();
-            server.drain();
+        match told {
+            Told::Reload => server.reload(),
+            Told::ReopenLogs => server.reopen_logs(),
+            Told::Upgrade => {
+                tracing::warn!("SIGUSR2: replacing the binary is not supported by this version");
+            }
+            Told::End(signal) if is_draining => {
+                tracing::warn!(signal, "second signal: ending at once");
+                server.stop_now();
+            }
+            Told::End(signal) => {
+                tracing::info!(signal, "draining");
+                systemd::stopping();
+                server.drain();
+                is_draining = true;
+            }
         }
-        is_draining = true;
     }
 }
 
 fn check(flags: &Check) -> Result<()> {
-    log::to_stderr(LevelFilter::ERROR);
     let source = Source::read(flags.config.clone())?;
     let problems = match source.config() {
         Ok(config) => match server::check(&config) {
@@ -116,20 +201,17 @@ fn check(flags: &Check) -> Result<()> {
     let name = flags.config.display();
     if flags.json {
         let problems: Vec<_> = problems.iter().map(Problem::to_json).collect();
-        writeln!(
-            io::stdout(),
-            "{}",
-            serde_json::json!({ "file": name.to_string(), "problems": problems })
-        )?;
+        let report = serde_json::json!({ "file": name.to_string(), "problems": problems });
+        print(format_args!("{report}\n"))?;
     } else {
         for problem in &problems {
-            writeln!(io::stdout(), "{name}: {problem}")?;
+            print(format_args!("{name}: {problem}\n"))?;
         }
     }
     match problems.len() {
         0 if flags.against_running => compare(flags, source),
         0 => {
-            eprintln!("{name}: no problems");
+            say(format_args!("{name}: no problems"));
             Ok(())
         }
         1 => bail!("{name}: 1 problem"),
@@ -148,26 +230,41 @@ fn compare(flags: &Check, source: Source) -> Result<()> {
     let asked = admin::status::fetch_plan(flags.admin, token, &proposal);
     let plan = runtime()?.block_on(asked)?;
     match flags.json {
-        true => writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&plan)?)?,
-        false => write!(io::stdout(), "{plan}")?,
+        true => print(serde_json::to_string_pretty(&plan)? + "\n"),
+        false => print(plan),
     }
-    Ok(())
 }
 
 fn status(flags: &Status) -> Result<()> {
     let fetched = runtime()?.block_on(admin::status::fetch(flags.admin, flags.token.as_deref()));
     let status = fetched?;
     match flags.json {
-        true => writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&status)?)?,
-        false => write!(io::stdout(), "{status}")?,
+        true => print(serde_json::to_string_pretty(&status)? + "\n"),
+        false => print(status),
     }
-    Ok(())
 }
 
-fn show(flags: &Demo) -> Result<()> {
-    log::to_stderr(LevelFilter::ERROR);
+fn show(flags: &Demo, log: &ErrorLog) -> Result<()> {
     let local = tokio::task::LocalSet::new();
-    Ok(local.block_on(&runtime()?, demo::run(flags.once))?)
+    let shown = local.block_on(&runtime()?, demo::run(flags.once, log.clone()));
+    match shown {
+        Err(DemoError::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        shown => Ok(shown?),
+    }
+}
+
+/// Writes a result to stdout. A reader that has seen enough (`| head`) is no failure.
+fn print(result: impl fmt::Display) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    match write!(stdout, "{result}").and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to stdout"),
+    }
+}
+
+/// A line for the person who made the call, if somebody reads it.
+fn say(line: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 fn from_flags(flags: Run, listen: SocketAddr) -> Result<Config, Vec<Problem>> {

@@ -269,6 +269,17 @@ impl Balancer {
             .collect()
     }
 
+    /// Waits until the operational log has a line with `words`.
+    ///
+    /// # Errors
+    ///
+    /// It has none within the usual patience.
+    pub async fn logs(&self, words: &str) -> Result<()> {
+        let has_line = async || self.log().iter().any(|line| line.contains(words));
+        eventually(format!("a line with {words:?}"), PATIENCE, has_line).await?;
+        Ok(())
+    }
+
     /// Sends a signal.
     ///
     /// # Errors

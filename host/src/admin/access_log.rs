@@ -1,34 +1,19 @@
 //! One line of JSON per thing that happened, for machines to read.
 //!
-//! In come facts from the workers; out go lines, written by a thread of their own. A worker never
-//! waits for the log: what does not fit into the queue is dropped and counted. Queries of paths are
+//! In come facts from the workers; out go lines, to a [`LogWriter`] that nobody waits for. Queries of paths are
 //! never written, for tokens live there. `docs/access-log.md` describes the keys.
 
-use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
-use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::metrics::WorkerCounters;
+use crate::log::writer::LogWriter;
 use crate::session::{EndReport, Ender};
 
-/// One worker's end of the log. Cheap to clone, for use on the same worker.
+/// What workers log by. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct AccessLog {
-    lines: SyncSender<String>,
-    counters: Arc<WorkerCounters>,
-}
-
-/// The thread that writes. It ends when this and every [`AccessLog`] are gone.
-#[derive(Debug)]
-pub struct AccessLogWriter {
-    lines: SyncSender<String>,
-    ended: Receiver<()>,
-}
+pub struct AccessLog(LogWriter);
 
 /// Whom and what a session is between. What is not there is left out of the line.
 #[derive(Debug, Clone, Copy)]
@@ -105,56 +90,12 @@ pub struct Requested<'a> {
     pub duration: Duration,
 }
 
-/// Lines that wait to be written. At 500 bytes a line, 4 MiB, and a quarter of a second of a
-/// stalled disk at 30,000 lines per second.
-const QUEUE_MAX_LINES: usize = 8192;
-
-/// What goes out in one write while there is more to come.
-const BUFFER_BYTES: usize = 64 * 1024;
-
-/// After lines were written, how long the writer lets others gather. A writer that waits for the
-/// next line has to be woken by the worker that has it: two system calls on the way of a handshake,
-/// and a fight over the queue's lock.
-const GATHERING: Duration = Duration::from_millis(20);
-
-impl AccessLogWriter {
-    /// Starts the thread.
-    ///
-    /// # Errors
-    /// The system has no room for another thread.
-    pub fn start(sink: impl Write + Send + 'static) -> io::Result<Self> {
-        let (lines, queue) = sync_channel(QUEUE_MAX_LINES);
-        let (ending, ended) = channel();
-        thread::Builder::new()
-            .name("access-log".to_owned())
-            .spawn(move || {
-                write_lines(&queue, sink);
-                // Nobody may be waiting.
-                let _ = ending.send(());
-            })?;
-        Ok(Self { lines, ended })
-    }
-
-    /// One worker's end.
-    pub fn handle(&self, counters: Arc<WorkerCounters>) -> AccessLog {
-        AccessLog {
-            lines: self.lines.clone(),
-            counters,
-        }
-    }
-
-    /// Waits until every line is written, which takes that all handles are gone. False where that
-    /// took longer than `patience`: a handle is alive, or nobody reads what is written.
-    pub fn finish(self, patience: Duration) -> bool {
-        drop(self.lines);
-        !matches!(
-            self.ended.recv_timeout(patience),
-            Err(RecvTimeoutError::Timeout)
-        )
-    }
-}
-
 impl AccessLog {
+    /// Writes to this log.
+    pub fn new(writer: LogWriter) -> Self {
+        Self(writer)
+    }
+
     /// A session began.
     pub fn open(&self, opened: &Opened<'_>) {
         self.put(&opened.line(SystemTime::now()));
@@ -172,12 +113,9 @@ impl AccessLog {
 
     fn put(&self, line: &Line<'_>) {
         // Strings and numbers under fixed keys: there is nothing in a line that JSON cannot say.
-        let is_taken = serde_json::to_string(line).is_ok_and(|mut line| {
+        if let Ok(mut line) = serde_json::to_string(line) {
             line.push('\n');
-            self.lines.try_send(line).is_ok()
-        });
-        if !is_taken {
-            self.counters.access_log_dropped.add(1);
+            self.0.put(line);
         }
     }
 }
@@ -357,61 +295,9 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (year, month, day)
 }
 
-/// Writes until all senders are gone: a line at once where none came just before, others together.
-fn write_lines(queue: &Receiver<String>, sink: impl Write) {
-    let mut sink = Sink {
-        out: BufWriter::with_capacity(BUFFER_BYTES, sink),
-        is_failing: false,
-    };
-    while let Ok(line) = queue.recv() {
-        sink.attempt(|out| out.write_all(line.as_bytes()));
-        while let Ok(line) = queue.try_recv() {
-            sink.attempt(|out| out.write_all(line.as_bytes()));
-        }
-        sink.attempt(|out| out.flush());
-        gather();
-    }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this thread serves the log alone, and sleeps so that workers need not wake it"
-)]
-fn gather() {
-    thread::sleep(GATHERING);
-}
-
-struct Sink<W: Write> {
-    out: BufWriter<W>,
-    is_failing: bool,
-}
-
-impl<W: Write> Sink<W> {
-    /// Goes on after a failure (a full disk may have room again), and warns once for each row of
-    /// them.
-    fn attempt(&mut self, write: impl FnOnce(&mut BufWriter<W>) -> io::Result<()>) {
-        match write(&mut self.out) {
-            Ok(()) => self.is_failing = false,
-            Err(error) if self.is_failing => {
-                tracing::debug!(%error, "the access log cannot be written")
-            }
-            Err(error) => {
-                self.is_failing = true;
-                tracing::warn!(%error, "the access log cannot be written: lines are lost");
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{Sender, channel};
-    use std::sync::{Mutex, PoisonError};
-
-    use super::super::metrics::Metrics;
     use super::*;
-
-    const PATIENCE: Duration = Duration::from_secs(10);
 
     #[test]
     fn times_are_written_as_rfc_3339_says() {
@@ -556,70 +442,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn everything_is_written_by_the_time_that_the_writer_has_finished() {
-        let memory = Memory::default();
-        let writer = AccessLogWriter::start(memory.clone()).unwrap();
-        let handle = writer.handle(Metrics::new().worker(0));
-        for _ in 0..1_000 {
-            handle.request(&requested());
-        }
-        drop(handle);
-        assert!(writer.finish(PATIENCE));
-        let written = memory.text();
-        assert_eq!(written.lines().count(), 1_000);
-        assert!(
-            written
-                .lines()
-                .all(|line| line.starts_with('{') && line.ends_with('}'))
-        );
-    }
-
-    #[test]
-    fn a_line_is_written_at_once_where_no_other_follows() {
-        let (written, lines) = channel();
-        let writer = AccessLogWriter::start(Forward(written)).unwrap();
-        let handle = writer.handle(Metrics::new().worker(0));
-        handle.open(&Opened {
-            session: session(),
-            method: "GET",
-            path: "/",
-        });
-        assert!(lines.recv_timeout(PATIENCE).unwrap().ends_with(b"}\n"));
-    }
-
-    #[test]
-    fn what_does_not_fit_is_counted_and_never_waited_for() {
-        let (gate, opens) = channel();
-        let metrics = Metrics::new();
-        let writer = AccessLogWriter::start(Gated(opens)).unwrap();
-        let handle = writer.handle(metrics.worker(0));
-        // Nothing is written before the gate opens; the buffer and the queue fill up.
-        let sent = 3 * QUEUE_MAX_LINES as u64;
-        for _ in 0..sent {
-            handle.request(&requested());
-        }
-        let dropped = metrics.worker(0).access_log_dropped.value();
-        assert!(
-            dropped >= QUEUE_MAX_LINES as u64 && dropped < sent,
-            "{dropped}"
-        );
-        assert!(!writer.finish(Duration::from_millis(1)));
-        drop(gate);
-    }
-
-    #[test]
-    fn a_sink_that_fails_stops_nothing() {
-        let metrics = Metrics::new();
-        let writer = AccessLogWriter::start(Broken).unwrap();
-        let handle = writer.handle(metrics.worker(0));
-        for _ in 0..1_000 {
-            handle.request(&requested());
-        }
-        drop(handle);
-        assert!(writer.finish(PATIENCE));
-    }
-
     fn check(line: &Line<'_>, expected: &str) {
         assert_eq!(serde_json::to_string(line).unwrap(), expected);
     }
@@ -648,68 +470,6 @@ mod tests {
             status: 200,
             reason: None,
             duration: Duration::from_millis(1),
-        }
-    }
-
-    #[derive(Clone, Default)]
-    struct Memory(Arc<Mutex<Vec<u8>>>);
-
-    impl Memory {
-        fn text(&self) -> String {
-            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-        }
-    }
-
-    impl Write for Memory {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    struct Forward(Sender<Vec<u8>>);
-
-    impl Write for Forward {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.send(bytes.to_vec()).map_err(io::Error::other)?;
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    struct Gated(Receiver<()>);
-
-    impl Write for Gated {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // Ends when the test drops the other end.
-            let _ = self.0.recv();
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    struct Broken;
-
-    impl Write for Broken {
-        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-            Err(io::ErrorKind::BrokenPipe.into())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
         }
     }
 }

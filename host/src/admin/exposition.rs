@@ -134,12 +134,17 @@ impl Page {
             "What sessions hold of bytes that were read and not yet sent",
             totals.buffered_bytes,
         )?;
-        let dropped = totals.access_log_dropped;
         counter(
             out,
             "pointsman_access_log_dropped",
-            "Access log lines dropped because the writer lagged",
-            dropped,
+            "Access log lines lost: nobody read them in time, or they could not be written",
+            self.scrape.access_log_dropped,
+        )?;
+        counter(
+            out,
+            "pointsman_error_log_dropped",
+            "Error log lines lost: nobody read them in time, or they could not be written",
+            self.scrape.error_log_dropped,
         )
     }
 
@@ -497,7 +502,8 @@ mod tests {
             "pointsman_connections 1",
             "pointsman_connections_accepted_total 2",
             "pointsman_connections_refused_total 0",
-            "pointsman_access_log_dropped_total 0",
+            "pointsman_access_log_dropped_total 11",
+            "pointsman_error_log_dropped_total 12",
             "pointsman_bytes_total{upstream=\"app\",direction=\"up\"} 10",
             "pointsman_bytes_total{upstream=\"app\",direction=\"down\"} 20",
             "pointsman_messages_total{upstream=\"app\",direction=\"up\"} 1",
@@ -688,6 +694,8 @@ mod tests {
             failures: vec![("round_robin".into(), "trap".into(), 0)],
             guest_counts: vec![("chat".into(), "joins".into(), 7)],
             guest_gauges: vec![("chat".into(), "rooms".into(), 1.5)],
+            access_log_dropped: 11,
+            error_log_dropped: 12,
         })
     }
 }

@@ -42,8 +42,6 @@ pub struct WorkerCounters {
     pub lag_ns: Count,
     /// What sessions hold of bytes that were read and not yet sent.
     pub buffered_bytes: Count,
-    /// Access log lines that the writer could not keep up with, since the start.
-    pub access_log_dropped: Count,
     upgrades: [Count; UpgradeResult::ALL.len()],
     targets: Mutex<Vec<Target>>,
 }
@@ -151,6 +149,10 @@ pub struct Scrape {
     pub guest_counts: Vec<(String, String, u64)>,
     /// What plugins measure themselves: plugin, name, value.
     pub guest_gauges: Vec<(String, String, f64)>,
+    /// Lines of the access log that were lost since the start.
+    pub access_log_dropped: u64,
+    /// Likewise of the error log.
+    pub error_log_dropped: u64,
 }
 
 /// One backend.
@@ -246,7 +248,6 @@ pub(super) struct Totals {
     pub(super) connections_refused: u64,
     pub(super) handshakes_ended: u64,
     pub(super) buffered_bytes: u64,
-    pub(super) access_log_dropped: u64,
     pub(super) upgrades: [u64; UpgradeResult::ALL.len()],
     /// By name: an upstream and a handler of one name share their series.
     pub(super) targets: BTreeMap<String, TargetTotals>,
@@ -416,7 +417,6 @@ impl WorkerCounters {
         totals.connections_refused += self.connections_refused.value();
         totals.handshakes_ended += self.handshakes_ended.value();
         totals.buffered_bytes += self.buffered_bytes.value();
-        totals.access_log_dropped += self.access_log_dropped.value();
         add_all(&mut totals.upgrades, &self.upgrades);
         for target in locked(&self.targets).iter() {
             let sums = totals.targets.entry(target.name.clone()).or_default();

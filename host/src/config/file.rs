@@ -14,12 +14,14 @@ use super::names::{self, NETWORK, ORIGIN, SOCKET_ADDRESS};
 use super::reader::{self, BYTES, MILLISECONDS, Section, Taken};
 use super::upstream;
 use super::{
-    Admin, Config, HostPattern, Isolation, Listener, OnFailure, Overload, PathPattern, PluginName,
-    PluginSettings, Plugins, Problem, QueueSettings, Route, SlowConsumer, Target, UpstreamName,
+    AccessLogTarget, Admin, Config, ErrorLogSettings, HostPattern, Isolation, Listener, LogFormat,
+    OnFailure, Overload, PathPattern, PluginName, PluginSettings, Plugins, Problem, QueueSettings,
+    Route, SlowConsumer, Target, UpstreamName,
 };
 
 const TOKEN: &str = "a token of at least 16 visible ASCII characters";
-const ACCESS_LOG: &str = "\"stdout\" or \"off\"";
+const ACCESS_LOG: &str = "\"stdout\", \"off\" or \"file:PATH\"";
+const LOG_FORMAT: &str = "\"text\" or \"json\"";
 const DEFLATE: &str = "\"on\" or \"strip\"";
 const ISOLATION: &str = "\"shared\" or \"session\"";
 const SLOW_CONSUMER: &str = "\"close\", \"drop_newest\" or \"drop_oldest\"";
@@ -73,7 +75,8 @@ fn root(s: &mut Section<'_, '_>, base_dir: &Path) -> Option<Config> {
     Some(Config {
         workers: workers(s),
         drain_timeout: drain_timeout(s),
-        access_log: access_log(s),
+        access_log: access_log(s, base_dir),
+        error_log: s.section("error_log", |s| error_log(s, base_dir)),
         trusted_proxies: s.texts("trusted_proxies", NETWORK, names::network),
         overload: s.section("overload", overload),
         admin: s.section("admin", |s| admin(s, &mut binds)),
@@ -99,13 +102,36 @@ pub(super) fn drain_timeout(s: &mut Section<'_, '_>) -> Duration {
     s.secs("drain_timeout_secs", 0..=MAX_DRAIN_SECS, 30)
 }
 
-pub(super) fn access_log(s: &mut Section<'_, '_>) -> bool {
-    let is_written = |text: &str| match text {
-        "stdout" => Some(true),
-        "off" => Some(false),
-        _ => None,
+pub(super) fn access_log(s: &mut Section<'_, '_>, base_dir: &Path) -> AccessLogTarget {
+    let Some(entry) = s.entry("access_log") else {
+        return AccessLogTarget::default();
     };
-    s.text("access_log", ACCESS_LOG, is_written).unwrap_or(true)
+    let text = entry.as_str().unwrap_or_default();
+    match (text, text.strip_prefix("file:")) {
+        ("stdout", _) => return AccessLogTarget::Stdout,
+        ("off", _) => return AccessLogTarget::Off,
+        (_, Some(path)) if !path.is_empty() => return AccessLogTarget::File(base_dir.join(path)),
+        _ if text.starts_with("syslog:") => s.unsupported(&entry, ACCESS_LOG),
+        _ => s.refuse(&entry, ACCESS_LOG),
+    }
+    AccessLogTarget::default()
+}
+
+pub(super) fn error_log(s: &mut Section<'_, '_>, base_dir: &Path) -> ErrorLogSettings {
+    // An empty path is that of no file.
+    let file = |text: &str| Some(Some(base_dir.join(text)).filter(|_| !text.is_empty()));
+    ErrorLogSettings {
+        format: s.text("format", LOG_FORMAT, log_format).unwrap_or_default(),
+        file: s.text("file", "the path of a file", file).flatten(),
+    }
+}
+
+fn log_format(text: &str) -> Option<LogFormat> {
+    match text {
+        "text" => Some(LogFormat::Text),
+        "json" => Some(LogFormat::Json),
+        _ => None,
+    }
 }
 
 pub(super) fn overload(s: &mut Section<'_, '_>) -> Overload {
@@ -417,8 +443,12 @@ mod tests {
     const SAMPLE: &str = r#"
 workers = 3
 drain_timeout_secs = 30
-access_log = "off"
+access_log = "file:logs/access.log"
 trusted_proxies = ["127.0.0.0/8", "10.0.0.1"]
+
+[error_log]
+format = "json"
+file = "/var/log/pointsman.log"
 
 [overload]
 max_sessions = 90000
@@ -554,7 +584,11 @@ handler = 'echo'
         let expected = Config {
             workers: 3,
             drain_timeout: Duration::from_secs(30),
-            access_log: false,
+            access_log: AccessLogTarget::File(PathBuf::from("/etc/pointsman/logs/access.log")),
+            error_log: ErrorLogSettings {
+                format: LogFormat::Json,
+                file: Some(PathBuf::from("/var/log/pointsman.log")),
+            },
             trusted_proxies: vec![
                 "127.0.0.0/8".parse().unwrap(),
                 "10.0.0.1/32".parse().unwrap(),
@@ -857,7 +891,51 @@ filters = ['tap']
         check_root("admin = 5", &["line 1: admin: 5 is not allowed: a table"]);
         check_root(
             "access_log = false",
-            &["line 1: access_log: false is not allowed: \"stdout\" or \"off\""],
+            &[&format!(
+                "line 1: access_log: false is not allowed: {ACCESS_LOG}"
+            )],
+        );
+    }
+
+    #[test]
+    fn logs_have_their_places() {
+        let config = |text: &str| parse(&format!("{text}\n{LISTENER}{ROUTE}")).unwrap();
+        for (text, expected) in [
+            ("", AccessLogTarget::Stdout),
+            ("access_log = 'stdout'", AccessLogTarget::Stdout),
+            ("access_log = 'off'", AccessLogTarget::Off),
+            (
+                "access_log = 'file:/a b'",
+                AccessLogTarget::File(PathBuf::from("/a b")),
+            ),
+        ] {
+            assert_eq!(config(text).access_log, expected, "{text}");
+        }
+        let nothing = ErrorLogSettings::default();
+        assert_eq!(config("error_log = { file = '' }").error_log, nothing);
+        let file = Some(PathBuf::from("/etc/pointsman/a"));
+        assert_eq!(config("error_log.file = 'a'").error_log.file, file);
+        for value in ["'file:'", "'/a'", "'Off'", "''"] {
+            check_root(
+                &format!("access_log = {value}"),
+                &[&format!(
+                    "line 1: access_log: {value} is not allowed: {ACCESS_LOG}"
+                )],
+            );
+        }
+        check_root(
+            "access_log = 'syslog:127.0.0.1:514'",
+            &[&format!(
+                "line 1: access_log: 'syslog:127.0.0.1:514' is not supported by this version: only {ACCESS_LOG}"
+            )],
+        );
+        check_root(
+            "error_log = { format = 'xml', file = 1, level = 'info' }",
+            &[
+                &format!("line 1: error_log.format: 'xml' is not allowed: {LOG_FORMAT}"),
+                "line 1: error_log.file: 1 is not allowed: the path of a file",
+                "line 1: error_log.level: unknown key: one of format, file",
+            ],
         );
     }
 

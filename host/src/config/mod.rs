@@ -16,7 +16,7 @@ mod upstream;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -30,8 +30,10 @@ pub struct Config {
     pub workers: usize,
     /// How long sessions may live on after SIGTERM. `drain_timeout_secs`, default 30.
     pub drain_timeout: Duration,
-    /// Whether the access log is written. `access_log`, default `"stdout"`.
-    pub access_log: bool,
+    /// Where the access log is written. `access_log`, default `"stdout"`.
+    pub access_log: AccessLogTarget,
+    /// How and where the error log is written.
+    pub error_log: ErrorLogSettings,
     /// Networks whose forwarding headers are believed. `trusted_proxies`, default none.
     pub trusted_proxies: Vec<IpNet>,
     /// How much is too much.
@@ -48,6 +50,37 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// In the order written; at least one.
     pub routes: Vec<Route>,
+}
+
+/// `access_log`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum AccessLogTarget {
+    /// `"stdout"`, the default.
+    #[default]
+    Stdout,
+    /// `"off"`.
+    Off,
+    /// `"file:PATH"`; a relative path is relative to the configuration file.
+    File(PathBuf),
+}
+
+/// `[error_log]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ErrorLogSettings {
+    /// Default text.
+    pub format: LogFormat,
+    /// Relative paths are relative to the configuration file. None: stderr, the default.
+    pub file: Option<PathBuf>,
+}
+
+/// `error_log.format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// `"text"`, for people. The default.
+    #[default]
+    Text,
+    /// `"json"`: an object in each line.
+    Json,
 }
 
 /// `[admin]`.
@@ -258,6 +291,21 @@ pub struct Problem {
     pub line: Option<usize>,
     /// `"5s" is not allowed: a number of milliseconds, 1 to 600000`.
     pub message: String,
+}
+
+impl AccessLogTarget {
+    /// Whether there is an access log.
+    pub fn is_written(&self) -> bool {
+        *self != Self::Off
+    }
+
+    /// The file, where it is one.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) => Some(path),
+            Self::Stdout | Self::Off => None,
+        }
+    }
 }
 
 impl PluginName {

@@ -364,11 +364,7 @@ impl<'t, 'p> Section<'t, 'p> {
         let allowed = only.and_then(|only| only.parse::<Value>().ok());
         match (only, allowed) {
             (Some(_), Some(allowed)) if entry.is_same_as(&allowed) => {}
-            (Some(only), _) => {
-                let found = entry.found(self.source);
-                let message = format!("{found} is not supported by this version: only {only}");
-                self.problem(&entry.spot, message);
-            }
+            (Some(only), _) => self.unsupported(&entry, only),
             (None, _) => self.problem(&entry.spot, "this key is not supported by this version"),
         }
     }
@@ -401,6 +397,13 @@ impl<'t, 'p> Section<'t, 'p> {
     pub(super) fn refuse(&mut self, entry: &Entry<'_>, allowed: &str) {
         let found = entry.found(self.source);
         self.problem(&entry.spot, format!("{found} is not allowed: {allowed}"));
+    }
+
+    /// Reports what was found at `entry`, which a later version may allow, and what this one does.
+    pub(super) fn unsupported(&mut self, entry: &Entry<'_>, only: &str) {
+        let found = entry.found(self.source);
+        let message = format!("{found} is not supported by this version: only {only}");
+        self.problem(&entry.spot, message);
     }
 
     /// Reports anything.

@@ -23,6 +23,7 @@ pub use self::error::DemoError;
 
 use self::client::{Crowd, PACE};
 use self::stage::{POLICY, Stage};
+use crate::log::ErrorLog;
 
 /// Sockets that are open during the swap. Each takes four descriptors of this process, and many
 /// systems give it 1024.
@@ -45,9 +46,9 @@ const LOOK_PAUSE: Duration = Duration::from_millis(100);
 ///
 /// # Cancel safety
 /// Dropping it ends everything.
-pub async fn run(once: bool) -> Result<(), DemoError> {
+pub async fn run(once: bool, error_log: ErrorLog) -> Result<(), DemoError> {
     let mut signals = Signals::listen()?;
-    let stage = Stage::set().await?;
+    let stage = Stage::set(error_log).await?;
     let crowd = tokio::select! {
         shown = show(&stage) => shown?,
         () = signals.any() => return Err(DemoError::Interrupted),

@@ -2,7 +2,6 @@
 //! Everything is gone when the stage is dropped.
 
 use std::fs::{self, DirBuilder};
-use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -14,7 +13,8 @@ use super::backend::Backend;
 use super::client::Client;
 use super::{DemoError, in_time};
 use crate::admin::status::{self, PluginStatus, Status};
-use crate::config::Config;
+use crate::config::{AccessLogTarget, Config};
+use crate::log::ErrorLog;
 use crate::server::{EMBEDDED, Server};
 use crate::systemd::Inherited;
 
@@ -45,7 +45,7 @@ pub(super) struct Folder(PathBuf);
 
 impl Stage {
     /// Starts everything.
-    pub(super) async fn set() -> Result<Self, DemoError> {
+    pub(super) async fn set(error_log: ErrorLog) -> Result<Self, DemoError> {
         // A build without plugins is better told here than as a fault of the configuration.
         embedded(POLICY)?;
         let folder = Folder::make()?;
@@ -55,9 +55,10 @@ impl Stage {
             backends.push(started.map_err(DemoError::Backend)?);
         }
         let toml = toml(&backends);
-        let config = Config::from_toml(&toml, &folder.0).map_err(DemoError::Config)?;
-        // The access log would drown the story.
-        let server = Server::start(config, None, Box::new(io::sink()), Inherited::default());
+        let mut config = Config::from_toml(&toml, &folder.0).map_err(DemoError::Config)?;
+        // It would drown the story.
+        config.access_log = AccessLogTarget::Off;
+        let server = Server::start(config, None, error_log, Inherited::default());
         let server = server.map_err(DemoError::Start)?;
         let (Some(&address), Some(admin)) = (server.addresses.first(), server.admin) else {
             return Err(DemoError::NoAddress);

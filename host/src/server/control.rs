@@ -11,25 +11,27 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::Instant;
 
 use super::discovery::{self, Discovery};
 use super::health_checks::HealthChecks;
+use super::logs::{self, Logs, Outputs};
 use super::trial::{Trial, load_missing};
 use super::view::Pages;
-use super::{Command, LOG_PATIENCE, plan, plugin_updates};
+use super::{Command, plan, plugin_updates};
 use crate::admin;
-use crate::admin::access_log::AccessLogWriter;
 use crate::admin::metrics::{Metrics, ReloadKind, ReloadResult};
 use crate::admin::status::{PluginSource, PluginStatus};
 use crate::admin::steer::{Drainable, Outcome, Proposal};
 use crate::config::{self, Config, Listener, Problem, UpstreamName};
 use crate::drain::Drainer;
 use crate::listener;
+use crate::log;
 use crate::plugins::failure::Failure;
 use crate::plugins::generation::Source;
 use crate::plugins::limits::AllLimits;
@@ -49,7 +51,6 @@ pub(super) struct Setup {
     /// Closed when every worker has ended.
     pub(super) workers_alive: mpsc::Receiver<()>,
     pub(super) workers: Vec<JoinHandle<()>>,
-    pub(super) log: AccessLogWriter,
 }
 
 /// What the control plane owns while it runs.
@@ -60,6 +61,7 @@ pub(super) struct Control {
     pub(super) registry: Registry,
     pub(super) site: watch::Sender<Arc<Site>>,
     pub(super) metrics: Metrics,
+    pub(super) logs: Logs,
     pub(super) drainer: Drainer,
     /// One for each worker.
     pub(super) asks: Vec<mpsc::Sender<Ask>>,
@@ -110,7 +112,6 @@ async fn run(setup: Setup) {
         mut commands,
         mut workers_alive,
         workers,
-        log,
     } = setup;
     let token = control.config.admin.token.clone();
     let control = Rc::new(RefCell::new(control));
@@ -137,28 +138,31 @@ async fn run(setup: Setup) {
         let site = control.site();
         control.checks.follow(&site);
     }
-    let file = control.borrow().file.clone();
-    let (_config_watch, mut config_changes) = watch_config(file.as_deref()).unzip();
+    let reload_wanted = Rc::new(Notify::new());
+    tasks.spawn_local(reload_when_wanted(
+        Rc::clone(&control),
+        Rc::clone(&reload_wanted),
+    ));
+    let reopen_wanted = Rc::new(Notify::new());
+    tasks.spawn_local(reopen_when_wanted(
+        Rc::clone(&control),
+        Rc::clone(&reopen_wanted),
+    ));
     let mut published = control.borrow().site.subscribe();
     published.mark_changed();
     loop {
         tokio::select! {
             command = commands.recv() => match command {
-                Some(Command::Reload) => _ = reload(&control, Cause::Asked).await,
+                Some(Command::Reload) => reload_wanted.notify_one(),
+                Some(Command::ReopenLogs) => reopen_wanted.notify_one(),
                 Some(Command::Drain(timeout)) => control.borrow().drainer.start(timeout),
-                None => control.borrow().drainer.start(std::time::Duration::ZERO),
+                None => control.borrow().drainer.start(Duration::ZERO),
             },
             Some(failure) = failures.recv() => control.borrow_mut().guest_failed(&failure),
             Ok(()) = published.changed() => {
                 let site = Arc::clone(&published.borrow_and_update());
                 discovery.follow(&control, &site.config);
             }
-            Some(change) = next_change(&mut config_changes) => match change {
-                Change::Written(_) => _ = reload(&control, Cause::FileChanged).await,
-                Change::Gone(path) => {
-                    tracing::warn!(file = %path.display(), "configuration file is gone: the one in force stays");
-                }
-            },
             none = workers_alive.recv() => {
                 debug_assert!(none.is_none(), "workers send nothing");
                 break;
@@ -170,8 +174,57 @@ async fn run(setup: Setup) {
             tracing::error!("a worker panicked");
         }
     }
-    if !log.finish(LOG_PATIENCE) {
+    if !control.borrow().logs.access.finish(log::PATIENCE) {
         tracing::warn!("the access log is not written to its end: nobody reads it");
+    }
+}
+
+/// Reads the configuration again when it is wanted and when its file changes: aside from the control plane's
+/// loop, so that a drain does not wait for it. What is wanted several times meanwhile is done once.
+async fn reload_when_wanted(control: Rc<RefCell<Control>>, wanted: Rc<Notify>) {
+    let file = control.borrow().file.clone();
+    let (_watch, mut changes) = watch_config(file.as_deref()).unzip();
+    loop {
+        tokio::select! {
+            () = wanted.notified() => {
+                reload(&control, Cause::Asked).await;
+            }
+            Some(change) = next_change(&mut changes) => match change {
+                Change::Written(_) => {
+                    reload(&control, Cause::FileChanged).await;
+                }
+                Change::Gone(path) => {
+                    tracing::warn!(file = %path.display(), "configuration file is gone: the one in force stays");
+                }
+            },
+        }
+    }
+}
+
+/// Opens the files of the logs again when it is wanted. One that cannot be opened stays as it is.
+async fn reopen_when_wanted(control: Rc<RefCell<Control>>, wanted: Rc<Notify>) {
+    loop {
+        wanted.notified().await;
+        let config = Arc::clone(&control.borrow().config);
+        let files = Arc::clone(&config);
+        let reopened = spawn_blocking(move || logs::reopen(&files)).await;
+        let (outputs, problems) = match reopened {
+            Ok(reopened) => reopened,
+            Err(error) => {
+                tracing::error!(%error, "log files are not reopened");
+                continue;
+            }
+        };
+        for problem in problems {
+            tracing::warn!("log file is not reopened, the old one stays: {problem}");
+        }
+        let control = control.borrow();
+        // A reload may have had the logs go elsewhere meanwhile.
+        let outputs = outputs.only_for(&config, &control.config);
+        if !outputs.is_empty() {
+            control.logs.redirect(&control.config, outputs);
+            tracing::info!("log files reopened");
+        }
     }
 }
 
@@ -247,7 +300,10 @@ async fn reload_from(control: &RefCell<Control>, file: &Path, cause: Cause) -> O
             let dir = file.parent().unwrap_or(Path::new(""));
             let before = control.borrow().outside.tls.clone();
             let applied = match understand(dir, text.clone(), before).await {
-                Ok((config, outside)) => control.borrow_mut().apply(config, outside),
+                Ok((config, outside)) => match open_logs(control, &config).await {
+                    Ok(outputs) => control.borrow_mut().apply(config, outside, outputs),
+                    Err(problems) => Err(problems),
+                },
                 Err(problems) => Err(problems),
             };
             let located = |problem: Problem| problem.located_in(&text);
@@ -325,6 +381,13 @@ async fn understand(
     };
     let read = spawn_blocking(read).await;
     read.unwrap_or_else(|panic| Err(vec![unreadable(panic.to_string())]))
+}
+
+/// What a new configuration has the logs written to, where that changes.
+async fn open_logs(control: &RefCell<Control>, new: &Config) -> Result<Outputs, Vec<Problem>> {
+    let (new, old) = (new.clone(), Arc::clone(&control.borrow().config));
+    let opened = spawn_blocking(move || logs::open(&new, Some(&old))).await;
+    opened.unwrap_or_else(|panic| Err(vec![unreadable(panic.to_string())]))
 }
 
 fn unreadable(message: String) -> Problem {
@@ -439,6 +502,7 @@ impl Control {
         &mut self,
         config: Config,
         mut outside: Outside,
+        outputs: Outputs,
     ) -> Result<ReloadResult, Vec<Problem>> {
         // What a name has stood for stays until it is asked again.
         let old = |name: &UpstreamName| self.config.upstreams.iter().find(|u| u.name == *name);
@@ -467,6 +531,7 @@ impl Control {
         }
         self.relisten(&config)?;
         self.registry.set_limits(AllLimits::new(&config));
+        self.logs.redirect(&config, outputs);
         self.config = config;
         self.outside = outside;
         self.forget_what_is_gone();

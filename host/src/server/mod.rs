@@ -7,6 +7,7 @@
 mod control;
 mod discovery;
 mod health_checks;
+mod logs;
 mod plan;
 mod plugin_updates;
 mod trial;
@@ -25,12 +26,14 @@ use tokio::time::Instant;
 
 use self::control::Control;
 use self::health_checks::HealthChecks;
+use self::logs::Logs;
 use self::trial::{Outcome, load_plugins};
-use crate::admin::access_log::AccessLogWriter;
+use crate::admin::access_log::AccessLog;
 use crate::admin::metrics::Metrics;
 use crate::config::{Config, Problem};
 use crate::drain;
 use crate::listener;
+use crate::log::ErrorLog;
 use crate::overload::descriptors::Descriptors;
 use crate::site::{Connectors, Drained, Site};
 use crate::systemd::Inherited;
@@ -59,6 +62,8 @@ pub struct Server {
 enum Command {
     /// Read the configuration again.
     Reload,
+    /// Open the files of the logs again.
+    ReopenLogs,
     /// Stop taking, and be gone after this time at the latest.
     Drain(Duration),
 }
@@ -80,23 +85,21 @@ pub enum StartError {
     Thread(io::Error),
 }
 
-/// Lines of the access log that are still to be written when all workers have ended: how long they
-/// may take.
-const LOG_PATIENCE: Duration = Duration::from_secs(1);
-
 impl Server {
     /// Starts serving. `file`: where the configuration came from, to be read again on a reload.
-    /// `access_log`: where its lines go. `inherited`: sockets that are open already.
+    /// `error_log`: goes on as the configuration says. `inherited`: sockets that are open already.
     ///
     /// # Errors
     /// See [`StartError`].
     pub fn start(
         config: Config,
         file: Option<PathBuf>,
-        access_log: Box<dyn io::Write + Send>,
+        error_log: ErrorLog,
         mut inherited: Inherited,
     ) -> Result<Self, StartError> {
         let descriptors = Descriptors::raise();
+        let outputs = logs::open(&config, None).map_err(StartError::Config)?;
+        let logs = Logs::start(error_log, &config, outputs).map_err(StartError::Thread)?;
 
         // 1. Bind: the cheapest thing that can fail.
         let mut sockets = Vec::new();
@@ -132,7 +135,6 @@ impl Server {
 
         // 4. Publish the first snapshot and start the data plane.
         let metrics = Metrics::new();
-        let log = AccessLogWriter::start(access_log).map_err(StartError::Thread)?;
         let (drainer, drain) = drain::channel();
         let (site, published) = watch::channel(Arc::new(Site::new(
             Arc::clone(&config),
@@ -166,7 +168,7 @@ impl Server {
                 listeners,
                 site: published.clone(),
                 drain: drain.clone(),
-                access_log: log.handle(Arc::clone(&counters)),
+                access_log: AccessLog::new(logs.access.clone()),
                 counters,
                 plugin_host: registry.host(index),
                 loads: Arc::clone(&loads),
@@ -194,6 +196,7 @@ impl Server {
             registry,
             site,
             metrics,
+            logs,
             drainer,
             asks,
             started: Instant::now(),
@@ -211,7 +214,6 @@ impl Server {
             commands: told,
             workers_alive,
             workers,
-            log,
         };
         let control = control::start(setup, ending).map_err(StartError::Thread)?;
         for addr in &addresses {
@@ -233,6 +235,11 @@ impl Server {
     /// Reads the configuration again. What came of it is in log, metrics and status.
     pub fn reload(&self) {
         let _ = self.commands.send(Command::Reload);
+    }
+
+    /// Opens the files of both logs again. What came of it is in the error log.
+    pub fn reopen_logs(&self) {
+        let _ = self.commands.send(Command::ReopenLogs);
     }
 
     /// Stops taking connections, and ends sessions over the drain time of the configuration.
@@ -288,7 +295,7 @@ pub fn check(config: &Config) -> Result<(), StartError> {
         Err(StartError::Plugins(problems)) => problems,
         Err(error) => return Err(error),
     };
-    let problems = [unusable, refused].concat();
+    let problems = [logs::check(config), unusable, refused].concat();
     match problems.is_empty() {
         true => Ok(()),
         false => Err(StartError::Config(problems)),

@@ -62,6 +62,8 @@ impl View for Pages {
                     generation: generation.number,
                 })
                 .collect(),
+            access_log_dropped: control.logs.access.n_dropped(),
+            error_log_dropped: control.logs.error.n_dropped(),
             ..Scrape::default()
         };
         for plugin in &figures {

@@ -284,6 +284,7 @@ impl Worker {
             .borrow()
             .config
             .access_log
+            .is_written()
             .then_some(&self.access_log)
     }
 
