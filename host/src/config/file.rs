@@ -36,6 +36,7 @@ const MAX_CONNECTIONS: usize = 10_000_000;
 /// Longest wait before a client has its answer: ten minutes.
 pub(super) const MAX_TIMEOUT_MS: u64 = 600_000;
 const MAX_DRAIN_SECS: u64 = 86_400;
+const MAX_DRAIN_DELAY_SECS: u64 = 3600;
 const MAX_IDLE_SECS: u64 = 31_536_000;
 const MAX_PING_SECS: u64 = 86_400;
 /// Short enough to type, too long to guess.
@@ -75,6 +76,7 @@ fn root(s: &mut Section<'_, '_>, base_dir: &Path) -> Option<Config> {
     Some(Config {
         workers: workers(s),
         drain_timeout: drain_timeout(s),
+        drain_delay: drain_delay(s),
         access_log: access_log(s, base_dir),
         error_log: s.section("error_log", |s| error_log(s, base_dir)),
         trusted_proxies: s.texts("trusted_proxies", NETWORK, names::network),
@@ -100,6 +102,10 @@ pub(super) fn workers(s: &mut Section<'_, '_>) -> usize {
 
 pub(super) fn drain_timeout(s: &mut Section<'_, '_>) -> Duration {
     s.secs("drain_timeout_secs", 0..=MAX_DRAIN_SECS, 30)
+}
+
+pub(super) fn drain_delay(s: &mut Section<'_, '_>) -> Duration {
+    s.secs("drain_delay_secs", 0..=MAX_DRAIN_DELAY_SECS, 0)
 }
 
 pub(super) fn access_log(s: &mut Section<'_, '_>, base_dir: &Path) -> AccessLogTarget {
@@ -443,6 +449,7 @@ mod tests {
     const SAMPLE: &str = r#"
 workers = 3
 drain_timeout_secs = 30
+drain_delay_secs = 5
 access_log = "file:logs/access.log"
 trusted_proxies = ["127.0.0.0/8", "10.0.0.1"]
 
@@ -584,6 +591,7 @@ handler = 'echo'
         let expected = Config {
             workers: 3,
             drain_timeout: Duration::from_secs(30),
+            drain_delay: Duration::from_secs(5),
             access_log: AccessLogTarget::File(PathBuf::from("/etc/pointsman/logs/access.log")),
             error_log: ErrorLogSettings {
                 format: LogFormat::Json,
@@ -953,6 +961,12 @@ filters = ['tap']
             "-2",
             "86401",
             "a number of seconds, 0 to 86400",
+        );
+        root(
+            "drain_delay_secs",
+            "-2",
+            "3601",
+            "a number of seconds, 0 to 3600",
         );
         for (key, low, high, allowed) in [
             (

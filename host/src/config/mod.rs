@@ -30,6 +30,8 @@ pub struct Config {
     pub workers: usize,
     /// How long sessions may live on after SIGTERM. `drain_timeout_secs`, default 30.
     pub drain_timeout: Duration,
+    /// How long connections are accepted after SIGTERM, before the drain begins. `drain_delay_secs`, default 0.
+    pub drain_delay: Duration,
     /// Where the access log is written. `access_log`, default `"stdout"`.
     pub access_log: AccessLogTarget,
     /// How and where the error log is written.

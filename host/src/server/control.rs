@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::discovery::{self, Discovery};
 use super::health_checks::HealthChecks;
@@ -63,6 +63,8 @@ pub(super) struct Control {
     pub(super) metrics: Metrics,
     pub(super) logs: Logs,
     pub(super) drainer: Drainer,
+    /// When a drain begins that was announced; none: none was, or it has begun.
+    pub(super) drain_at: Option<Instant>,
     /// One for each worker.
     pub(super) asks: Vec<mpsc::Sender<Ask>>,
     pub(super) started: Instant,
@@ -151,13 +153,15 @@ async fn run(setup: Setup) {
     let mut published = control.borrow().site.subscribe();
     published.mark_changed();
     loop {
+        let drain_at = control.borrow().drain_at;
         tokio::select! {
             command = commands.recv() => match command {
                 Some(Command::Reload) => reload_wanted.notify_one(),
                 Some(Command::ReopenLogs) => reopen_wanted.notify_one(),
-                Some(Command::Drain(timeout)) => control.borrow().drainer.start(timeout),
-                None => control.borrow().drainer.start(Duration::ZERO),
+                Some(Command::Drain) => control.borrow_mut().leave(),
+                Some(Command::Stop) | None => control.borrow().drainer.start(Duration::ZERO),
             },
+            () = until(drain_at) => control.borrow_mut().start_drain(),
             Some(failure) = failures.recv() => control.borrow_mut().guest_failed(&failure),
             Ok(()) = published.changed() => {
                 let site = Arc::clone(&published.borrow_and_update());
@@ -176,6 +180,14 @@ async fn run(setup: Setup) {
     }
     if !control.borrow().logs.access.finish(log::PATIENCE) {
         tracing::warn!("the access log is not written to its end: nobody reads it");
+    }
+}
+
+/// Never, where there is no such time.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -276,7 +288,7 @@ pub(super) async fn reload(control: &RefCell<Control>, cause: Cause) -> Outcome 
     // One after the other, so that what was read last is in force last.
     let turn = Arc::clone(&control.borrow().reload_turn);
     let _turn = turn.lock().await;
-    if control.borrow().drainer.has_started() {
+    if control.borrow().is_leaving() {
         return Outcome::Refused(vec!["the process is being drained".to_owned()]);
     }
     systemd::reloading();
@@ -402,6 +414,30 @@ impl Control {
     /// The snapshot in force.
     pub(super) fn site(&self) -> Arc<Site> {
         Arc::clone(&self.site.borrow())
+    }
+
+    /// Whether this process is on its way out: it should be sent nothing new.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.drain_at.is_some() || self.drainer.has_started()
+    }
+
+    /// Says that this process is on its way out, and has the drain begin after its delay.
+    fn leave(&mut self) {
+        if self.is_leaving() {
+            return;
+        }
+        match self.config.drain_delay {
+            Duration::ZERO => self.start_drain(),
+            delay => {
+                tracing::info!(delay_secs = delay.as_secs(), "not ready: still accepting");
+                self.drain_at = Some(Instant::now() + delay);
+            }
+        }
+    }
+
+    fn start_drain(&mut self) {
+        self.drain_at = None;
+        self.drainer.start(self.config.drain_timeout);
     }
 
     /// Makes a snapshot of what holds now, and gives it to the workers.

@@ -19,7 +19,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -52,7 +51,6 @@ pub struct Server {
     /// Where the admin pages are.
     pub admin: Option<SocketAddr>,
     commands: mpsc::UnboundedSender<Command>,
-    drain_timeout: Duration,
     ended: oneshot::Receiver<()>,
     control: Option<JoinHandle<()>>,
 }
@@ -64,8 +62,10 @@ enum Command {
     Reload,
     /// Open the files of the logs again.
     ReopenLogs,
-    /// Stop taking, and be gone after this time at the latest.
-    Drain(Duration),
+    /// Stop taking after the drain delay, and be gone after the drain time at the latest.
+    Drain,
+    /// Be gone at once.
+    Stop,
 }
 
 /// Why a server did not start. Nothing is left running.
@@ -186,7 +186,6 @@ impl Server {
         // 5. The control plane, on a thread of its own, from here on.
         let (commands, told) = mpsc::unbounded_channel();
         let (ending, ended) = oneshot::channel();
-        let drain_timeout = config.drain_timeout;
         let admin_address = admin
             .as_ref()
             .and_then(|listener| listener.local_addr().ok());
@@ -198,6 +197,7 @@ impl Server {
             metrics,
             logs,
             drainer,
+            drain_at: None,
             asks,
             started: Instant::now(),
             outside,
@@ -226,7 +226,6 @@ impl Server {
             addresses,
             admin: admin_address,
             commands,
-            drain_timeout,
             ended,
             control: Some(control),
         })
@@ -242,14 +241,15 @@ impl Server {
         let _ = self.commands.send(Command::ReopenLogs);
     }
 
-    /// Stops taking connections, and ends sessions over the drain time of the configuration.
+    /// Stops taking connections, after the drain delay of the configuration, and ends sessions over its
+    /// drain time.
     pub fn drain(&self) {
-        let _ = self.commands.send(Command::Drain(self.drain_timeout));
+        let _ = self.commands.send(Command::Drain);
     }
 
     /// Ends what is left at once.
     pub fn stop_now(&self) {
-        let _ = self.commands.send(Command::Drain(Duration::ZERO));
+        let _ = self.commands.send(Command::Stop);
     }
 
     /// Waits until a drain is over.

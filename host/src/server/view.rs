@@ -26,7 +26,7 @@ pub(super) struct Pages(pub(super) Rc<RefCell<Control>>);
 
 impl View for Pages {
     fn readiness(&self) -> Readiness {
-        match self.0.borrow().drainer.has_started() {
+        match self.0.borrow().is_leaving() {
             true => Readiness::Draining,
             false => Readiness::Ready,
         }
@@ -38,7 +38,7 @@ impl View for Pages {
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_secs: control.started.elapsed().as_secs(),
-            is_draining: control.drainer.has_started(),
+            is_draining: control.is_leaving(),
             workers: control.metrics.workers(),
             upstreams: upstreams(&site),
             routes: routes(&site),
