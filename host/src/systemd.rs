@@ -3,7 +3,13 @@
 //!
 //! See sd_listen_fds(3) and sd_notify(3). Without a service manager nothing happens here.
 
+use std::env;
+use std::ffi::OsStr;
+use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
 
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
@@ -67,7 +73,22 @@ pub fn stopping() {
 }
 
 fn tell(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
+    let Some(manager) = env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    if let Err(error) = send(&manager, state) {
         tracing::warn!(%error, "the service manager cannot be told");
     }
+}
+
+/// As `sd_notify::notify`, which waits for a manager that does not read.
+fn send(manager: &OsStr, state: &[NotifyState<'_>]) -> io::Result<()> {
+    let address = match manager.as_bytes().strip_prefix(b"@") {
+        Some(name) => UnixAddr::from_abstract_name(name)?,
+        None => UnixAddr::from_pathname(manager)?,
+    };
+    let lines: String = state.iter().map(|state| format!("{state}\n")).collect();
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.send_to_addr(lines.as_bytes(), &address).map(drop)
 }

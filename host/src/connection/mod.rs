@@ -60,13 +60,20 @@ pub async fn serve(
 ) {
     let next = Rc::new(RefCell::new(None));
     let waiting = Cell::new(Some(waiting));
+    let is_turned_away = count.is_turned_away();
     let service = service_fn(|request| {
         drop(waiting.take());
         let (worker, next) = (Rc::clone(&worker), Rc::clone(&next));
-        Box::pin(async move { Ok::<_, Infallible>(answer(worker, far_end, request, &next).await) })
+        Box::pin(async move {
+            let answer = answer(worker, far_end, request, is_turned_away, &next).await;
+            Ok::<_, Infallible>(answer)
+        })
     });
-    let mut connection = http(&limits).serve_connection(TokioIo::new(stream), service);
-    let mut is_draining = false;
+    let mut connection = http(&limits)
+        .keep_alive(!is_turned_away)
+        .serve_connection(TokioIo::new(stream), service);
+    // One that is turned away is there for one answer. Shut down before its request, it would get none.
+    let mut is_draining = is_turned_away;
     let mut drain = worker.drain();
     let mut drain = std::pin::pin!(drain.started());
     let served = poll_fn(|cx| {
@@ -182,6 +189,7 @@ async fn answer(
     worker: Rc<Worker>,
     far_end: SocketAddr,
     request: Request<Incoming>,
+    is_turned_away: bool,
     next: &RefCell<Option<Next>>,
 ) -> Response<Body> {
     let (head, body) = request.into_parts();
@@ -200,10 +208,11 @@ async fn answer(
     };
     let mut route: Option<Arc<Route>> = None;
     let unanswered = Unanswered(is_upgrade.then(|| Rc::clone(&exchange.worker)));
-    let answered = match exchange.lead(head, body, &mut route).await {
-        Ok(answered) => answered,
-        Err(refused) => refused.into_answer(),
+    let answered = match is_turned_away {
+        true => Err(going_away()),
+        false => exchange.lead(head, body, &mut route).await,
     };
+    let answered = answered.unwrap_or_else(|refused| refused.into_answer());
     unanswered.answered();
     let status = answered.response.status().as_u16();
     let ends_at_http = |route: &Arc<Route>| matches!(route.target, Target::Http(_));
@@ -445,13 +454,23 @@ fn overloaded(reason: impl Into<String>) -> Box<Refused> {
 }
 
 fn drained() -> Box<Refused> {
+    out_of_service("the route is drained", HeaderValue::from_static("10"))
+}
+
+/// The next process may be there soon.
+fn going_away() -> Box<Refused> {
+    let soon = HeaderValue::from(fastrand::u32(RETRY_AFTER_SECS));
+    out_of_service("the process is being drained", soon)
+}
+
+fn out_of_service(reason: &str, retry_after: HeaderValue) -> Box<Refused> {
     let mut refused = Refused::new(
         StatusCode::SERVICE_UNAVAILABLE,
         UpgradeResult::NoBackend,
-        "the route is drained",
+        reason,
     );
-    let soon = HeaderValue::from_static("10");
-    refused.headers.insert(header::RETRY_AFTER, soon);
+    let headers = &mut refused.headers;
+    headers.insert(header::RETRY_AFTER, retry_after);
     refused
 }
 

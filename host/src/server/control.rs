@@ -612,6 +612,7 @@ impl Control {
                         key,
                         socket,
                         limits,
+                        is_inherited: false,
                     }),
                 );
             }
@@ -626,6 +627,7 @@ impl Control {
                             key,
                             socket: None,
                             limits,
+                            is_inherited: false,
                         }),
                     );
                 }

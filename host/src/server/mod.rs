@@ -104,12 +104,14 @@ impl Server {
         // 1. Bind: the cheapest thing that can fail.
         let mut sockets = Vec::new();
         for (key, limits) in control::listener_keys(&config) {
-            let bound = match inherited.take(limits.bind) {
+            let handed_over = inherited.take(limits.bind);
+            let is_inherited = handed_over.is_some();
+            let bound = match handed_over {
                 Some(socket) => listener::adopt(socket, config.workers),
                 None => listener::bind(limits.bind, config.workers),
             };
             let bound = bound.map_err(|error| StartError::Bind(limits.bind, error))?;
-            sockets.push((key, bound, limits));
+            sockets.push((key, bound, limits, is_inherited));
         }
         drop(inherited);
         let admin = bind_admin(&config)?;
@@ -148,7 +150,7 @@ impl Server {
         let (givers, givens) = worker::giving(config.workers);
         let (asks, asked) = worker::asking(config.workers);
         let mut addresses = Vec::new();
-        for (_, sockets, _) in &sockets {
+        for (_, sockets, ..) in &sockets {
             addresses.extend(sockets.first().and_then(|socket| socket.local_addr().ok()));
         }
         let (alive, workers_alive) = mpsc::channel(1);
@@ -156,11 +158,12 @@ impl Server {
         for (index, (given, asked)) in givens.into_iter().zip(asked).enumerate() {
             let counters = metrics.worker(index);
             let mut listeners = Vec::new();
-            for (key, sockets, limits) in &mut sockets {
+            for (key, sockets, limits, is_inherited) in &mut sockets {
                 listeners.push(Listen {
                     key: *key,
                     socket: sockets.pop(),
                     limits: Arc::clone(limits),
+                    is_inherited: *is_inherited,
                 });
             }
             let setup = Setup {

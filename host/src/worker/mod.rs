@@ -9,7 +9,7 @@
 pub mod guests;
 pub mod loads;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use self::guests::{Guests, States};
 use self::loads::{Loads, SessionSlot, Slot};
@@ -113,6 +113,8 @@ pub struct Listen {
     pub socket: Option<StdListener>,
     /// What holds for connections accepted from now on.
     pub limits: Arc<Listener>,
+    /// Whether the socket is a service manager's: it takes connections for as long as that has it open.
+    pub is_inherited: bool,
 }
 
 /// Open sessions by route, upstream's backend, and number.
@@ -131,6 +133,7 @@ pub fn asking(n_workers: usize) -> (Vec<mpsc::Sender<Ask>>, Vec<mpsc::Receiver<A
 struct Listening {
     limits: Rc<RefCell<Arc<Listener>>>,
     task: AbortHandle,
+    is_inherited: bool,
 }
 
 /// A connection on its way from one worker to another.
@@ -178,6 +181,9 @@ pub struct Worker {
     givers: Vec<mpsc::Sender<Given>>,
     targets: RefCell<HashMap<Target, Arc<TargetCounters>>>,
     listening: RefCell<HashMap<ListenerKey, Listening>>,
+    is_draining: Cell<bool>,
+    /// Open connections that came when it was draining: it does not wait for them.
+    turned_away: Rc<Cell<u64>>,
 }
 
 /// Starts a worker's thread. It ends when a drain is over.
@@ -228,6 +234,8 @@ async fn run(setup: Setup) {
         givers: setup.givers,
         targets: RefCell::default(),
         listening: RefCell::default(),
+        is_draining: Cell::new(false),
+        turned_away: Rc::default(),
     });
     worker.adopt(worker.site());
     let mut accepting = JoinSet::new();
@@ -247,7 +255,7 @@ async fn run(setup: Setup) {
             _ = sweeps.tick() => worker.sweep(),
         }
     };
-    accepting.shutdown().await;
+    worker.stop_accepting(&mut accepting).await;
     let mut ending = std::pin::pin!(worker.end_all(plan));
     loop {
         tokio::select! {
@@ -264,11 +272,22 @@ async fn run(setup: Setup) {
 pub struct ConnectionCount {
     counters: Arc<WorkerCounters>,
     _slots: (Slot, Option<ClientSlot>),
+    turned_away: Option<Rc<Cell<u64>>>,
+}
+
+impl ConnectionCount {
+    /// Whether the connection came too late: its request is refused, and then it is closed.
+    pub fn is_turned_away(&self) -> bool {
+        self.turned_away.is_some()
+    }
 }
 
 impl Drop for ConnectionCount {
     fn drop(&mut self) {
         self.counters.connections_open.sub(1);
+        if let Some(turned_away) = &self.turned_away {
+            turned_away.set(turned_away.get() - 1);
+        }
     }
 }
 
@@ -318,7 +337,10 @@ impl Worker {
                 return Ok(());
             }
         }
-        let best = self.loads.best(self.index);
+        let best = match self.is_draining.get() {
+            true => self.index,
+            false => self.loads.best(self.index),
+        };
         let count = (self.loads.slot(best), client_slot);
         if best == self.index {
             self.serve(stream, client, Arc::clone(limits), count);
@@ -365,11 +387,7 @@ impl Worker {
             Ask::Save(plugin, reply) => _ = reply.send(self.guests.save(&plugin)),
             Ask::Census(reply) => _ = reply.send(self.sessions.census()),
             Ask::Listen(listen) => self.listen(accepting, listen),
-            Ask::Unlisten(key) => {
-                if let Some(listening) = self.listening.borrow_mut().remove(&key) {
-                    listening.task.abort();
-                }
-            }
+            Ask::Unlisten(key) => self.unlisten(key),
         }
     }
 
@@ -378,6 +396,7 @@ impl Worker {
             key,
             socket,
             limits,
+            is_inherited,
         } = listen;
         let mut all = self.listening.borrow_mut();
         let Some(socket) = socket else {
@@ -391,10 +410,46 @@ impl Worker {
                 let limits = Rc::new(RefCell::new(limits));
                 let accept = listener::accept(Rc::clone(self), listener, Rc::clone(&limits));
                 let task = accepting.spawn_local(accept);
-                all.insert(key, Listening { limits, task });
+                let listening = Listening {
+                    limits,
+                    task,
+                    is_inherited,
+                };
+                all.insert(key, listening);
             }
             Err(error) => tracing::error!(%error, "a listener cannot be used"),
         }
+    }
+
+    fn unlisten(&self, key: ListenerKey) {
+        let mut all = self.listening.borrow_mut();
+        match all.get(&key) {
+            // It goes on taking connections for as long as the service manager has it open.
+            Some(listening) if listening.is_inherited => {
+                let mut limits = Listener::clone(&listening.limits.borrow());
+                limits.max_connections = 0;
+                *listening.limits.borrow_mut() = Arc::new(limits);
+            }
+            Some(listening) => {
+                listening.task.abort();
+                all.remove(&key);
+            }
+            None => {}
+        }
+    }
+
+    /// Closes the sockets that are ours alone. One of a service manager goes on taking connections whatever
+    /// happens here, so those are answered and do not wait for nobody.
+    async fn stop_accepting(&self, accepting: &mut JoinSet<()>) {
+        self.is_draining.set(true);
+        let mut n_left = 0;
+        for listening in self.listening.borrow().values() {
+            match listening.is_inherited {
+                true => n_left += 1,
+                false => listening.task.abort(),
+            }
+        }
+        while accepting.len() > n_left && accepting.join_next().await.is_some() {}
     }
 
     fn take(self: &Rc<Self>, given: Given) {
@@ -422,6 +477,10 @@ impl Worker {
         let count = ConnectionCount {
             counters: Arc::clone(&self.counters),
             _slots: slots,
+            turned_away: self.is_draining.get().then(|| {
+                self.turned_away.set(self.turned_away.get() + 1);
+                Rc::clone(&self.turned_away)
+            }),
         };
         self.lag.look();
         let max_handshakes = limits.max_handshakes.div_ceil(self.loads.n_workers());
@@ -512,17 +571,25 @@ impl Worker {
     /// Sends every session its Close, one after the other, and waits until all connections are gone.
     async fn end_all(&self, plan: DrainPlan) {
         let sessions = self.sessions.all();
-        for (i, session) in sessions.iter().enumerate() {
-            sleep_until(plan.turn(i, sessions.len())).await;
-            session.tell(Order::Close(Ender::Operator, GOING_AWAY));
-        }
-        while self.counters.connections_open.value() > 0 {
-            // Those whose handshake was under way when the others were told.
-            let sessions = self.sessions.all();
-            for session in sessions.iter().filter(|session| !session.is_ending()) {
-                session.tell(Order::Close(Ender::Operator, GOING_AWAY));
+        let mut turns = sessions.iter().enumerate().peekable();
+        let close = |session: &Control| session.tell(Order::Close(Ender::Operator, GOING_AWAY));
+        while self.counters.connections_open.value() > self.turned_away.get() {
+            let now = Instant::now();
+            let turn = |i| plan.turn(i, sessions.len());
+            while let Some((_, session)) = turns.next_if(|&(i, _)| turn(i) <= now) {
+                close(session);
             }
-            tokio::time::sleep(DRAIN_POLL).await;
+            let mut look_again = now + DRAIN_POLL;
+            match turns.peek() {
+                Some(&(next, _)) => look_again = look_again.min(turn(next)),
+                // Those whose handshake was under way when the others were told.
+                None => {
+                    let sessions = self.sessions.all();
+                    let open = sessions.iter().filter(|session| !session.is_ending());
+                    open.for_each(|session| close(session));
+                }
+            }
+            sleep_until(look_again).await;
         }
     }
 
