@@ -343,6 +343,21 @@ impl Balancer {
         Ok(fs::write(self.proc("clear_refs")?, "5")?)
     }
 
+    /// The processes that it has started and that run.
+    ///
+    /// # Errors
+    ///
+    /// The process has ended.
+    pub fn children(&self) -> Result<Vec<u32>> {
+        let mut children = Vec::new();
+        for thread in fs::read_dir(self.proc("task")?)? {
+            let of_thread = fs::read_to_string(thread?.path().join("children"))?;
+            let ids = of_thread.split_whitespace();
+            children.extend(ids.filter_map(|id| id.parse::<u32>().ok()));
+        }
+        Ok(children)
+    }
+
     /// What the kernel says of the process (proc(5)).
     fn proc(&self, file: &str) -> Result<PathBuf> {
         let pid = self.child.id().context("the process was waited for")?;

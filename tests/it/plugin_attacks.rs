@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pointsman_tests::{Backend, Balancer, Chatter, Client, PATIENCE, app, eventually, guests};
+use rustix::process::Signal;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
@@ -119,6 +120,35 @@ async fn a_compile_that_takes_for_ever_is_stopped_and_nobody_waits_for_it() -> R
     ensure!(took < Duration::from_secs(3), "{took:?}");
     site.serves_as_before().await?;
     chatter.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_compile_does_not_delay_the_end_of_the_process() -> Result<()> {
+    let toml =
+        "drain_timeout_secs = 1\n[plugins]\ndir = \"PLUGINS_DIR\"\ncompile_timeout_ms = 600000\n\n";
+    let mut site = site(toml).await?;
+    // Another one than above, which must not be found in the cache.
+    let busy = guests::policy_of_many_functions(9_900)?;
+    site.balancer.drop_plugin(NAME, &busy)?;
+    let mut compiling = Vec::new();
+    eventually("it is being compiled", PATIENCE, async || {
+        compiling = site.balancer.children().unwrap_or_default();
+        !compiling.is_empty()
+    })
+    .await?;
+    site.balancer.signal(Signal::TERM)?;
+    let ended = site.balancer.wait_exit(PATIENCE).await?;
+    assert_eq!(ended.code(), Some(0));
+    let runs = |child: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ")
+            .is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
+    };
+    eventually("the compiler has ended, too", PATIENCE, async || {
+        !compiling.iter().any(runs)
+    })
+    .await?;
     Ok(())
 }
 

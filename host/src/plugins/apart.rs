@@ -14,7 +14,10 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, nice, pidfd_open, setrlimit};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, nice, pidfd_open, set_parent_process_death_signal,
+    setrlimit,
+};
 
 use super::limits::FILE_MAX_BYTES;
 use super::load::{Compiler, LoadError};
@@ -55,8 +58,10 @@ pub fn compile_stdin() -> Result<(), LoadError> {
     };
     bound(Resource::As, MEMORY_MAX_BYTES)?;
     bound(Resource::Core, 0)?;
-    // Being more important than wished is no reason to give up.
+    // Being more important than wished is no reason to give up, nor is being left alone: who waits for this
+    // may end before, and its bound on time with it.
     let _ = nice(NICENESS);
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
     let mut bytes = Vec::new();
     let limit = FILE_MAX_BYTES as u64 + 1;
     let stdin = io::stdin().lock();

@@ -97,7 +97,11 @@ pub(super) fn start(setup: Setup, ended: oneshot::Sender<()>) -> io::Result<Join
                 .max_blocking_threads(2)
                 .on_thread_start(lower_priority);
             match runtime.build_local(Default::default()) {
-                Ok(runtime) => runtime.block_on(run(setup)),
+                Ok(runtime) => {
+                    runtime.block_on(run(setup));
+                    // Nobody needs what is still being compiled or opened.
+                    runtime.shutdown_background();
+                }
                 Err(error) => tracing::error!(%error, "the control plane cannot start"),
             }
             // Nobody may be waiting.
