@@ -319,22 +319,33 @@ fn isolation(text: &str) -> Option<Isolation> {
     }
 }
 
+/// Host, path, and whether the path's case counts.
+type Matched = (Option<String>, PathPattern, bool);
+
 fn route(
     s: &mut Section<'_, '_>,
     upstreams: &Taken<UpstreamName>,
-    taken: &mut Taken<(Option<String>, PathPattern)>,
+    taken: &mut Taken<Matched>,
 ) -> Option<Route> {
     let host = s.text("host", HostPattern::ALLOWED, HostPattern::parse);
     let path = s.required_text("path", PathPattern::ALLOWED, PathPattern::parse);
+    let is_case_sensitive = s.flag_or("case_sensitive", true);
     // A host that was refused is no reason to say that the route is there twice.
     if let Some(path) = &path
         && s.has("host") == host.is_some()
     {
-        let matched = (host.as_ref().map(ToString::to_string), path.clone());
+        let host = host.as_ref().map(ToString::to_string);
+        let matched = (host.clone(), path.clone(), true);
+        let is_new = !taken.contains_key(&matched);
         s.unique(s.spot.clone(), "this host and path", matched, taken);
+        if is_new && !is_case_sensitive {
+            let matched = (host, path.to_ascii_lowercase(), false);
+            let what = "this host and path, whose case does not count,";
+            s.unique(s.spot.clone(), what, matched, taken);
+        }
     }
     let target = target(s, upstreams);
-    route_to(s, host, path, target)
+    route_to(s, host, path, is_case_sensitive, target)
 }
 
 /// All of a route but what it matches and where it leads.
@@ -342,6 +353,7 @@ pub(super) fn route_to(
     s: &mut Section<'_, '_>,
     host: Option<HostPattern>,
     path: Option<PathPattern>,
+    is_case_sensitive: bool,
     target: Option<Target>,
 ) -> Option<Route> {
     let ping_interval = s.secs("ping_interval_secs", 0..=MAX_PING_SECS, 0);
@@ -364,6 +376,7 @@ pub(super) fn route_to(
         .filter(|ratio| *ratio > 0),
         deflate: s.text("deflate", DEFLATE, deflate).unwrap_or(true),
         path: path?,
+        is_case_sensitive,
         target: target?,
     })
 }
@@ -514,6 +527,7 @@ failures = 3
 [[route]]
 host = "*.Example.org"
 path = "/websocket"
+case_sensitive = false
 upstream = "app"
 filters = ["rate_limit", "tap"]
 on_failure = "bypass"
@@ -696,6 +710,7 @@ handler = 'echo'
                 Route {
                     host: Some(HostPattern::Suffix(".example.org".to_owned())),
                     path: PathPattern::Exact("/websocket".to_owned()),
+                    is_case_sensitive: false,
                     target: Target::Upstream(upstream_name("app")),
                     filters: vec![plugin_name("rate_limit"), plugin_name("tap")],
                     on_failure: OnFailure::Bypass,
@@ -709,6 +724,7 @@ handler = 'echo'
                 Route {
                     host: None,
                     path: PathPattern::Prefix("/chat/".to_owned()),
+                    is_case_sensitive: true,
                     target: Target::Handler(plugin_name("chat")),
                     filters: Vec::new(),
                     on_failure: OnFailure::Close,
@@ -722,6 +738,7 @@ handler = 'echo'
                 Route {
                     host: None,
                     path: PathPattern::Exact("/hello".to_owned()),
+                    is_case_sensitive: true,
                     target: Target::Http(plugin_name("hello")),
                     filters: Vec::new(),
                     on_failure: OnFailure::Close,
@@ -1381,6 +1398,24 @@ handler = 'echo'
             .map(route)
             .concat(),
             &[&same(2, 8, 1, 4)],
+        );
+        let differ_in_case = ["path = '/a/*'", "path = '/A/*'"];
+        let texts = differ_in_case.map(route).concat();
+        check(&format!("{LISTENER}{texts}"), &[]);
+        // One of them may be the rest.
+        let texts = texts + "case_sensitive = false\n";
+        check(&format!("{LISTENER}{texts}"), &[]);
+        check_route(
+            &differ_in_case
+                .map(|path| route(&format!("{path}\ncase_sensitive = false")))
+                .concat(),
+            &[
+                "line 8: route[2]: this host and path, whose case does not count, is not allowed: route[1] has it already, on line 4",
+            ],
+        );
+        check_route(
+            &route("path = '/'\ncase_sensitive = false"),
+            &[&same(1, 4, 0, 1)],
         );
         check_route(
             &route("path = '/'\nhost = 'a.org:80'"),

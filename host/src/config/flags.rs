@@ -37,7 +37,7 @@ fn config(s: &mut Section<'_, '_>, flags: Flags) -> Option<Config> {
     let target = upstream
         .as_ref()
         .map(|upstream| Target::Upstream(upstream.name.clone()));
-    let route = file::route_to(s, None, Some(every_path), target);
+    let route = file::route_to(s, None, Some(every_path), true, target);
     Some(Config {
         workers: file::workers(s),
         drain_timeout: file::drain_timeout(s),

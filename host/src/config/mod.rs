@@ -209,6 +209,9 @@ pub struct Route {
     pub host: Option<HostPattern>,
     /// What of the request's path has to match.
     pub path: PathPattern,
+    /// Whether `A` and `a` in a path are two letters; only those of ASCII can be one. `case_sensitive`,
+    /// default true.
+    pub is_case_sensitive: bool,
     /// Where matching requests go.
     pub target: Target,
     /// What looks at messages on the way to an upstream and back; the first is next to the client.

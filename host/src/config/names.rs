@@ -50,6 +50,14 @@ impl PathPattern {
             None => Self::Exact(path.to_owned()),
         })
     }
+
+    /// The pattern with its ASCII letters in lower case.
+    pub(super) fn to_ascii_lowercase(&self) -> Self {
+        match self {
+            Self::Exact(path) => Self::Exact(path.to_ascii_lowercase()),
+            Self::Prefix(prefix) => Self::Prefix(prefix.to_ascii_lowercase()),
+        }
+    }
 }
 
 /// The address in the one spelling by which two of them are compared; none where it is wrong.

@@ -250,8 +250,13 @@ impl<'t, 'p> Section<'t, 'p> {
 
     /// `true` or `false`; `false` where it is absent.
     pub(super) fn flag(&mut self, key: &str) -> bool {
+        self.flag_or(key, false)
+    }
+
+    /// `true` or `false`.
+    pub(super) fn flag_or(&mut self, key: &str, default: bool) -> bool {
         self.value(key, "true or false", Entry::as_bool)
-            .unwrap_or_default()
+            .unwrap_or(default)
     }
 
     /// A whole number; none where it is absent or refused.

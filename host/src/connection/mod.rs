@@ -9,7 +9,6 @@ mod at_handler;
 mod at_plugin;
 mod at_upstream;
 mod filters;
-pub mod paths;
 mod record;
 
 use std::cell::{Cell, RefCell};
@@ -39,6 +38,7 @@ use crate::forwarding;
 use crate::handshake::{self, HandshakeError};
 use crate::overload::handshakes::Waiting;
 use crate::routing::chooser::RequestFacts;
+use crate::routing::paths;
 use crate::routing::policy::Refusal;
 use crate::site::Site;
 use crate::worker::loads::SessionSlot;
@@ -309,7 +309,7 @@ impl Exchange {
         route: &Arc<Route>,
         path: &str,
     ) -> Result<(), HandshakeError> {
-        match paths::may_lead_elsewhere(&site.routes, &self.host, route, path) {
+        match paths::is_ambiguous(&site.routes, &self.host, route, path) {
             true => Err(HandshakeError {
                 status: StatusCode::BAD_REQUEST,
                 reason: "the path can be read as one of another route",

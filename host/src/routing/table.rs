@@ -2,36 +2,58 @@
 //!
 //! An exact host goes before a `*.` pattern, a longer pattern before a shorter, and any host last;
 //! among routes of one host an exact path goes before a prefix, and a longer prefix before a
-//! shorter. A host whose routes do not fit the path leaves it to the less exact hosts.
+//! shorter; of two that differ only in case, the one that is case-sensitive first. A host whose routes do not fit the path leaves it to the less exact hosts.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
 
+use super::paths::Spelling;
 use crate::config::{HostPattern, PathPattern, Route};
 
 /// All routes, the most exact first.
 #[derive(Debug, Clone, Default)]
-pub struct RouteTable(Vec<Arc<Route>>);
+pub struct RouteTable {
+    routes: Vec<Arc<Route>>,
+    spelling: Spelling,
+}
+
+/// How exact a route is among those that match a request.
+pub(super) type Rank = ((u8, usize), (u8, usize));
 
 impl RouteTable {
     /// Sorts the routes of a checked configuration.
     pub fn new(routes: &[Route]) -> Self {
+        let spelling = routes.iter().map(|route| &route.path).collect();
         let mut routes: Vec<_> = routes.iter().cloned().map(Arc::new).collect();
-        routes
-            .sort_by_key(|route| Reverse((host_rank(route.host.as_ref()), path_rank(&route.path))));
-        Self(routes)
+        routes.sort_by_key(|route| {
+            let rank = rank(route.host.as_ref(), &route.path);
+            Reverse((rank, route.is_case_sensitive))
+        });
+        Self { routes, spelling }
     }
 
     /// `host`: in lower case, without port. `path`: without the query.
     pub fn find(&self, host: &str, path: &str) -> Option<&Arc<Route>> {
-        self.0.iter().find(|route| {
-            route
-                .host
-                .as_ref()
-                .is_none_or(|pattern| matches_host(pattern, host))
-                && matches_path(&route.path, path)
-        })
+        self.of_host(host)
+            .find(|route| matches_path(&route.path, path, !route.is_case_sensitive))
     }
+
+    /// The routes for a host, the most exact first.
+    pub(super) fn of_host(&self, host: &str) -> impl Iterator<Item = &Arc<Route>> {
+        let is_for_host = move |route: &&Arc<Route>| {
+            let pattern = route.host.as_ref();
+            pattern.is_none_or(|pattern| matches_host(pattern, host))
+        };
+        self.routes.iter().filter(is_for_host)
+    }
+
+    pub(super) fn spelling(&self) -> &Spelling {
+        &self.spelling
+    }
+}
+
+pub(super) fn rank(host: Option<&HostPattern>, path: &PathPattern) -> Rank {
+    (host_rank(host), path_rank(path))
 }
 
 fn host_rank(pattern: Option<&HostPattern>) -> (u8, usize) {
@@ -56,10 +78,19 @@ fn matches_host(pattern: &HostPattern, host: &str) -> bool {
     }
 }
 
-fn matches_path(pattern: &PathPattern, path: &str) -> bool {
+/// `ignores_case`: that of ASCII letters.
+pub(super) fn matches_path(pattern: &PathPattern, path: &str, ignores_case: bool) -> bool {
+    let is_same = |written: &str, found: &[u8]| match ignores_case {
+        true => written.as_bytes().eq_ignore_ascii_case(found),
+        false => written.as_bytes() == found,
+    };
+    let path = path.as_bytes();
     match pattern {
-        PathPattern::Exact(exact) => path == exact,
-        PathPattern::Prefix(prefix) => path.starts_with(prefix.as_str()),
+        PathPattern::Exact(exact) => is_same(exact, path),
+        PathPattern::Prefix(prefix) => {
+            let start = path.get(..prefix.len());
+            start.is_some_and(|start| is_same(prefix, start))
+        }
     }
 }
 

@@ -1,5 +1,6 @@
-//! Paths that a backend may read as another than the route did (RFC 3986 section 6.2.2). The route of
-//! `/private/` allows one origin only, that of everything else allows any.
+//! Paths that a backend may read as another than the route did (RFC 3986 section 6.2.2). The routes of
+//! `/private/`, of `/wiki/` and, in any case, of `/shop/` allow one origin only, those of `/Wiki/` and
+//! of everything else allow any.
 
 use super::Case;
 use crate::upgrade_request;
@@ -55,16 +56,29 @@ pub(super) fn cases() -> Vec<Case> {
         "/private/../open/x",
         "/private%00/x",
         "/open%00/x",
+        "/PRIVATE/x",
+        "/Private/x",
+        "/%50rivate/x",
+        "/open/../Private/x",
+        "/Private%2fx",
+        "/%u0070rivate/x",
+        "/pr%C4%B1vate/x",
+        "/%EF%BD%90rivate/x",
     ] {
         cases.push(at(path).refused(400));
     }
     cases.push(
-        at("/PRIVATE/x")
+        at("/Wiki/x")
             .tunnel()
-            .note("paths are case-sensitive: another path"),
+            .sent("get /wiki/x http")
+            .note("two routes that differ in case only are two"),
     );
+    cases.push(at("/wiki/x").refused(403));
+    cases.push(at("/WIKI/x").refused(400));
+    cases.push(at("/SHOP/x").refused(403).note("a route that ignores case"));
     cases.push(at("/privateer/x").tunnel());
     for path in [
+        "/Open/X",
         "/a//b",
         "/a/./b/../c",
         "/a%2Fb;c=d/%7Ee",

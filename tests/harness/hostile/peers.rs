@@ -32,8 +32,8 @@ pub struct Running {
     pub address: SocketAddr,
 }
 
-/// Pointsman's configuration: `/two/` leads to both backends in turn, `/private/` wants an
-/// origin, and everything else leads to the first.
+/// Pointsman's configuration: `/two/` leads to both backends in turn, `/private/`, `/wiki/` and, in
+/// any case, `/shop/` want an origin, and everything else leads to the first.
 pub fn config(backends: &[Recorder; 2]) -> String {
     let [first, second] = backends.each_ref().map(Recorder::address);
     let millis = DEADLINE.as_millis();
@@ -69,6 +69,21 @@ upstream = "two"
 
 [[route]]
 path = "/private/*"
+upstream = "app"
+origins = ["https://app.example.org"]
+
+[[route]]
+path = "/wiki/*"
+upstream = "app"
+origins = ["https://app.example.org"]
+
+[[route]]
+path = "/Wiki/*"
+upstream = "app"
+
+[[route]]
+path = "/shop/*"
+case_sensitive = false
 upstream = "app"
 origins = ["https://app.example.org"]
 "#
@@ -224,7 +239,7 @@ http {{
             {two}
         }}
 
-        location /private/ {{
+        location ~ ^/(private|wiki|(?i:shop))/ {{
             if ($http_origin != "https://app.example.org") {{
                 return 403;
             }}
@@ -258,7 +273,8 @@ defaults
 
 frontend clients
     bind {listen}
-    http-request deny if {{ path_beg /private/ }} !{{ req.hdr(origin) https://app.example.org }}
+    http-request deny if {{ path_beg /private/ /wiki/ }} !{{ req.hdr(origin) https://app.example.org }}
+    http-request deny if {{ path_beg -i /shop/ }} !{{ req.hdr(origin) https://app.example.org }}
     use_backend two if {{ path_beg /two/ }}
     default_backend app
 
