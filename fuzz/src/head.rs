@@ -93,6 +93,7 @@ fn check(head: request::Parts, has_body: bool) -> Option<(request::Parts, Upgrad
 
 /// Makes a client's head into one for a backend.
 pub(crate) fn forward(head: &mut request::Parts) {
+    forwarding::strip_lookalikes(&mut head.headers);
     forwarding::strip_hop_by_hop(&mut head.headers);
     let client = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
     let id = HeaderValue::from_static("id");
@@ -193,13 +194,19 @@ pub(crate) fn check_fields(asked: &[(String, Vec<u8>)], sent: &strict::Request) 
         .map(|name| String::from_utf8_lossy(name.trim_ascii()).to_ascii_lowercase())
         .collect();
     let is_for_all = |name: &str| name == "host" || name.starts_with("sec-websocket-");
-    let is_ours = |name: &str| {
-        let folded = name.replace('_', "-");
-        OURS.contains(&name) || folded == "x-real-ip" || folded.starts_with("x-forwarded-")
+    let is_ours = |name: &str| OURS.contains(&name) || name.starts_with("x-forwarded-");
+    // As CGI names variables, or more so.
+    let folded = |name: &str| name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    let is_lookalike = |name: &str| {
+        let folded = folded(name);
+        let is_another = is_ours(&folded)
+            || folded.starts_with("sec-websocket-")
+            || asked.iter().any(|(name, _)| *name == folded);
+        name != folded && is_another
     };
     let passes = |name: &str| {
         let is_named = named.iter().any(|named| named == name);
-        !is_ours(name) && (!is_named || is_for_all(name))
+        !is_ours(name) && !is_lookalike(name) && (!is_named || is_for_all(name))
     };
     let mut expected: BTreeMap<&str, Vec<&[u8]>> = BTreeMap::new();
     for (name, value) in asked.iter().filter(|(name, _)| passes(name)) {

@@ -1,5 +1,5 @@
 //! What a request and an answer look like on the other side: hop-by-hop fields off, forwarding
-//! fields on (RFC 9110 section 7.6, RFC 7239).
+//! fields on (RFC 9110 section 7.6, RFC 7239), and nothing that could be taken for one of them.
 //!
 //! Pure functions over heads. Whom to believe is decided here once: a client behind a trusted proxy
 //! is who that proxy says.
@@ -17,6 +17,8 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 /// What the names of all fields of that family begin with.
 const X_FORWARDED: &str = "x-forwarded-";
+/// What the names of all fields of the handshake begin with.
+const SEC_WEBSOCKET: &str = "sec-websocket-";
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -53,6 +55,69 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Takes out fields that a backend could take for others: those named, but for signs that are neither
+/// letters nor digits, like another field of the request or one that is for a balancer to say. CGI and
+/// its heirs read `X_User` as `X-User` (RFC 3875 section 4.1.18), and some `X.User`, too.
+pub fn strip_lookalikes(headers: &mut HeaderMap) {
+    let is_odd = |name: &&HeaderName| {
+        !name
+            .as_str()
+            .bytes()
+            .all(|c| c == b'-' || c.is_ascii_alphanumeric())
+    };
+    let odd: Vec<HeaderName> = headers.keys().filter(is_odd).cloned().collect();
+    for name in odd {
+        let read_as: String = name
+            .as_str()
+            .bytes()
+            .map(read_sign)
+            .map(char::from)
+            .collect();
+        if is_for_balancers(&read_as) || headers.contains_key(&read_as) {
+            tracing::debug!(field = %name, "field dropped: it can be read as another");
+            headers.remove(&name);
+        }
+    }
+}
+
+/// Takes out fields other than `name` that a backend could take for it, as [`strip_lookalikes`] does.
+/// `name` is in lower case.
+pub fn strip_lookalikes_of(headers: &mut HeaderMap, name: &str) {
+    let is_alike = |other: &&HeaderName| {
+        let other = other.as_str();
+        other.len() == name.len()
+            && other != name
+            && other.bytes().map(read_sign).eq(name.bytes().map(read_sign))
+    };
+    let alike: Vec<HeaderName> = headers.keys().filter(is_alike).cloned().collect();
+    for other in alike {
+        tracing::debug!(field = %other, "field dropped: it can be read as another");
+        headers.remove(&other);
+    }
+}
+
+fn read_sign(c: u8) -> u8 {
+    if c.is_ascii_alphanumeric() { c } else { b'-' }
+}
+
+/// Whether a field is about one connection, the handshake, the framing of the body, or who the client
+/// is.
+fn is_for_balancers(name: &str) -> bool {
+    const NAMES: [HeaderName; 8] = [
+        header::CONTENT_LENGTH,
+        header::PROXY_AUTHENTICATE,
+        header::PROXY_AUTHORIZATION,
+        header::TRANSFER_ENCODING,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        X_REAL_IP,
+        X_REQUEST_ID,
+    ];
+    name.starts_with(X_FORWARDED)
+        || name.starts_with(SEC_WEBSOCKET)
+        || NAMES.iter().any(|known| known.as_str() == name)
+}
+
 /// Says how a request's body goes on; `length` is none where it came in chunks. Without a word of it the
 /// HTTP library would leave out the body of a GET.
 pub fn frame_body(headers: &mut HeaderMap, length: Option<u64>) {
@@ -65,7 +130,7 @@ pub fn frame_body(headers: &mut HeaderMap, length: Option<u64>) {
 /// What no client may have taken out, because a request is another without it (RFC 9110 section
 /// 7.6.1: it is intended for all recipients).
 fn is_for_all(name: &HeaderName) -> bool {
-    *name == header::HOST || name.as_str().starts_with("sec-websocket-")
+    *name == header::HOST || name.as_str().starts_with(SEC_WEBSOCKET)
 }
 
 /// Who the client is: the far end, or, as long as that is a trusted proxy, whom it names last in
@@ -95,8 +160,7 @@ pub fn write_forwarded(
 ) {
     let far_end = far_end.ip().to_canonical();
     let is_trusted = trusted.iter().any(|net| net.contains(&far_end));
-    let is_unbelieved =
-        |name: &&HeaderName| speaks_of_client(name) && (!is_trusted || name.as_str().contains('_'));
+    let is_unbelieved = |name: &&HeaderName| !is_trusted && speaks_of_client(name);
     let unbelieved: Vec<_> = headers.keys().filter(is_unbelieved).cloned().collect();
     for name in unbelieved {
         headers.remove(&name);
@@ -130,17 +194,9 @@ pub fn write_forwarded(
     headers.insert(X_REQUEST_ID, request_id.clone());
 }
 
-/// Whether a field says who the client is or what it asked for. Underscores are read as hyphens, as
-/// CGI and its heirs do (RFC 3875 section 4.1.18).
+/// Whether a field says who the client is or what it asked for.
 fn speaks_of_client(name: &HeaderName) -> bool {
-    let folded = || {
-        name.as_str()
-            .bytes()
-            .map(|byte| if byte == b'_' { b'-' } else { byte })
-    };
-    folded().take(X_FORWARDED.len()).eq(X_FORWARDED.bytes())
-        || folded().eq(X_REAL_IP.as_str().bytes())
-        || *name == header::FORWARDED
+    name.as_str().starts_with(X_FORWARDED) || [X_REAL_IP, header::FORWARDED].contains(name)
 }
 
 /// The request's id: the client's, if it has a fit one, or a new one of 32 hexadecimal digits.
@@ -297,6 +353,7 @@ mod tests {
                 ("x_real_ip", "203.0.113.9"),
                 ("x-forward", "1"),
             ]);
+            strip_lookalikes(&mut fields);
             write_forwarded(
                 &mut fields,
                 far_end.parse().expect("an address"),
@@ -317,6 +374,57 @@ mod tests {
         };
         assert_eq!(kept("192.0.2.1:5"), ["192.0.2.1", "", "", "", "1"]);
         assert_eq!(kept("10.0.0.1:5"), ["203.0.113.9", "443", "", "", "1"]);
+    }
+
+    #[test]
+    fn what_can_be_read_as_a_field_of_ours_or_as_another_is_taken_out() {
+        let kept = |fields: &[(&'static str, &str)]| {
+            let mut fields = headers(fields);
+            strip_lookalikes(&mut fields);
+            let mut names: Vec<_> = fields.keys().map(HeaderName::as_str).collect();
+            names.sort_unstable();
+            names.join(" ")
+        };
+        for name in [
+            "transfer_encoding",
+            "content_length",
+            "keep_alive",
+            "proxy.connection",
+            "sec_websocket-key",
+            "x_forwarded_proto",
+            "x-forwarded.port",
+            "x!real*ip",
+            "x_request-id",
+        ] {
+            assert_eq!(kept(&[(name, "1")]), "", "{name}");
+        }
+        let both = [("x-user", "ada"), ("x_user", "root"), ("x.user", "root")];
+        assert_eq!(kept(&both), "x-user");
+        assert_eq!(kept(&both[1..]), "x.user x_user");
+        assert_eq!(
+            kept(&[("my_field", "1"), ("x-users", "1"), ("x-user_", "1")]),
+            "my_field x-user_ x-users"
+        );
+    }
+
+    #[test]
+    fn what_can_be_read_as_a_certain_field_is_taken_out() {
+        let kept = |name: &str| {
+            let mut fields = headers(&[
+                ("x-user", "1"),
+                ("x_user", "1"),
+                ("x.user", "1"),
+                ("xuser", "1"),
+                ("x-user-id", "1"),
+            ]);
+            strip_lookalikes_of(&mut fields, name);
+            let mut names: Vec<_> = fields.keys().map(HeaderName::as_str).collect();
+            names.sort_unstable();
+            names.join(" ")
+        };
+        assert_eq!(kept("x-user"), "x-user x-user-id xuser");
+        assert_eq!(kept("x_user"), "x-user-id x_user xuser");
+        assert_eq!(kept("user"), "x-user x-user-id x.user x_user xuser");
     }
 
     #[test]

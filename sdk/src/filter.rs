@@ -62,7 +62,8 @@ pub trait Filter: Sized + 'static {
         Wants::default()
     }
 
-    /// Called before the backend is dialled, if [`Wants::accept`]: what changes in its request.
+    /// Called before the backend is dialled, if [`Wants::accept`]: what changes in its request. That is
+    /// an upgrade or a plain HTTP request of the route; of the latter comes no session.
     ///
     /// # Errors
     ///

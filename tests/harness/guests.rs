@@ -5,7 +5,7 @@
 
 use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
 
@@ -70,6 +70,22 @@ pub fn filter(how: &str) -> Result<Vec<u8>> {
 pub fn filter_of_clients(how: &str) -> Result<Vec<u8>> {
     let text = spliced("filter", how)?.replace("(i32.const 7))", "(i32.const 3))");
     component(&core(&text, "filter-plugin")?)
+}
+
+/// The filter of [`filter`] that wants to be asked before a backend is, and misbehaves then if the path
+/// ends in `!`.
+///
+/// # Errors
+///
+/// See [`policy`].
+pub fn filter_that_is_asked(how: &str) -> Result<Vec<u8>> {
+    let text = spliced("filter", how)?;
+    let asked = text.replace(
+        "$wants_accept i32 (i32.const 0)",
+        "$wants_accept i32 (i32.const 1)",
+    );
+    ensure!(asked != text, "the filter's text has changed");
+    component(&core(&asked, "filter-plugin")?)
 }
 
 /// A filter that looks at everything and lets everything pass, up to 16 MiB.

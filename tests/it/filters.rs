@@ -483,6 +483,26 @@ async fn a_filter_that_fails_may_be_passed_by() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_filter_that_fails_about_a_plain_request_refuses_it_or_is_passed_by() -> Result<()> {
+    for how in ["loops", "traps"] {
+        let guest = guests::filter_that_is_asked(how)?;
+        for (on_failure, status) in [("close", 500), ("bypass", 200)] {
+            let route = format!("on_failure = \"{on_failure}\"");
+            let (backend, balancer) = filtered(&route, &guest).await?;
+            for (path, status) in [("/x", 200), ("/x!", status), ("/x", 200)] {
+                assert_eq!(balancer.get(path).await?.status, status, "{how} {path}");
+            }
+            let n_heard = if status == 200 { 3 } else { 2 };
+            assert_eq!(backend.requests().len(), n_heard, "{how}");
+        }
+        // One that does not want to be asked is not.
+        let (_backend, balancer) = filtered("", &guests::filter(how)?).await?;
+        assert_eq!(balancer.get("/x!").await?.status, 200, "{how}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn open_sessions_keep_the_filter_they_began_with() -> Result<()> {
     let (_backend, balancer) = filtered("", &guests::filter("traps")?).await?;
     let mut old = Client::connect(&balancer.url("/websocket")).await?;
@@ -706,6 +726,82 @@ async fn jwt_lets_in_who_has_a_token_and_tells_the_backend_who_it_is() -> Result
         values("sec-websocket-protocol"),
         [vec![], vec!["chat".to_owned()]]
     );
+    Ok(())
+}
+
+/// A plain request, in which the client says what only the filter may say.
+fn plain(method: &str, token: Option<&str>) -> String {
+    let field = token.map(|token| format!("Authorization: {}\r\n", bearer(token)));
+    format!(
+        "{method} /x HTTP/1.1\r\nHost: a\r\nX-User: root\r\nX_User: root\r\nX.User: root\r\n{}\r\n",
+        field.unwrap_or_default()
+    )
+}
+
+#[tokio::test]
+async fn jwt_guards_the_plain_requests_of_its_route_too() -> Result<()> {
+    let config = format!("secret = \"{SECRET}\", claims_to_headers = {{ sub = \"X-User\" }}");
+    let (backend, balancer) = shipped("jwt", &config).await?;
+    let (good, expired) = (token("ada", SECRET, 60)?, token("ada", SECRET, 0)?);
+    let mut wire = Wire::connect(balancer.address()).await?;
+    for method in ["GET", "HEAD", "OPTIONS", "DELETE", "POST"] {
+        for (token, challenge) in [(None, "Bearer"), (Some(&expired), "Bearer error=")] {
+            wire.send(plain(method, token.map(String::as_str))).await?;
+            let answer = match method {
+                "HEAD" => wire.head().await?,
+                _ => wire.answer().await?,
+            };
+            assert_eq!(answer.status, 401, "{method}");
+            let said = answer.header("www-authenticate").unwrap_or_default();
+            ensure!(said.starts_with(challenge), "{method}: {said}");
+        }
+    }
+    assert_eq!(backend.n_connections(), 0, "no backend hears of them");
+
+    // Each request of a connection is asked about.
+    for (token, status) in [(Some(&good), 200), (None, 401), (Some(&good), 200)] {
+        wire.send(plain("GET", token.map(String::as_str))).await?;
+        assert_eq!(wire.answer().await?.status, status);
+    }
+    let requests = backend.requests();
+    assert_eq!(requests.len(), 2);
+    for request in requests {
+        let said: Vec<_> = request
+            .headers()
+            .iter()
+            .filter(|(_, value)| *value == "root" || *value == "ada")
+            .map(|(name, value)| (name.as_str(), value.to_str().unwrap_or_default()))
+            .collect();
+        assert_eq!(said, [("x-user", "ada")]);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_can_be_read_as_a_field_of_a_filter_reaches_no_backend() -> Result<()> {
+    let config = format!(
+        "secret = \"{SECRET}\", sources = [\"header\", \"cookie\"], header = \"X-Token\", claims_to_headers = {{ sub = \"X-User\" }}"
+    );
+    let (backend, balancer) = shipped("jwt", &config).await?;
+    let cookie = format!("Cookie: access_token={}", token("ada", SECRET, 60)?);
+    let mut wire = Wire::connect(balancer.address()).await?;
+    // A backend could take the second for the token that was looked at.
+    let lines = [
+        "X_User: root",
+        "X_Token: another",
+        "My_Field: passes",
+        &cookie,
+    ];
+    wire.send(upgrade_request("/websocket", &lines)).await?;
+    assert_eq!(wire.head().await?.status, 101);
+    let requests = backend.requests();
+    let fields = requests[0].headers();
+    assert_eq!(
+        fields.get("x-user").map(|user| user.as_bytes()),
+        Some(&b"ada"[..])
+    );
+    assert!(!fields.contains_key("x_user") && !fields.contains_key("x_token"));
+    assert!(fields.contains_key("my_field"));
     Ok(())
 }
 

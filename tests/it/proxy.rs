@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
 use pointsman_tests::{
-    Backend, Balancer, NOBODY, Reply, ScriptedBackend, Wire, app, in_time, payload,
+    Backend, Balancer, NOBODY, Reply, ScriptedBackend, Wire, app, in_time, payload, upgrade_request,
 };
 
 async fn one_backend() -> Result<(Backend, Balancer)> {
@@ -243,5 +243,30 @@ async fn a_large_body_streams_through_both_ways_at_once() -> Result<()> {
     wire.send("0\r\n\r\n").await?;
     assert_eq!(wire.chunk().await?, None);
     assert_eq!(fills.len(), 128);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_can_be_read_as_a_field_that_the_policy_goes_by_reaches_no_backend() -> Result<()> {
+    let backend = Backend::start().await?;
+    let toml = app("consistent_hash", &[backend.address()]).replace(
+        "policy = \"consistent_hash\"",
+        "policy = \"consistent_hash\"\npolicy_config = { key = \"header\", name = \"X-Tenant\" }",
+    );
+    ensure!(toml.contains("X-Tenant"), "{toml}");
+    let balancer = Balancer::start(&toml).await?;
+    let mut wire = Wire::connect(balancer.address()).await?;
+    wire.send("GET / HTTP/1.1\r\nHost: a\r\nX_Tenant: b\r\nX_Other: c\r\n\r\n")
+        .await?;
+    assert_eq!(wire.answer().await?.status, 200);
+    wire.send(upgrade_request("/", &["X_Tenant: b", "X_Other: c"]))
+        .await?;
+    assert_eq!(wire.head().await?.status, 101);
+    let requests = backend.requests();
+    assert_eq!(requests.len(), 2);
+    for request in requests {
+        assert!(!request.headers().contains_key("x_tenant"));
+        assert!(request.headers().contains_key("x_other"));
+    }
     Ok(())
 }

@@ -15,7 +15,7 @@ use hyper::body::{Body as _, Incoming};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
-use super::filters::{FilteredUpgrade, Filters};
+use super::filters::{self, FilteredUpgrade, Filters};
 use super::record::{Place, Record};
 use super::{Answered, Exchange, Next, Refused, append_all, overloaded};
 use crate::admin::metrics::UpgradeResult;
@@ -68,6 +68,7 @@ pub(super) async fn upgrade(
     let mut filters = Filters::admit(exchange, route, &head, &mut asked, headers)?;
     let mut choice = place(exchange, upstream, &head).await?;
     let pool = Arc::clone(&choice.pool);
+    choice.strip_lookalikes(exchange, &mut to_backend.headers);
     let to_backend = dial::upgrade_request(to_backend);
     let mut failures = Failures::default();
     while let Some(pending) = choice.next(&mut failures)? {
@@ -132,14 +133,17 @@ pub(super) async fn upgrade(
 /// Leads a plain request to a backend.
 pub(super) async fn request(
     exchange: &Exchange,
+    route: &Route,
     upstream: &UpstreamName,
     head: request::Parts,
     body: Incoming,
 ) -> Result<Answered, Box<Refused>> {
-    let mut choice = place(exchange, upstream, &head).await?;
-    let pool = Arc::clone(&choice.pool);
     let mut to_backend = head.clone();
     exchange.forward_head(&mut to_backend);
+    filters::admit_plain(exchange, route, &head, &mut to_backend.headers)?;
+    let mut choice = place(exchange, upstream, &head).await?;
+    let pool = Arc::clone(&choice.pool);
+    choice.strip_lookalikes(exchange, &mut to_backend.headers);
     forwarding::frame_body(&mut to_backend.headers, body.size_hint().exact());
     to_backend.uri = dial::origin_form(&to_backend.uri);
     let again = may_send_again(&to_backend, &body).then(|| to_backend.clone());
@@ -258,6 +262,14 @@ struct Choice {
 }
 
 impl Choice {
+    /// Takes out what a backend could take for a field that the policy has gone by.
+    fn strip_lookalikes(&self, exchange: &Exchange, headers: &mut HeaderMap) {
+        let guests = &exchange.worker.guests;
+        for name in guests.shown_headers(&self.policy, &self.pool) {
+            forwarding::strip_lookalikes_of(headers, &name);
+        }
+    }
+
     /// Begins with the next backend that has room; none: all were tried.
     ///
     /// # Errors

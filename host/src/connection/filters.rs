@@ -1,5 +1,5 @@
-//! Upgrades whose route has filters: these are asked before a backend is, change what it is asked, and
-//! look at the session's messages.
+//! Requests whose route has filters: those that want to be are asked before a backend is, and change
+//! what it is asked; of an upgrade they look at the session's messages.
 
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
@@ -16,10 +16,12 @@ use super::at_upstream::Upgraded;
 use super::{Exchange, Refused, target_of};
 use crate::admin::metrics::UpgradeResult;
 use crate::config::{OnFailure, PluginName, Route};
+use crate::forwarding;
 use crate::frames::FrameTracker;
 use crate::handshake::{self, Upgrade};
 use crate::messages::deflate::{self, Agreement};
 use crate::messages::{Decoder, Encoder, End};
+use crate::routing::policy::Refusal;
 use crate::session::filter::{Admission, Chain, Direction, Filter};
 use crate::session::filtered::{Codec, Filtered, Reader};
 use crate::session::handler::{Facts, PluginError};
@@ -65,19 +67,10 @@ impl Filters {
             deflate: None,
         };
         for name in &route.filters {
-            match filters.ask(exchange, route, name, head, asked) {
-                Ok(Ok(admission)) => apply(admission, asked, to_backend),
-                Ok(Err(refused)) => return Err(refused),
-                Err(error) if route.on_failure == OnFailure::Bypass => {
-                    tracing::debug!(filter = %name, %error, "filter is passed by");
-                }
-                Err(error) => {
-                    return Err(Refused::new(
-                        StatusCode::INTERNAL_SERVER_ERROR,
-                        UpgradeResult::PluginFailed,
-                        format!("filter {name}: {error}"),
-                    ));
-                }
+            let asking = filters.ask(exchange, route, name, head, asked, to_backend);
+            if let Some(admission) = settle(route, name, asking)? {
+                hide_subprotocols(&admission.hide_subprotocols, asked, to_backend);
+                set_fields(&admission.set_headers, to_backend);
             }
         }
         let room = filters
@@ -99,24 +92,17 @@ impl Filters {
         name: &PluginName,
         head: &request::Parts,
         asked: &Upgrade,
-    ) -> Result<Result<Admission, Box<Refused>>, PluginError> {
+        to_backend: &mut HeaderMap,
+    ) -> Result<Result<Admission, Refusal>, PluginError> {
         let site = exchange.worker.site();
         let filter = exchange.worker.guests.filter(&site, name)?;
         let facts = Facts {
-            session: self.id,
-            route: route.path.to_string(),
-            client_ip: exchange.client_ip,
-            host: exchange.host.clone(),
-            path: target_of(head).to_owned(),
-            request_id: exchange.id().to_owned(),
-            max_message_bytes: 0,
             offered_subprotocols: asked.subprotocols.clone(),
-            subprotocol: None,
-            headers: wanted(filter.wanted_headers(), head),
+            ..facts(exchange, route, self.id, &*filter, head, to_backend)
         };
         let accepted = filter.accept(&facts)?;
         self.all.push((filter, facts));
-        Ok(accepted.map_err(|refusal| Refused::by_plugin(refusal, UpgradeResult::FilterRefused)))
+        Ok(accepted)
     }
 
     /// A backend has accepted.
@@ -218,27 +204,122 @@ impl FilteredUpgrade {
     }
 }
 
-fn apply(admission: Admission, asked: &mut Upgrade, to_backend: &mut HeaderMap) {
-    if !admission.hide_subprotocols.is_empty() {
-        let is_hidden = |name: &String| admission.hide_subprotocols.contains(name);
-        asked.subprotocols.retain(|name| !is_hidden(name));
-        to_backend.remove(header::SEC_WEBSOCKET_PROTOCOL);
-        let rest = HeaderValue::try_from(asked.subprotocols.join(", ")).ok();
-        if let Some(rest) = rest.filter(|_| !asked.subprotocols.is_empty()) {
-            to_backend.insert(header::SEC_WEBSOCKET_PROTOCOL, rest);
+/// Asks the filters of a route that want to be about a plain request, and changes what the backend is
+/// asked as they say. No session comes of it, so the others have nothing to look at.
+///
+/// # Errors
+/// One refuses, or has failed.
+pub(super) fn admit_plain(
+    exchange: &Exchange,
+    route: &Route,
+    head: &request::Parts,
+    to_backend: &mut HeaderMap,
+) -> Result<(), Box<Refused>> {
+    for name in &route.filters {
+        let asking = ask_about_plain(exchange, route, name, head, to_backend);
+        if let Some(admission) = settle(route, name, asking)? {
+            set_fields(&admission.set_headers, to_backend);
         }
     }
-    let fields: Vec<(HeaderName, HeaderValue)> = admission
-        .set_headers
+    Ok(())
+}
+
+fn ask_about_plain(
+    exchange: &Exchange,
+    route: &Route,
+    name: &PluginName,
+    head: &request::Parts,
+    to_backend: &mut HeaderMap,
+) -> Result<Result<Admission, Refusal>, PluginError> {
+    let site = exchange.worker.site();
+    let filter = exchange.worker.guests.filter(&site, name)?;
+    if !filter.wants_accept() {
+        return Ok(Ok(Admission::default()));
+    }
+    let id = SessionId::next();
+    filter.accept(&facts(exchange, route, id, &*filter, head, to_backend))
+}
+
+/// What a filter is told of a request. The backend gets no field that it could take for one of them.
+fn facts(
+    exchange: &Exchange,
+    route: &Route,
+    session: SessionId,
+    filter: &dyn Filter,
+    head: &request::Parts,
+    to_backend: &mut HeaderMap,
+) -> Facts {
+    let shown = filter.wanted_headers();
+    for name in &shown {
+        forwarding::strip_lookalikes_of(to_backend, name);
+    }
+    Facts {
+        session,
+        route: route.path.to_string(),
+        client_ip: exchange.client_ip,
+        host: exchange.host.clone(),
+        path: target_of(head).to_owned(),
+        request_id: exchange.id().to_owned(),
+        max_message_bytes: 0,
+        offered_subprotocols: Vec::new(),
+        subprotocol: None,
+        headers: wanted(shown, head),
+    }
+}
+
+/// What a filter has said; none: it has failed and is passed by.
+fn settle(
+    route: &Route,
+    name: &PluginName,
+    asked: Result<Result<Admission, Refusal>, PluginError>,
+) -> Result<Option<Admission>, Box<Refused>> {
+    match asked {
+        Ok(Ok(admission)) => Ok(Some(admission)),
+        Ok(Err(refusal)) => Err(Refused::by_plugin(refusal, UpgradeResult::FilterRefused)),
+        Err(error) if route.on_failure == OnFailure::Bypass => {
+            tracing::debug!(filter = %name, %error, "filter is passed by");
+            Ok(None)
+        }
+        Err(error) => Err(Refused::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            UpgradeResult::PluginFailed,
+            format!("filter {name}: {error}"),
+        )),
+    }
+}
+
+fn hide_subprotocols(hidden: &[String], asked: &mut Upgrade, to_backend: &mut HeaderMap) {
+    if hidden.is_empty() {
+        return;
+    }
+    asked.subprotocols.retain(|name| !hidden.contains(name));
+    to_backend.remove(header::SEC_WEBSOCKET_PROTOCOL);
+    let rest = HeaderValue::try_from(asked.subprotocols.join(", ")).ok();
+    if let Some(rest) = rest.filter(|_| !asked.subprotocols.is_empty()) {
+        to_backend.insert(header::SEC_WEBSOCKET_PROTOCOL, rest);
+    }
+}
+
+/// Puts these fields in the place of the client's. One whose value cannot be sent takes the client's
+/// away all the same: the backend would believe it.
+fn set_fields(fields: &[(String, String)], to_backend: &mut HeaderMap) {
+    let parsed = |(name, value): &(String, String)| {
+        let name: HeaderName = name.parse().ok()?;
+        Some((name, HeaderValue::from_str(value).ok()))
+    };
+    let fields: Vec<_> = fields
         .iter()
-        .filter_map(|(name, value)| Some((name.parse().ok()?, value.parse().ok()?)))
+        .filter_map(parsed)
         .filter(|(name, _)| *name != header::SEC_WEBSOCKET_PROTOCOL)
         .collect();
     for (name, _) in &fields {
         to_backend.remove(name);
+        forwarding::strip_lookalikes_of(to_backend, name.as_str());
     }
     for (name, value) in fields {
-        to_backend.append(name, value);
+        if let Some(value) = value {
+            to_backend.append(name, value);
+        }
     }
 }
 
@@ -250,5 +331,52 @@ fn offer_deflate(asked: &mut Upgrade, to_backend: &mut HeaderMap) {
     asked.extensions.retain(|name| name == deflate::NAME);
     if let Some(ours) = ours {
         to_backend.insert(header::SEC_WEBSOCKET_EXTENSIONS, ours);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_set_takes_the_place_of_what_the_client_says() {
+        let check = |set: &[(&str, &str)], expected: &[(&str, &str)]| {
+            let mut fields = HeaderMap::new();
+            for (name, value) in [
+                ("x-user", "root"),
+                ("x-user", "admin"),
+                ("x_user", "root"),
+                ("x.user", "root"),
+                ("sec-websocket-protocol", "chat"),
+            ] {
+                let name: HeaderName = name.parse().expect("a name");
+                fields.append(name, HeaderValue::from_static(value));
+            }
+            let text = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+            set_fields(&set.iter().map(text).collect::<Vec<_>>(), &mut fields);
+            let mut found: Vec<_> = fields
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.to_str().expect("text")))
+                .collect();
+            found.sort_unstable();
+            assert_eq!(found, expected, "{set:?}");
+        };
+        let subprotocol = ("sec-websocket-protocol", "chat");
+        check(
+            &[("X-User", "ada"), ("x-user", "bob")],
+            &[subprotocol, ("x-user", "ada"), ("x-user", "bob")],
+        );
+        check(&[("x-user", "a\nb")], &[subprotocol]);
+        check(&[("x_user", "ada")], &[subprotocol, ("x_user", "ada")]);
+        check(
+            &[("sec-websocket-protocol", "x"), ("not a name", "x")],
+            &[
+                subprotocol,
+                ("x-user", "admin"),
+                ("x-user", "root"),
+                ("x.user", "root"),
+                ("x_user", "root"),
+            ],
+        );
     }
 }

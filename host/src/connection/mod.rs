@@ -288,7 +288,7 @@ impl Exchange {
                 at_upstream::upgrade(self, route, upstream, asked, head).await
             }
             (Target::Upstream(upstream), None) => {
-                at_upstream::request(self, upstream, head, body).await
+                at_upstream::request(self, route, upstream, head, body).await
             }
             (Target::Handler(plugin), Some(asked)) => {
                 at_handler::upgrade(self, route, plugin, asked, head)
@@ -333,6 +333,7 @@ impl Exchange {
 
     /// Makes a client's head into one for a backend.
     fn forward_head(&self, head: &mut request::Parts) {
+        forwarding::strip_lookalikes(&mut head.headers);
         forwarding::strip_hop_by_hop(&mut head.headers);
         let trusted = &self.worker.site().config.trusted_proxies;
         forwarding::write_forwarded(&mut head.headers, self.far_end, trusted, &self.request_id);

@@ -144,10 +144,19 @@ pub(super) fn headers(
     call: Call,
     headers: Vec<types::HeaderResult>,
 ) -> Result<Vec<(String, String)>, CallError> {
+    let mut fields = named(call, headers)?;
+    fields.retain(|(_, value)| HeaderValue::from_str(value).is_ok());
+    Ok(fields)
+}
+
+/// Those whose name is one, and not the host's alone; whatever their value is.
+fn named(
+    call: Call,
+    headers: Vec<types::HeaderResult>,
+) -> Result<Vec<(String, String)>, CallError> {
     bound(call, "headers", headers.len(), HEADERS_MAX)?;
     let fields = headers.into_iter().filter_map(|header| {
         let name = HeaderName::from_bytes(header.name.as_bytes()).ok()?;
-        HeaderValue::from_str(&header.value).ok()?;
         let is_hosts = HOST_HEADERS.contains(&name.as_str());
         (!is_hosts).then(|| (name.as_str().to_owned(), header.value))
     });
@@ -243,7 +252,7 @@ pub(super) fn admission(admission: wire_filter::Admission) -> Result<Admission, 
     )?;
     Ok(Admission {
         hide_subprotocols: hidden,
-        set_headers: headers(Call::Accept, admission.set_headers)?,
+        set_headers: named(Call::Accept, admission.set_headers)?,
     })
 }
 
@@ -337,6 +346,17 @@ mod tests {
         ];
         let kept = headers(Call::Placed, given).unwrap();
         assert_eq!(kept, [("set-cookie".to_owned(), "a=b".to_owned())]);
+        // What is set takes the client's away, also where it cannot be sent.
+        let admitted = admission(wire_filter::Admission {
+            hide_subprotocols: vec![],
+            set_headers: vec![
+                header("X-User", "a\nb"),
+                header("Te", "a"),
+                header("x y", "1"),
+            ],
+        });
+        let set = [("x-user".to_owned(), "a\nb".to_owned())];
+        assert_eq!(admitted.unwrap().set_headers, set);
         let many = vec![header("a", "b"); HEADERS_MAX + 1];
         assert_eq!(headers(Call::Placed, many).unwrap_err().kind(), "output");
     }

@@ -117,6 +117,10 @@ impl Filter for GuestFilter {
         self.0.settings.queue
     }
 
+    fn wants_accept(&self) -> bool {
+        self.0.wants_accept
+    }
+
     fn accept(&self, facts: &Facts) -> Result<Result<Admission, Refusal>, PluginError> {
         self.try_accept(facts).map_err(into_plugin_error)
     }

@@ -73,7 +73,7 @@ impl GuestPolicy {
             policy,
             state,
             wants: Wants {
-                headers: wants.headers,
+                headers: wanted_headers.iter().map(ToString::to_string).collect(),
                 figures: wants.figures,
                 placed: wants.placed,
                 session_ended: wants.session_ended,

@@ -70,7 +70,7 @@ pub(super) struct Host<X> {
     pub(super) about: About,
     pub(super) settings: PluginSettings,
     pub(super) wanted_headers: Vec<String>,
-    wants_accept: bool,
+    pub(super) wants_accept: bool,
     /// Those that take sessions. The first is kept when it has none, for `accept` and for state.
     instances: RefCell<Vec<SharedInstance<X>>>,
     breaker: Breaker,

@@ -27,8 +27,11 @@ pub trait Filter: fmt::Debug {
     /// For the outbox of each session.
     fn queue(&self) -> QueueSettings;
 
-    /// Decides about an upgrade before a backend hears of it: what changes in its request, or a
-    /// refusal.
+    /// Whether it wants to be asked by [`Filter::accept`].
+    fn wants_accept(&self) -> bool;
+
+    /// Decides about an upgrade, or a plain request, before a backend hears of it: what changes in
+    /// its request, or a refusal. No session comes of a plain request.
     ///
     /// # Errors
     /// The filter failed.
@@ -70,7 +73,8 @@ pub trait FilterSession: fmt::Debug {
 pub struct Admission {
     /// Of the offered subprotocols, those that it does not get.
     pub hide_subprotocols: Vec<String>,
-    /// In place of the client's fields of these names.
+    /// In place of the client's fields of these names; nothing takes their place if the value cannot
+    /// be sent.
     pub set_headers: Vec<(String, String)>,
 }
 

@@ -21,7 +21,7 @@ use crate::plugins::host::PluginHost;
 use crate::plugins::limits::Limits;
 use crate::plugins::policy::GuestPolicy;
 use crate::routing::chooser::{Chooser, Plan, RequestFacts};
-use crate::routing::policy::PolicyError;
+use crate::routing::policy::{Policy as _, PolicyError};
 use crate::session::EndReport;
 use crate::session::filter::Filter;
 use crate::session::handler::{Handler, PluginError};
@@ -178,6 +178,18 @@ impl Guests {
             .filter(|policy| *policy.label == *by);
         policy
             .map(|policy| policy.chooser.placed(backend, facts))
+            .unwrap_or_default()
+    }
+
+    /// The names of the headers that the policy which placed a request is shown.
+    pub fn shown_headers(&self, by: &PolicyLabel, pool: &Pool) -> Vec<String> {
+        let mut policies = self.policies.borrow_mut();
+        let policy = policies
+            .get_mut(&pool.config.name)
+            .filter(|policy| *policy.label == *by);
+        let policy = policy.and_then(|policy| policy.chooser.policy_mut());
+        policy
+            .map(|policy| policy.wants().headers.clone())
             .unwrap_or_default()
     }
 

@@ -113,8 +113,8 @@ impl Jwt {
     }
 }
 
-/// Text as it is, other values as JSON. The host leaves out a header that it cannot send, and the
-/// client's own would pass in its place: so what does not fit, or is not there, refuses the token.
+/// Text as it is, other values as JSON. The host leaves out a header that it cannot send: so what does
+/// not fit, or is not there, refuses the token.
 fn header_value(claims: &Claims, name: &str) -> Result<String, Fault> {
     let value = claims.get(name).map(|value| match value {
         Value::String(text) => text.clone(),

@@ -20,6 +20,7 @@ pub(super) fn cases() -> Vec<Case> {
         sizes(),
         hop_by_hop(),
         forwarding(),
+        lookalikes(),
         order(),
         strangers(),
     ]
@@ -583,7 +584,6 @@ fn forwarding() -> Vec<Case> {
         "X-Forwarded-Port: 203.0.113.7",
         "X-Real-IP: 203.0.113.7",
         "Forwarded: for=203.0.113.7",
-        "X_Forwarded_For: 203.0.113.7",
     ] {
         let name = line.split(':').next().unwrap_or_default();
         cases.push(case(&format!("{name} of a stranger"), &[line]).unsent("203.0.113.7"));
@@ -612,6 +612,67 @@ fn forwarding() -> Vec<Case> {
         case("X-Real-IP of a trusted proxy", &["X-Real-IP: 203.0.113.7"])
             .trusted()
             .sent("\r\nx-real-ip: 203.0.113.7\r\n"),
+    ]);
+    cases
+}
+
+fn lookalikes() -> Vec<Case> {
+    let group = "Fields that can be read as others (RFC 3875 section 4.1.18)";
+    let tunnel = |name: &str, lines: &[&str]| Case::new(group, name, asks(lines)).tunnel();
+    let mut cases = Vec::new();
+    for line in [
+        "X_Forwarded_For: odd",
+        "X.Forwarded.For: odd",
+        "X-Forwarded_Port: odd",
+        "X_Real_IP: odd",
+        "X_Request_Id: odd",
+        "Sec_WebSocket_Protocol: odd",
+        "Sec-WebSocket_Key: odd",
+        "Keep_Alive: odd",
+        "Content_Length: odd",
+        "Transfer_Encoding: odd",
+    ] {
+        let name = line.split(':').next().unwrap_or_default();
+        cases.push(tunnel(name, &[line]).unsent(": odd"));
+    }
+    cases.extend([
+        tunnel(
+            "X_Forwarded_For of a trusted proxy",
+            &["X_Forwarded_For: odd"],
+        )
+        .trusted()
+        .unsent(": odd"),
+        tunnel("X_User beside X-User", &["X-User: ada", "X_User: odd"])
+            .sent("\r\nx-user: ada\r\n")
+            .unsent(": odd"),
+        tunnel("X.User beside X-User", &["X.User: odd", "X-User: ada"])
+            .sent("\r\nx-user: ada\r\n")
+            .unsent(": odd"),
+        tunnel("X_User alone", &["X_User: ada"])
+            .sent("\r\nx_user: ada\r\n")
+            .note("a field of its own"),
+        Case::new(
+            group,
+            "Transfer_Encoding of a body",
+            posts(
+                "Transfer_Encoding: chunked\r\nContent-Length: 5",
+                "0\r\n\r\n",
+            ),
+        )
+        .answered(200)
+        .sent("\r\ncontent-length: 5\r\n")
+        .unsent("chunked"),
+        Case::new(
+            group,
+            "fields behind a body",
+            posts(
+                "Transfer-Encoding: chunked\r\nTrailer: X-User, X-Forwarded-For",
+                "2\r\nab\r\n0\r\nX-User: odd\r\nX-Forwarded-For: odd\r\n\r\n",
+            ),
+        )
+        .answered(200)
+        .unsent(": odd")
+        .unsent("\r\ntrailer:"),
     ]);
     cases
 }
