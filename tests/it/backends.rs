@@ -292,3 +292,42 @@ async fn full_listener() -> Result<(TcpListener, Vec<TcpStream>)> {
     }
     Ok((listener, held))
 }
+
+#[tokio::test]
+async fn a_backend_that_fails_is_told_once_with_its_reason_and_once_when_it_is_back() -> Result<()>
+{
+    let program = env!("CARGO_BIN_EXE_echo-backend");
+    let [dead, alive] = [
+        BackendProcess::start(program).await?,
+        BackendProcess::start(program).await?,
+    ];
+    let address = dead.address();
+    let toml = app("round_robin", &[address, alive.address()]);
+    let balancer = Balancer::start(&toml).await?;
+    let lines = |level: &str| {
+        let names_it = |line: &String| line.contains(level) && line.contains(&address.to_string());
+        let log = balancer.log();
+        log.into_iter().filter(names_it).collect::<Vec<_>>()
+    };
+    dead.kill().await?;
+    for _ in 0..40 {
+        let mut client = Client::connect(&balancer.url("/websocket")).await?;
+        client.echo_text("by the other").await?;
+    }
+    let warnings = lines("WARN");
+    ensure!(warnings.len() == 1, "{warnings:#?}");
+    ensure!(warnings[0].contains("Connection refused"), "{warnings:?}");
+    assert_eq!(lines("INFO"), [""; 0], "nothing for each request");
+
+    let _back = BackendProcess::start_at(program, address).await?;
+    eventually("its return is told", PATIENCE, async || {
+        let connected = Client::connect(&balancer.url("/websocket")).await;
+        connected.is_ok()
+            && lines("INFO")
+                .iter()
+                .any(|line| line.contains("answers again"))
+    })
+    .await?;
+    assert_eq!((lines("INFO").len(), lines("WARN").len()), (1, 1));
+    Ok(())
+}

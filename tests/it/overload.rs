@@ -369,28 +369,22 @@ handler = "echo"
 #[tokio::test]
 async fn a_flood_of_failures_is_no_flood_of_lines() -> Result<()> {
     let balancer = Balancer::start(&app("round_robin", &[NOBODY])).await?;
-    let lines = || {
-        let log = balancer.log();
-        let failed = log
-            .into_iter()
-            .filter(|line| line.contains("backend failed"));
-        failed.collect::<Vec<_>>()
-    };
     let began = Instant::now();
     for _ in 0..300 {
         assert_eq!(balancer.get("/").await?.status, 502);
     }
-    let seconds = began.elapsed().as_secs() + 1;
-    let n_lines = lines().len();
+    // What is said of one backend is said again after ten seconds at the earliest.
+    let at_most = 1 + began.elapsed().as_secs() / 10;
+    let lines = balancer.log();
+    let n_lines = lines
+        .iter()
+        .filter(|line| line.contains(&NOBODY.to_string()))
+        .count();
     ensure!(
-        (1..=20 * seconds).contains(&(n_lines as u64)),
-        "{n_lines} in {seconds} s"
+        (1..=at_most).contains(&(n_lines as u64)),
+        "{n_lines} lines of 300 failures:\n{}",
+        lines.join("\n")
     );
-    eventually("what was left out is told", PATIENCE, async || {
-        let asked = balancer.get("/").await;
-        asked.is_ok() && lines().iter().any(|line| line.contains("lines_left_out="))
-    })
-    .await?;
     Ok(())
 }
 

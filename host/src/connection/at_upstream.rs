@@ -280,8 +280,6 @@ impl Choice {
         }
         for backend in self.others.by_ref() {
             if !self.pool.may_retry() {
-                let upstream = self.pool.config.name.as_str();
-                tracing::warn!(upstream, "the retry budget is used up");
                 return Err(std::mem::take(failures).into_refused());
             }
             if let Some(pending) = backend.dialling() {
@@ -441,11 +439,16 @@ struct Failures {
 
 impl Failures {
     fn note(&mut self, exchange: &Exchange, pool: &Pool, backend: &Backend, error: DialError) {
-        if error.is_ours() {
-            tracing::warn!(backend = backend.address(), %error, "no connection can be made");
-        } else {
-            tracing::info!(backend = backend.address(), request_id = exchange.id(), %error, "backend failed");
-            failed(pool, backend, &error.to_string());
+        let reason = error.to_string();
+        tracing::debug!(
+            backend = backend.address(),
+            request_id = exchange.id(),
+            reason,
+            "dial failed"
+        );
+        match error.is_ours() {
+            true => pool.not_dialled(backend, &reason),
+            false => failed(pool, backend, &reason),
         }
         self.last = Some(error);
         self.n_tried += 1;

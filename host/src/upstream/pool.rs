@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::dial::Destination;
 use super::fitness::{Fitness, Turn};
 use super::queue::Queue;
 use super::tls::Tls;
-use crate::config;
+use crate::config::{self, UpstreamName};
 use crate::routing::policy;
 
 /// The backends of one upstream at one time.
@@ -41,6 +41,8 @@ struct Shared {
     retries: AtomicU64,
     /// Held while one is put out, so that two workers together do not put out too many.
     ejecting: Mutex<()>,
+    budget_told: Seldom,
+    own_fault_told: Seldom,
 }
 
 /// One backend.
@@ -56,8 +58,25 @@ pub struct Backend {
 struct State {
     figures: Figures,
     fitness: Fitness,
+    trouble: Trouble,
+    upstream: UpstreamName,
     /// Of its upstream.
     queue: Arc<Queue>,
+}
+
+/// What the log has been told of a backend: once when it begins to fail, once when it answers again.
+#[derive(Debug, Default)]
+struct Trouble {
+    is_told: AtomicBool,
+    told: Seldom,
+}
+
+/// Lets one line through now and then, over all workers.
+#[derive(Debug)]
+struct Seldom {
+    born: Instant,
+    /// In milliseconds since `born`, plus 1; 0: never.
+    last: AtomicU64,
 }
 
 /// Written by all workers at the pace of handshakes, never of bytes.
@@ -78,6 +97,9 @@ struct Figures {
 
 /// "Recently" in [`policy::Figures::recent_failures`].
 const WINDOW_SECS: u32 = 10;
+/// Between two lines of the log that say the same of one upstream or backend: one that fails and answers by
+/// turns is named as often.
+const TOLD_AGAIN: Duration = Duration::from_secs(10);
 /// Weight of the newest sample in the moving average: 1/8, as in TCP's estimate (RFC 6298 section 2).
 const LATENCY_SHIFT: u32 = 3;
 
@@ -121,6 +143,7 @@ impl Pool {
             Some(_) => Fitness::newcomer(),
             None => Fitness::default(),
         };
+        let upstream = &config.name;
         let backend = |config: &config::Backend| match known.get(config.address.as_str()) {
             Some(&same) if same.config == *config => Arc::clone(same),
             Some(other) => Arc::new(Backend {
@@ -132,12 +155,15 @@ impl Pool {
                 state: Arc::new(State {
                     figures: Figures::default(),
                     fitness: fitness(),
+                    trouble: Trouble::default(),
+                    upstream: upstream.clone(),
                     queue: Arc::clone(&shared.queue),
                 }),
             }),
         };
+        let backends = backends.iter().map(backend).collect();
         Self {
-            backends: backends.iter().map(backend).collect(),
+            backends,
             config,
             tls,
             shared,
@@ -183,7 +209,17 @@ impl Pool {
     pub fn may_retry(&self) -> bool {
         let may = self.shared.budget.take();
         self.shared.retries.fetch_add(may.into(), Relaxed);
+        if !may && self.shared.budget_told.is_due(Instant::now()) {
+            tracing::warn!(upstream = %self.config.name, "the retry budget is used up");
+        }
         may
+    }
+
+    /// A backend was not dialled for want of something on this machine.
+    pub fn not_dialled(&self, backend: &Backend, reason: &str) {
+        if self.shared.own_fault_told.is_due(Instant::now()) {
+            tracing::warn!(upstream = %self.config.name, backend = backend.address(), reason, "no connection can be made");
+        }
     }
 
     /// Requests that were tried at another backend, since the start.
@@ -258,8 +294,11 @@ impl Pool {
     /// this was once too often.
     pub fn failed(&self, backend: &Backend, reason: &str) -> Option<Duration> {
         backend.failed();
-        let config = self.config.ejection.as_ref()?;
         let now = Instant::now();
+        if backend.state.trouble.begins(now) {
+            tracing::warn!(upstream = %self.config.name, backend = backend.address(), reason, "backend failed");
+        }
+        let config = self.config.ejection.as_ref()?;
         let fitness = &backend.state.fitness;
         if !fitness.note_failure(config, now) {
             return None;
@@ -387,11 +426,19 @@ impl Pending {
     /// The backend has answered. `is_well`: not with a failure of its own.
     pub fn answered(mut self, is_well: bool) -> Active {
         let State {
-            figures, fitness, ..
+            figures,
+            fitness,
+            trouble,
+            upstream,
+            ..
         } = &*self.slot.backend.state;
         if is_well && figures.failures_in_a_row.load(Relaxed) > 0 {
             figures.failures_in_a_row.store(0, Relaxed);
             fitness.note_success();
+            if trouble.ends() {
+                let backend = self.slot.backend.address();
+                tracing::info!(%upstream, backend, "backend answers again");
+            }
         }
         figures.note_latency(self.begun.elapsed());
         figures.pending.fetch_sub(1, Relaxed);
@@ -418,6 +465,42 @@ impl Drop for Slot {
         count.fetch_sub(1, Relaxed);
         figures.taken.fetch_sub(1, Relaxed);
         queue.wake_one();
+    }
+}
+
+impl Trouble {
+    /// It has failed: whether that is to be told.
+    fn begins(&self, now: Instant) -> bool {
+        !self.is_told.load(Relaxed) && self.told.is_due(now) && !self.is_told.swap(true, Relaxed)
+    }
+
+    /// It has answered: whether that is to be told.
+    fn ends(&self) -> bool {
+        self.is_told.swap(false, Relaxed)
+    }
+}
+
+impl Seldom {
+    /// True for one of those who ask within [`TOLD_AGAIN`].
+    fn is_due(&self, now: Instant) -> bool {
+        let since = now.saturating_duration_since(self.born).as_millis();
+        let now = u64::try_from(since).unwrap_or(u64::MAX).saturating_add(1);
+        let last = self.last.load(Relaxed);
+        let is_due = last == 0 || u128::from(now - last.min(now)) >= TOLD_AGAIN.as_millis();
+        is_due
+            && self
+                .last
+                .compare_exchange(last, now, Relaxed, Relaxed)
+                .is_ok()
+    }
+}
+
+impl Default for Seldom {
+    fn default() -> Self {
+        Self {
+            born: Instant::now(),
+            last: AtomicU64::new(0),
+        }
     }
 }
 
@@ -574,6 +657,26 @@ mod tests {
         drop(backend.dialling().map(|pending| pending.answered(true)));
         assert!(backend.is_up());
         assert_eq!(backend.failures(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_log_hears_of_a_failing_backend_once_until_it_answers() {
+        let trouble = Trouble::default();
+        assert!(!trouble.ends(), "it never failed");
+        assert!(trouble.begins(Instant::now()));
+        tokio::time::advance(TOLD_AGAIN * 2).await;
+        assert!(!trouble.begins(Instant::now()), "it has not answered since");
+        assert!(trouble.ends());
+        assert!(!trouble.ends());
+        assert!(trouble.begins(Instant::now()));
+        assert!(trouble.ends());
+        // It fails and answers by turns.
+        for _ in 0..5 {
+            assert!(!trouble.begins(Instant::now()));
+            assert!(!trouble.ends());
+        }
+        tokio::time::advance(TOLD_AGAIN).await;
+        assert!(trouble.begins(Instant::now()));
     }
 
     #[tokio::test(start_paused = true)]
