@@ -119,9 +119,55 @@ async fn what_is_no_toml_is_named_with_its_line() -> Result<()> {
 
 #[tokio::test]
 async fn a_policy_that_there_is_not_is_named() -> Result<()> {
-    let (code, said) = check(&GOOD.replace("least_connections", "least_conections")).await?;
+    // A slip, and what nginx, HAProxy and Envoy call it.
+    for (written, meant) in [
+        ("least_conections", "least_connections"),
+        ("leastconn", "least_connections"),
+        ("least_conn", "least_connections"),
+        ("LEAST_CONN", "least_connections"),
+        ("roundrobin", "round_robin"),
+        ("ip-hash", "ip_hash"),
+        ("source", "ip_hash"),
+        ("uri", "consistent_hash"),
+        ("least_request", "power_of_two"),
+    ] {
+        let toml = GOOD.replace("\"least_connections\"", &format!("\"{written}\""));
+        let (code, said) = check(&toml).await?;
+        assert_eq!(code, Some(1));
+        ensure!(names(&said, "upstream[0].policy", 7), "no line in:\n{said}");
+        ensure!(said.contains(written), "{written} is not named in:\n{said}");
+        let meant = format!("did you mean \"{meant}\"?");
+        ensure!(said.contains(&meant), "{meant} is not in:\n{said}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_value_that_is_nearly_right_says_which_was_meant() -> Result<()> {
+    let toml = GOOD.replace(
+        "upstream = \"app\"",
+        "upstream = \"apps\"\ndeflate = \"stripp\"",
+    ) + "\n[plugin.echo]\nslow_consumer = \"drop-oldest\"\nisolation = \"Session\"\n";
+    let (code, said) = check(&toml).await?;
     assert_eq!(code, Some(1));
-    ensure!(said.contains("least_conections"), "not named in:\n{said}");
+    for meant in ["app", "strip", "drop_oldest", "session"] {
+        let meant = format!("did you mean \"{meant}\"?");
+        ensure!(said.contains(&meant), "{meant} is not in:\n{said}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_key_that_is_written_twice_is_named() -> Result<()> {
+    let (code, said) = check(&format!(
+        "workers = 1\ndrain_timeout_secs = 3\nworkers = 2\n{GOOD}"
+    ))
+    .await?;
+    assert_eq!(code, Some(1));
+    ensure!(
+        names(&said, "duplicate key workers", 3),
+        "not named in:\n{said}"
+    );
     Ok(())
 }
 

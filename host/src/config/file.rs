@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::entry::Spot;
 use super::names::{self, NETWORK, ORIGIN, SOCKET_ADDRESS};
+use super::nearest::nearest;
 use super::reader::{self, BYTES, MILLISECONDS, Section, Taken};
 use super::upstream;
 use super::{
@@ -21,11 +22,19 @@ use super::{
 
 const TOKEN: &str = "a token of at least 16 visible ASCII characters";
 const ACCESS_LOG: &str = "\"stdout\", \"off\" or \"file:PATH\"";
-const LOG_FORMAT: &str = "\"text\" or \"json\"";
-const DEFLATE: &str = "\"on\" or \"strip\"";
-const ISOLATION: &str = "\"shared\" or \"session\"";
-const SLOW_CONSUMER: &str = "\"close\", \"drop_newest\" or \"drop_oldest\"";
-const ON_FAILURE: &str = "\"close\" or \"bypass\"";
+const LOG_FORMAT: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
+const DEFLATE: &[(&str, bool)] = &[("on", true), ("strip", false)];
+const ISOLATION: &[(&str, Isolation)] = &[
+    ("shared", Isolation::Shared),
+    ("session", Isolation::Session),
+];
+const SLOW_CONSUMER: &[(&str, SlowConsumer)] = &[
+    ("close", SlowConsumer::Close),
+    ("drop_newest", SlowConsumer::DropNewest),
+    ("drop_oldest", SlowConsumer::DropOldest),
+];
+const ON_FAILURE: &[(&str, OnFailure)] =
+    &[("close", OnFailure::Close), ("bypass", OnFailure::Bypass)];
 const FILTER: &str =
     "a plugin's name: a lower-case letter, then at most 63 letters, digits, '_' or '-'";
 const MAX_QUEUE_MESSAGES: usize = 65_536;
@@ -118,7 +127,7 @@ pub(super) fn access_log(s: &mut Section<'_, '_>, base_dir: &Path) -> AccessLogT
         ("off", _) => return AccessLogTarget::Off,
         (_, Some(path)) if !path.is_empty() => return AccessLogTarget::File(base_dir.join(path)),
         _ if text.starts_with("syslog:") => s.unsupported(&entry, ACCESS_LOG),
-        _ => s.refuse(&entry, ACCESS_LOG),
+        _ => s.refuse_near(&entry, ACCESS_LOG, nearest(text, ["stdout", "off"])),
     }
     AccessLogTarget::default()
 }
@@ -127,16 +136,8 @@ pub(super) fn error_log(s: &mut Section<'_, '_>, base_dir: &Path) -> ErrorLogSet
     // An empty path is that of no file.
     let file = |text: &str| Some(Some(base_dir.join(text)).filter(|_| !text.is_empty()));
     ErrorLogSettings {
-        format: s.text("format", LOG_FORMAT, log_format).unwrap_or_default(),
+        format: s.word("format", LOG_FORMAT).unwrap_or_default(),
         file: s.text("file", "the path of a file", file).flatten(),
-    }
-}
-
-fn log_format(text: &str) -> Option<LogFormat> {
-    match text {
-        "text" => Some(LogFormat::Text),
-        "json" => Some(LogFormat::Json),
-        _ => None,
     }
 }
 
@@ -261,9 +262,7 @@ fn plugin_settings(s: &mut Section<'_, '_>) -> BTreeMap<PluginName, PluginSettin
     for key in s.names() {
         let read = s.section(&key, |s| PluginSettings {
             config: s.json("config"),
-            isolation: s
-                .text("isolation", ISOLATION, isolation)
-                .unwrap_or_default(),
+            isolation: s.word("isolation", ISOLATION).unwrap_or_default(),
             call_timeout: call_timeout(s),
             memory_max_bytes: memory_max_bytes(s),
             queue: queue(s),
@@ -296,26 +295,7 @@ fn queue(s: &mut Section<'_, '_>) -> QueueSettings {
             1..=MAX_QUEUE_BYTES,
             default.max_bytes,
         ),
-        slow_consumer: s
-            .text("slow_consumer", SLOW_CONSUMER, slow_consumer)
-            .unwrap_or_default(),
-    }
-}
-
-fn slow_consumer(text: &str) -> Option<SlowConsumer> {
-    match text {
-        "drop_newest" => Some(SlowConsumer::DropNewest),
-        "drop_oldest" => Some(SlowConsumer::DropOldest),
-        "close" => Some(SlowConsumer::Close),
-        _ => None,
-    }
-}
-
-fn isolation(text: &str) -> Option<Isolation> {
-    match text {
-        "shared" => Some(Isolation::Shared),
-        "session" => Some(Isolation::Session),
-        _ => None,
+        slow_consumer: s.word("slow_consumer", SLOW_CONSUMER).unwrap_or_default(),
     }
 }
 
@@ -359,9 +339,7 @@ pub(super) fn route_to(
     let ping_interval = s.secs("ping_interval_secs", 0..=MAX_PING_SECS, 0);
     Some(Route {
         filters: filters(s, target.as_ref()),
-        on_failure: s
-            .text("on_failure", ON_FAILURE, on_failure)
-            .unwrap_or_default(),
+        on_failure: s.word("on_failure", ON_FAILURE).unwrap_or_default(),
         host,
         origins: s.texts("origins", ORIGIN, names::origin),
         idle_timeout: s.secs("idle_timeout_secs", 1..=MAX_IDLE_SECS, 3600),
@@ -374,7 +352,7 @@ pub(super) fn route_to(
             0,
         ))
         .filter(|ratio| *ratio > 0),
-        deflate: s.text("deflate", DEFLATE, deflate).unwrap_or(true),
+        deflate: s.word("deflate", DEFLATE).unwrap_or(true),
         path: path?,
         is_case_sensitive,
         target: target?,
@@ -392,22 +370,6 @@ fn filters(s: &mut Section<'_, '_>, target: Option<&Target>) -> Vec<PluginName> 
     filters
 }
 
-fn on_failure(text: &str) -> Option<OnFailure> {
-    match text {
-        "close" => Some(OnFailure::Close),
-        "bypass" => Some(OnFailure::Bypass),
-        _ => None,
-    }
-}
-
-fn deflate(text: &str) -> Option<bool> {
-    match text {
-        "on" => Some(true),
-        "strip" => Some(false),
-        _ => None,
-    }
-}
-
 fn target(s: &mut Section<'_, '_>, upstreams: &Taken<UpstreamName>) -> Option<Target> {
     const KEYS: [&str; 3] = ["upstream", "handler", "http"];
     let upstream = s.text("upstream", UpstreamName::ALLOWED, UpstreamName::parse);
@@ -422,9 +384,12 @@ fn target(s: &mut Section<'_, '_>, upstreams: &Taken<UpstreamName>) -> Option<Ta
             [] => "there is no [[upstream]]".to_owned(),
             names => format!("one of {}", names.join(", ")),
         };
+        let near = nearest(name.as_str(), names);
+        let meant = near.map(|near| format!("; did you mean \"{near}\"?"));
+        let meant = meant.unwrap_or_default();
         s.problem(
             &s.spot("upstream"),
-            format!("\"{name}\" is not allowed: {allowed}"),
+            format!("\"{name}\" is not allowed: {allowed}{meant}"),
         );
     }
     let written: Vec<&str> = KEYS.into_iter().filter(|key| s.has(key)).collect();
@@ -940,11 +905,17 @@ filters = ['tap']
         assert_eq!(config("error_log = { file = '' }").error_log, nothing);
         let file = Some(PathBuf::from("/etc/pointsman/a"));
         assert_eq!(config("error_log.file = 'a'").error_log.file, file);
-        for value in ["'file:'", "'/a'", "'Off'", "''"] {
+        for (value, meant) in [
+            ("'file:'", ""),
+            ("'/a'", ""),
+            ("'Off'", "; did you mean \"off\"?"),
+            ("'stdot'", "; did you mean \"stdout\"?"),
+            ("''", ""),
+        ] {
             check_root(
                 &format!("access_log = {value}"),
                 &[&format!(
-                    "line 1: access_log: {value} is not allowed: {ACCESS_LOG}"
+                    "line 1: access_log: {value} is not allowed: {ACCESS_LOG}{meant}"
                 )],
             );
         }
@@ -957,7 +928,7 @@ filters = ['tap']
         check_root(
             "error_log = { format = 'xml', file = 1, level = 'info' }",
             &[
-                &format!("line 1: error_log.format: 'xml' is not allowed: {LOG_FORMAT}"),
+                "line 1: error_log.format: 'xml' is not allowed: \"text\" or \"json\"",
                 "line 1: error_log.file: 1 is not allowed: the path of a file",
                 "line 1: error_log.level: unknown key: one of format, file",
             ],
@@ -1334,7 +1305,7 @@ path = '/d'
 http = ''",
             &[
                 "line 1: route[0]: handler and http together are not allowed: exactly one of upstream, handler, http",
-                "line 7: route[1].upstream: \"ap\" is not allowed: one of app",
+                "line 7: route[1].upstream: \"ap\" is not allowed: one of app; did you mean \"app\"?",
                 &format!(
                     "line 10: route[2].upstream: 5 is not allowed: {}",
                     UpstreamName::ALLOWED

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub use self::nearest::nearest_plugin;
 pub use self::upstream::{Backend, BackendTls, Dns, Ejection, Health, Probe, Queue, Upstream};
 
 /// All that an operator may decide.

@@ -21,6 +21,9 @@ pub(super) const MILLISECONDS: &str = "a number of milliseconds";
 pub(super) const SECONDS: &str = "a number of seconds";
 pub(super) const BYTES: &str = "a number of bytes";
 
+/// What `toml_edit` says of a key that is written twice.
+const DUPLICATE_KEY: &str = "duplicate key";
+
 /// Tables within tables in a value that is handed on as JSON. Common JSON readers stop at 128.
 const MAX_JSON_DEPTH: usize = 64;
 
@@ -39,11 +42,14 @@ pub(super) fn read<T>(
         Ok(document) => document,
         Err(error) => {
             let line = error.span().map(|span| source.line(span.start));
-            let message = format!("not valid TOML: {}", error.message());
+            // What the key is called, only the text knows.
+            let duplicate = error.span().filter(|_| error.message() == DUPLICATE_KEY);
+            let key = duplicate.and_then(|span| text.get(span));
+            let named = key.map(|key| format!(" {key}")).unwrap_or_default();
             return Err(vec![Problem {
-                key: String::new(),
+                key: key.unwrap_or_default().to_owned(),
                 line,
-                message,
+                message: format!("not valid TOML: {}{named}", error.message()),
             }]);
         }
     };
@@ -212,6 +218,18 @@ impl<'t, 'p> Section<'t, 'p> {
         read: impl FnOnce(&str) -> Option<T>,
     ) -> Option<T> {
         self.value(key, allowed, |entry| entry.as_str().and_then(read))
+    }
+
+    /// One of a few words, each with what it stands for; none where it is absent or refused.
+    pub(super) fn word<T: Clone>(&mut self, key: &str, words: &[(&str, T)]) -> Option<T> {
+        let entry = self.entry(key)?;
+        let written = entry.as_str().unwrap_or_default();
+        let found = words.iter().find(|(word, _)| *word == written);
+        if found.is_none() {
+            let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+            self.refuse_near(&entry, &one_of(&words), nearest(written, words));
+        }
+        found.map(|(_, value)| value.clone())
     }
 
     /// A string that has to be there.
@@ -411,6 +429,12 @@ impl<'t, 'p> Section<'t, 'p> {
         self.problem(&entry.spot, message);
     }
 
+    /// As [`Section::refuse`], and what was probably meant.
+    pub(super) fn refuse_near(&mut self, entry: &Entry<'_>, allowed: &str, near: Option<&str>) {
+        let meant = near.map(|near| format!("; did you mean \"{near}\"?"));
+        self.refuse(entry, &format!("{allowed}{}", meant.unwrap_or_default()));
+    }
+
     /// Reports anything.
     pub(super) fn problem(&mut self, spot: &Spot, message: impl Into<String>) {
         let line = spot.at.map(|at| self.source.line(at));
@@ -434,12 +458,22 @@ impl<'t, 'p> Section<'t, 'p> {
             if self.asked.contains(&key) || self.unserved.contains(&key.as_str()) {
                 continue;
             }
-            let message = match nearest(&key, &self.asked) {
+            let message = match nearest(&key, self.asked.iter().map(String::as_str)) {
                 Some(near) => format!("unknown key: did you mean {near}?"),
                 None => format!("unknown key: one of {}", self.asked.join(", ")),
             };
             self.problem(&self.spot(&key), message);
         }
+    }
+}
+
+/// `"a", "b" or "c"`
+pub(super) fn one_of(words: &[&str]) -> String {
+    let quoted: Vec<_> = words.iter().map(|word| format!("\"{word}\"")).collect();
+    match quoted.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, others)) => format!("{} or {last}", others.join(", ")),
+        None => String::new(),
     }
 }
 
@@ -626,7 +660,11 @@ mod tests {
     fn what_is_no_toml_is_one_problem() {
         check(
             "word = 'a'\nword = 'b'",
-            Err(&["line 2: not valid TOML: duplicate key"]),
+            Err(&["line 2: word: not valid TOML: duplicate key word"]),
+        );
+        check(
+            "[inner]\n[json]\n\"a b\" = 1\n[inner]",
+            Err(&["line 4: inner: not valid TOML: duplicate key inner"]),
         );
         check(
             "word = 'a'\nflag = maybe\n[",

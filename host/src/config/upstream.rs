@@ -12,11 +12,11 @@ use toml_edit::{DocumentMut, InlineTable, Item, Value};
 use super::entry::{Entry, Spot};
 use super::file::MAX_TIMEOUT_MS;
 use super::names::{self, BACKEND_ADDRESS, DNS_NAME, SERVER_NAME, SOCKET_ADDRESS};
-use super::reader::{self, Section, Taken};
+use super::nearest;
+use super::reader::{self, Section, Taken, one_of};
 use super::{PluginName, Problem, UpstreamName};
 
 const PERCENT: &str = "a percentage";
-const PROBE: &str = "\"tcp\", \"http\" or \"websocket\"";
 const PROBE_PATH: &str = "a path that begins with '/', without '#' or space";
 const PORT: &str = "a port";
 const TLS: &str = "true, false or a table";
@@ -198,7 +198,7 @@ pub(super) fn upstream_of(
     name: Option<UpstreamName>,
     found: Found,
 ) -> Option<Upstream> {
-    let policy = s.text("policy", PluginName::ALLOWED, PluginName::parse);
+    let policy = policy(s);
     let (has_health, has_ejection) = (s.has("health"), s.has("ejection"));
     Some(Upstream {
         policy: policy.unwrap_or_else(|| PluginName("round_robin".to_owned())),
@@ -223,6 +223,17 @@ pub(super) fn upstream_of(
     })
 }
 
+/// None: the default.
+fn policy(s: &mut Section<'_, '_>) -> Option<PluginName> {
+    let entry = s.entry("policy")?;
+    let written = entry.as_str().unwrap_or_default();
+    let name = PluginName::parse(written);
+    if name.is_none() {
+        s.refuse_near(&entry, PluginName::ALLOWED, nearest::policy(written));
+    }
+    name
+}
+
 /// `is_there`: the section is written, so that what is missing in it is a problem.
 fn health(s: &mut Section<'_, '_>, is_there: bool) -> Option<Health> {
     let is_path = |text: &str| text.starts_with('/') && !text.contains(['#', ' ']);
@@ -230,16 +241,16 @@ fn health(s: &mut Section<'_, '_>, is_there: bool) -> Option<Health> {
         Some(text.to_owned()).filter(|text| is_path(text))
     });
     let path = path.unwrap_or_else(|| "/".to_owned());
-    let probe = |kind: &str| match kind {
-        "tcp" => Some(Probe::Tcp),
-        "http" => Some(Probe::Http { path: path.clone() }),
-        "websocket" => Some(Probe::WebSocket { path: path.clone() }),
-        _ => None,
-    };
-    let probe = match is_there {
-        true => s.required_text("kind", PROBE, probe),
-        false => s.text("kind", PROBE, probe),
-    };
+    let (http, websocket) = (path.clone(), path);
+    let probes = [
+        ("tcp", Probe::Tcp),
+        ("http", Probe::Http { path: http }),
+        ("websocket", Probe::WebSocket { path: websocket }),
+    ];
+    if is_there {
+        s.require("kind", &one_of(&probes.each_ref().map(|(kind, _)| *kind)));
+    }
+    let probe = s.word("kind", &probes);
     Some(Health {
         interval: s.millis("interval_ms", 10..=MAX_TIMEOUT_MS, 2000),
         timeout: s.millis("timeout_ms", 1..=MAX_TIMEOUT_MS, 1000),

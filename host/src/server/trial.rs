@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::{EMBEDDED, StartError};
-use crate::config::{Backend, Config, PluginName, Problem, Target};
+use crate::config::{self, Backend, Config, PluginName, Problem, Target};
 use crate::plugins::failure::Failure;
 use crate::plugins::generation::{Generation, Source};
 use crate::plugins::limits::{AllLimits, FILE_MAX_BYTES};
@@ -83,7 +83,7 @@ pub(super) fn load_missing(registry: &mut Registry, trial: &Trial) -> Vec<Proble
         };
         if let Err(error) = tried {
             let message = match error {
-                LoadError::NotEmbedded => unknown(registry, &name),
+                LoadError::NotEmbedded => unknown(registry, &name, &key),
                 error => format!("plugin \"{name}\": {error}"),
             };
             problems.push(Problem {
@@ -96,22 +96,25 @@ pub(super) fn load_missing(registry: &mut Registry, trial: &Trial) -> Vec<Proble
     problems
 }
 
-/// Why there is no plugin of this name: its file was refused, or there is none.
-fn unknown(registry: &Registry, name: &PluginName) -> String {
-    let status = registry
-        .status()
-        .into_iter()
-        .find(|status| status.name == *name);
-    if let Some(error) = status.and_then(|status| status.last_error) {
+/// Why there is no plugin of this name: its file was refused, or there is none. `key` refers to it.
+fn unknown(registry: &Registry, name: &PluginName, key: &str) -> String {
+    let status = registry.status();
+    let of_name = status.iter().find(|status| status.name == *name);
+    if let Some(error) = of_name.and_then(|status| status.last_error.as_ref()) {
         return format!("plugin \"{name}\": {error}");
     }
-    let names: Vec<_> = registry.embedded().map(ToString::to_string).collect();
-    let embedded = match names.as_slice() {
+    let embedded: Vec<_> = registry.embedded().map(PluginName::as_str).collect();
+    let loaded = status.iter().map(|status| status.name.as_str());
+    let known = embedded.iter().copied().chain(loaded);
+    let near = config::nearest_plugin(name.as_str(), known, key.ends_with("policy"));
+    let meant = near.map(|near| format!("did you mean \"{near}\"? "));
+    let meant = meant.unwrap_or_default();
+    let embedded = match embedded.as_slice() {
         [] => "none is embedded: this binary was built without `cargo xtask build`".to_owned(),
         names => format!("embedded are {}", names.join(", ")),
     };
     format!(
-        "\"{name}\" is no plugin: there is no {name}.wasm in the folder of plugins, and {embedded}"
+        "\"{name}\" is no plugin: {meant}there is no {name}.wasm in the folder of plugins, and {embedded}"
     )
 }
 
