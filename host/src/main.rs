@@ -157,7 +157,7 @@ async fn serve(config: Config, source: Source, mut signals: Signals, log: ErrorL
     let inherited = Inherited::from_env();
     let started = Server::start(config, source.file.clone(), log, inherited);
     let mut server = started.map_err(|error| match error {
-        StartError::Plugins(problems) | StartError::Config(problems) => source.refused(problems),
+        StartError::Config(problems) => source.refused(problems),
         error => error.into(),
     })?;
     systemd::ready();
@@ -192,7 +192,7 @@ fn check(flags: &Check) -> Result<()> {
     let problems = match source.config() {
         Ok(config) => match server::check(&config) {
             Ok(()) => Vec::new(),
-            Err(StartError::Plugins(problems) | StartError::Config(problems)) => problems,
+            Err(StartError::Config(problems)) => problems,
             Err(error) => return Err(error.into()),
         },
         Err(problems) => problems,
@@ -312,9 +312,10 @@ impl Source {
 
     /// In the order of their lines, as far as they have one.
     fn located(&self, problems: Vec<Problem>) -> Vec<Problem> {
-        let located = problems
-            .into_iter()
-            .map(|problem| problem.located_in(&self.text));
+        let located = problems.into_iter().map(|problem| match self.file {
+            Some(_) => problem.located_in(&self.text),
+            None => problem.of_flags(),
+        });
         let mut located: Vec<_> = located.collect();
         located.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
         located

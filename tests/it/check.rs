@@ -1,6 +1,7 @@
 //! The promise: bad configuration is refused whole, with every mistake named by key and line.
 
 use std::fs;
+use std::net::TcpListener;
 
 use anyhow::{Context, Result, ensure};
 use pointsman_tests::{Backend, Balancer, app, pointsman, repository};
@@ -168,6 +169,44 @@ async fn a_key_that_is_written_twice_is_named() -> Result<()> {
         names(&said, "duplicate key workers", 3),
         "not named in:\n{said}"
     );
+    Ok(())
+}
+
+/// What cannot be had is a problem of its key, whether it is checked or run, and says its cause once.
+#[tokio::test]
+async fn a_folder_or_an_address_that_cannot_be_had_is_named_with_its_line() -> Result<()> {
+    let folder = TempDir::new()?;
+    let file = folder.path().join("pointsman.toml");
+    let path = file.to_str().context("a path that is UTF-8")?;
+    fs::write(&file, format!("plugins.dir = \"nowhere\"\n{GOOD}"))?;
+    for command in ["check", "run"] {
+        let ended = pointsman(&[command, "--config", path]).await?;
+        let said = ended.stdout + &ended.stderr;
+        assert_eq!(ended.code, Some(1), "{said}");
+        ensure!(names(&said, "plugins.dir", 1), "no line in:\n{said}");
+        assert_eq!(said.matches("No such file").count(), 1, "{said}");
+    }
+    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let address = taken.local_addr()?.to_string();
+    let free = "[[listener]]\nbind = \"127.0.0.2:0\"\n";
+    fs::write(
+        &file,
+        format!("{free}{}", GOOD.replace("127.0.0.1:0", &address)),
+    )?;
+    let ended = pointsman(&["run", "--config", path]).await?;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    ensure!(names(&ended.stderr, "listener[1].bind", 5), "{ended:?}");
+    assert_eq!(ended.stderr.matches("in use").count(), 1, "{ended:?}");
+
+    let flags = ["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    let flags = [
+        &flags[..],
+        &["--backend", "127.0.0.1:1", "--plugins", "nowhere"],
+    ]
+    .concat();
+    let ended = pointsman(&flags).await?;
+    ensure!(ended.stderr.contains("\n--plugins: "), "{ended:?}");
+    assert_eq!(ended.code, Some(1), "{ended:?}");
     Ok(())
 }
 

@@ -28,6 +28,23 @@ impl Config {
     }
 }
 
+impl Problem {
+    /// Names the flag in place of the key that it stands for: for what turns out only after the flags
+    /// were read.
+    #[must_use]
+    pub fn of_flags(mut self) -> Self {
+        let flag = match self.key.as_str() {
+            "listener[0].bind" => "--listen",
+            "upstream[0].policy" => "--policy",
+            "plugins.dir" => "--plugins",
+            "admin.listen" => "--admin",
+            _ => return self,
+        };
+        self.key = flag.to_owned();
+        self
+    }
+}
+
 fn config(s: &mut Section<'_, '_>, flags: Flags) -> Option<Config> {
     let mut binds = Taken::new();
     let listener = listener(s, flags.listen, &mut binds);

@@ -585,17 +585,13 @@ impl Control {
         let (before, after) = (listener_keys(&self.config), listener_keys(new));
         let mut opened = Vec::new();
         let mut problems = Vec::new();
-        for (i, (key, limits)) in after.iter().enumerate() {
+        for (key, limits) in &after {
             if before.contains_key(key) {
                 continue;
             }
             match listener::bind(key.0, new.workers) {
                 Ok(sockets) => opened.push((*key, Arc::clone(limits), sockets)),
-                Err(error) => problems.push(Problem {
-                    key: format!("listener[{i}].bind"),
-                    line: None,
-                    message: format!("cannot listen on {}: {error}", key.0),
-                }),
+                Err(error) => problems.push(not_bound(new, *key, &error)),
             }
         }
         if !problems.is_empty() {
@@ -683,6 +679,18 @@ impl Control {
                 message: message.to_owned(),
             })
             .collect()
+    }
+}
+
+/// A listener that cannot be had.
+pub(super) fn not_bound(config: &Config, (bind, n): ListenerKey, error: &io::Error) -> Problem {
+    let same = config.listeners.iter().enumerate();
+    let nth = same.filter(|(_, listener)| listener.bind == bind).nth(n);
+    let place = nth.map_or(0, |(place, _)| place);
+    Problem {
+        key: format!("listener[{place}].bind"),
+        line: None,
+        message: format!("cannot listen on {bind}: {error}"),
     }
 }
 

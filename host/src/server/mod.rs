@@ -34,7 +34,7 @@ use crate::drain;
 use crate::listener;
 use crate::log::ErrorLog;
 use crate::overload::descriptors::Descriptors;
-use crate::site::{Connectors, Drained, Site};
+use crate::site::{Connectors, Drained, Outside, Site};
 use crate::systemd::Inherited;
 use crate::watch::{Change, Watch};
 use crate::worker::loads::Loads;
@@ -71,16 +71,11 @@ enum Command {
 /// Why a server did not start. Nothing is left running.
 #[derive(Debug)]
 pub enum StartError {
-    /// The configuration names plugins that cannot be had, or that refuse what they are told.
-    Plugins(Vec<Problem>),
-    /// The configuration names files that cannot be used.
+    /// The configuration names what cannot be had: addresses, a folder, files, or plugins, which may also
+    /// refuse what they are told.
     Config(Vec<Problem>),
     /// The plugin engine cannot run on this machine.
     Engine(String),
-    /// An address cannot be listened on.
-    Bind(SocketAddr, io::Error),
-    /// The plugin folder cannot be watched.
-    Watch(PathBuf, io::Error),
     /// No room for another thread.
     Thread(io::Error),
 }
@@ -103,6 +98,7 @@ impl Server {
 
         // 1. Bind: the cheapest thing that can fail.
         let mut sockets = Vec::new();
+        let mut problems = Vec::new();
         for (key, limits) in control::listener_keys(&config) {
             let handed_over = inherited.take(limits.bind);
             let is_inherited = handed_over.is_some();
@@ -110,32 +106,37 @@ impl Server {
                 Some(socket) => listener::adopt(socket, config.workers),
                 None => listener::bind(limits.bind, config.workers),
             };
-            let bound = bound.map_err(|error| StartError::Bind(limits.bind, error))?;
-            sockets.push((key, bound, limits, is_inherited));
+            match bound {
+                Ok(bound) => sockets.push((key, bound, limits, is_inherited)),
+                Err(error) => problems.push(control::not_bound(&config, key, &error)),
+            }
         }
         drop(inherited);
-        let admin = bind_admin(&config)?;
+        let admin = bind_admin(&config).unwrap_or_else(|problem| {
+            problems.push(problem);
+            None
+        });
+        if !problems.is_empty() {
+            return Err(StartError::Config(problems));
+        }
 
-        // 2. Watch before loading, so that no change falls between.
-        let watched = config.plugins.dir.as_deref().map(watch).transpose()?;
-
-        // 3. Find what is to be found, and load what is there and what the configuration names.
-        let outside =
-            discovery::read_all(&config, &Connectors::new()).map_err(StartError::Config)?;
+        // 2. Find and load what the configuration names.
         let config = Arc::new(config);
-        let existing = watched
-            .as_ref()
-            .map_or(&[][..], |(watch, _)| watch.existing());
-        let Outcome {
-            registry,
-            failures,
-            refused_files,
-        } = load_plugins(&config, existing)?;
+        let Prepared {
+            watched,
+            outside,
+            loaded:
+                Outcome {
+                    registry,
+                    failures,
+                    refused_files,
+                },
+        } = prepare(&config)?;
         for problem in refused_files {
             tracing::error!("{problem}: plugin refused");
         }
 
-        // 4. Publish the first snapshot and start the data plane.
+        // 3. Publish the first snapshot and start the data plane.
         let metrics = Metrics::new();
         let (drainer, drain) = drain::channel();
         let (site, published) = watch::channel(Arc::new(Site::new(
@@ -186,7 +187,7 @@ impl Server {
         }
         drop((alive, givers));
 
-        // 5. The control plane, on a thread of its own, from here on.
+        // 4. The control plane, on a thread of its own, from here on.
         let (commands, told) = mpsc::unbounded_channel();
         let (ending, ended) = oneshot::channel();
         let admin_address = admin
@@ -276,29 +277,69 @@ impl Drop for Server {
 
 type Watched = (Watch, mpsc::Receiver<Change>);
 
-fn watch(dir: &Path) -> Result<Watched, StartError> {
-    Watch::directory(dir, "wasm").map_err(|error| StartError::Watch(dir.to_owned(), error))
+/// What a configuration names, beside addresses.
+struct Prepared {
+    /// None: no folder of plugins is configured.
+    watched: Option<Watched>,
+    outside: Outside,
+    loaded: Outcome,
 }
 
-/// Loads and tries every plugin that a configuration names, and every file of its folder, and reads
-/// the files that it names, without serving.
+/// Opens, reads and loads what a configuration names. Blocks.
+///
+/// # Errors
+/// [`StartError::Engine`], or [`StartError::Config`] with all that cannot be had.
+fn prepare(config: &Arc<Config>) -> Result<Prepared, StartError> {
+    let mut problems = Vec::new();
+    // Watch before loading, so that no change falls between.
+    let watched = config.plugins.dir.as_deref().map(watch).transpose();
+    let watched = watched.unwrap_or_else(|problem| {
+        problems.push(problem);
+        None
+    });
+    let existing = watched
+        .as_ref()
+        .map_or(&[][..], |(watch, _)| watch.existing());
+    let outside = discovery::read_all(config, &Connectors::new());
+    let loaded = load_plugins(config, existing);
+    match (outside, loaded) {
+        (Ok(outside), Ok(loaded)) if problems.is_empty() => Ok(Prepared {
+            watched,
+            outside,
+            loaded,
+        }),
+        (outside, loaded) => {
+            problems.extend(outside.err().unwrap_or_default());
+            match loaded {
+                Ok(loaded) => problems.extend(loaded.refused_files),
+                Err(StartError::Config(refused)) => problems.extend(refused),
+                Err(error) => return Err(error),
+            }
+            Err(StartError::Config(problems))
+        }
+    }
+}
+
+fn watch(dir: &Path) -> Result<Watched, Problem> {
+    Watch::directory(dir, "wasm").map_err(|error| Problem {
+        key: "plugins.dir".to_owned(),
+        line: None,
+        message: format!("the folder {} cannot be watched: {error}", dir.display()),
+    })
+}
+
+/// Loads and tries every plugin that a configuration names, looks at every other file of its folder, and
+/// reads the files that it names, without serving.
 ///
 /// # Errors
 /// As [`Server::start`]; files are refused here even where an embedded plugin could stand in.
 pub fn check(config: &Config) -> Result<(), StartError> {
-    let watched = config.plugins.dir.as_deref().map(watch).transpose()?;
-    let existing = watched
-        .as_ref()
-        .map_or(&[][..], |(watch, _)| watch.existing());
-    let unusable = discovery::read_all(config, &Connectors::new())
-        .err()
-        .unwrap_or_default();
-    let refused = match load_plugins(&Arc::new(config.clone()), existing) {
-        Ok(outcome) => outcome.refused_files,
-        Err(StartError::Plugins(problems)) => problems,
+    let refused = match prepare(&Arc::new(config.clone())) {
+        Ok(prepared) => prepared.loaded.refused_files,
+        Err(StartError::Config(problems)) => problems,
         Err(error) => return Err(error),
     };
-    let problems = [logs::check(config), unusable, refused].concat();
+    let problems = [logs::check(config), refused].concat();
     match problems.is_empty() {
         true => Ok(()),
         false => Err(StartError::Config(problems)),
@@ -306,14 +347,18 @@ pub fn check(config: &Config) -> Result<(), StartError> {
 }
 
 /// None where the default address is taken by somebody else: then this process has no admin pages.
-fn bind_admin(config: &Config) -> Result<Option<TcpListener>, StartError> {
+fn bind_admin(config: &Config) -> Result<Option<TcpListener>, Problem> {
     let bound = TcpListener::bind(config.admin.listen).and_then(|listener| {
         listener.set_nonblocking(true)?;
         Ok(listener)
     });
     match bound {
         Ok(listener) => Ok(Some(listener)),
-        Err(error) if config.admin.is_explicit => Err(StartError::Bind(config.admin.listen, error)),
+        Err(error) if config.admin.is_explicit => Err(Problem {
+            key: "admin.listen".to_owned(),
+            line: None,
+            message: format!("cannot listen on {}: {error}", config.admin.listen),
+        }),
         Err(error) => {
             tracing::warn!(addr = %config.admin.listen, %error, "no admin pages: set admin.listen");
             Ok(None)
@@ -324,14 +369,12 @@ fn bind_admin(config: &Config) -> Result<Option<TcpListener>, StartError> {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Plugins(problems) | Self::Config(problems) => {
+            Self::Config(problems) => {
                 let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
                 f.write_str(&lines.join("\n"))
             }
             Self::Engine(error) => write!(f, "the plugin engine cannot start: {error}"),
-            Self::Bind(address, error) => write!(f, "cannot listen on {address}: {error}"),
-            Self::Watch(dir, error) => write!(f, "cannot watch {}: {error}", dir.display()),
-            Self::Thread(error) => write!(f, "cannot start a thread: {error}"),
+            Self::Thread(_) => f.write_str("cannot start a thread"),
         }
     }
 }
@@ -339,8 +382,8 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Bind(_, error) | Self::Watch(_, error) | Self::Thread(error) => Some(error),
-            Self::Plugins(_) | Self::Config(_) | Self::Engine(_) => None,
+            Self::Thread(error) => Some(error),
+            Self::Config(_) | Self::Engine(_) => None,
         }
     }
 }

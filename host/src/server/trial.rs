@@ -32,7 +32,7 @@ pub(super) struct Outcome {
 /// Loads the files, and for the names that have none what is embedded. Blocks.
 ///
 /// # Errors
-/// [`StartError::Engine`], or [`StartError::Plugins`] with every name that nothing serves.
+/// [`StartError::Engine`], or [`StartError::Config`] with every name that nothing serves.
 pub(super) fn load_plugins(config: &Arc<Config>, files: &[PathBuf]) -> Result<Outcome, StartError> {
     let started = Registry::new(AllLimits::new(config), EMBEDDED);
     let (mut registry, failures) =
@@ -69,7 +69,7 @@ pub(super) fn load_plugins(config: &Arc<Config>, files: &[PathBuf]) -> Result<Ou
         !name.as_ref().is_some_and(is_needed)
     });
     let refused = refused.into_iter().map(|(_, problem)| problem);
-    Err(StartError::Plugins(refused.chain(problems).collect()))
+    Err(StartError::Config(refused.chain(problems).collect()))
 }
 
 /// Loads and publishes what a configuration names and nothing serves yet, and tries again what
