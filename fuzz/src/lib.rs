@@ -10,6 +10,7 @@ mod head;
 mod idle;
 mod messages;
 mod paths;
+mod plugin;
 mod requests;
 mod strict;
 
@@ -26,6 +27,7 @@ pub const TARGETS: &[Target] = &[
     ("head", head::run),
     ("messages", messages::run),
     ("paths", paths::run),
+    ("plugin", plugin::run),
     ("requests", requests::run),
 ];
 

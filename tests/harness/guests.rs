@@ -113,6 +113,28 @@ pub fn policy_of_many_functions(n_functions: usize) -> Result<Vec<u8>> {
     component(&core(&text, "policy-plugin")?)
 }
 
+/// So many components, one in the other.
+pub fn nested_components(n: usize) -> Vec<u8> {
+    const PREAMBLE: &[u8] = b"\0asm\x0d\0\x01\0";
+    let mut length = PREAMBLE.len();
+    let mut outer = Vec::new();
+    for _ in 0..n {
+        // A section of one component, and its length in LEB128.
+        let mut head = [PREAMBLE, &[4]].concat();
+        let mut rest = length;
+        while rest > 0x7f {
+            head.push(rest as u8 | 0x80);
+            rest >>= 7;
+        }
+        head.push(rest as u8);
+        length += head.len();
+        outer.push(head);
+    }
+    outer.reverse();
+    outer.push(PREAMBLE.to_vec());
+    outer.concat()
+}
+
 /// The same plugin as other content: with a custom section that says so.
 pub fn marked(plugin: &[u8], mark: u32) -> Vec<u8> {
     const NAME: &[u8] = b"\x04mark";

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use pointsman_tests::{Backend, Balancer, Chatter, Client, PATIENCE, app, eventually, guests};
+use pointsman_tests::{
+    Backend, Balancer, Chatter, Client, PATIENCE, app, eventually, guests, pointsman,
+};
 use rustix::process::Signal;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
@@ -241,6 +243,129 @@ async fn a_file_that_a_full_disk_cut_short_is_refused_until_it_is_whole() -> Res
     eventually("it serves", PATIENCE, async || {
         let client = Client::connect(&site.balancer.url("/websocket")).await;
         client.is_ok_and(|client| client.backend().is_ok_and(|at| at == site.first))
+    })
+    .await?;
+    Ok(())
+}
+
+/// A copy that was interrupted: it is there at the next start.
+#[tokio::test]
+async fn a_file_that_cannot_be_a_plugin_never_stops_the_process() -> Result<()> {
+    let backend = Backend::start().await?;
+    let toml = app("least_connections", &[backend.address()]);
+    let module = guests::core_policy("traps")?;
+    // Names that nothing refers to, and one that is embedded, too.
+    let name = |i: usize| match i {
+        8 => "least_connections".to_owned(),
+        i => format!("cut{i}"),
+    };
+    let names: Vec<_> = (1..16).map(name).collect();
+    let cuts = (1..16).map(|i| &module[..module.len() * i / 16]);
+    let files: Vec<_> = names.iter().map(String::as_str).zip(cuts).collect();
+    let balancer = Balancer::start_with_plugins(&toml, &files).await?;
+    let mut client = Client::connect(&balancer.url("/websocket")).await?;
+    client.echo_text("placed by the embedded one").await?;
+    for name in &names {
+        let said = balancer.plugin(name).await?["last_error"].to_string();
+        ensure!(said.contains("the file ends early"), "{name}: {said}");
+        let file = format!("/{name}.wasm");
+        let log = balancer.log();
+        let lines = log.iter().filter(|line| line.contains(&file));
+        assert_eq!(lines.count(), 1, "{log:#?}");
+    }
+    ensure!(!balancer.log().join("\n").contains("panick"));
+    assert_eq!(
+        balancer.plugin("least_connections").await?["source"],
+        "embedded"
+    );
+
+    let config = balancer.config_file();
+    let config = config.to_str().context("a path that is UTF-8")?;
+    let ended = pointsman(&["check", "--config", config]).await?;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let lines: Vec<_> = ended.stdout.lines().collect();
+    assert_eq!(lines.len(), files.len(), "{ended:?}");
+    assert!(
+        lines
+            .iter()
+            .all(|line| line.contains("the file ends early")),
+        "{ended:?}"
+    );
+    assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+    Ok(())
+}
+
+/// Components within components: a few bytes each, for which a parser takes memory by the square of their
+/// number. It is the process that compiles which takes it.
+#[tokio::test]
+async fn a_small_file_that_takes_hundreds_of_megabytes_to_parse_takes_none_of_ours() -> Result<()> {
+    let site = site("").await?;
+    // No run finds what another has left in the cache of compiled plugins.
+    let nested = guests::marked(&guests::nested_components(3000), std::process::id());
+    ensure!(nested.len() < 64 << 10, "{} bytes", nested.len());
+    site.balancer.forget_memory_peak()?;
+    let before = site.balancer.memory_peak_bytes()?;
+    site.refuses(&nested, "it exports none of").await?;
+    let grown = site.balancer.memory_peak_bytes()?.saturating_sub(before);
+    eprintln!("a file of {} bytes: {grown} bytes more", nested.len());
+    ensure!(grown < 32 << 20, "{grown} bytes");
+    site.serves_as_before().await
+}
+
+#[tokio::test]
+async fn a_file_that_nothing_refers_to_is_not_compiled_until_something_does() -> Result<()> {
+    let site = site("[plugins]\ndir = \"PLUGINS_DIR\"\ncompile_timeout_ms = 300\n\n").await?;
+    let busy = guests::policy_of_many_functions(10_000)?;
+    site.balancer.drop_plugin("busy", &busy)?;
+    eventually("it is noted", PATIENCE, async || {
+        let plugin = site.balancer.plugin("busy").await;
+        plugin.is_ok_and(|plugin| plugin["unused"] == true)
+    })
+    .await?;
+    assert_eq!(
+        site.balancer.plugin("busy").await?["last_error"],
+        serde_json::Value::Null
+    );
+    assert_eq!(site.n_refused().await?, 0.0);
+
+    let toml = "[plugins]\ndir = \"PLUGINS_DIR\"\ncompile_timeout_ms = 300\n\n";
+    let toml = format!("{toml}{}", app("busy", &[site.last]));
+    site.balancer.reload(&toml)?;
+    eventually("the reload is refused", PATIENCE, async || {
+        let log = site.balancer.log();
+        log.iter()
+            .any(|line| line.contains("upstream[0].policy") && line.contains("300 ms"))
+    })
+    .await?;
+    site.serves_as_before().await?;
+
+    // What is put in its place is loaded by the next reload.
+    site.balancer
+        .drop_plugin("busy", &guests::shipped("first"))?;
+    eventually("it is noted", PATIENCE, async || {
+        let plugin = site.balancer.plugin("busy").await;
+        plugin.is_ok_and(|plugin| plugin["unused"] == true)
+    })
+    .await?;
+    site.balancer.reload(&toml)?;
+    eventually("it serves", PATIENCE, async || {
+        let generation = site.balancer.generation("busy").await;
+        generation.is_ok_and(|generation| generation == 1)
+    })
+    .await?;
+    let mut client = Client::connect(&site.balancer.url("/websocket")).await?;
+    client.echo_text("placed by it").await?;
+
+    // A file that is gone is not spoken of any more.
+    site.balancer.drop_plugin("late", b"this is no plugin\n")?;
+    eventually("it is refused", PATIENCE, async || {
+        let plugin = site.balancer.plugin("late").await;
+        plugin.is_ok_and(|plugin| plugin["last_error"].is_string())
+    })
+    .await?;
+    site.balancer.delete_plugin("late")?;
+    eventually("it is forgotten", PATIENCE, async || {
+        site.balancer.plugin("late").await.is_err()
     })
     .await?;
     Ok(())

@@ -143,6 +143,9 @@ pub struct PluginStatus {
     pub bytes: u64,
     /// Of the file's content, in hexadecimal.
     pub sha256: String,
+    /// There is a file that is not loaded, because nothing refers to it.
+    #[serde(rename = "unused", default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_unused: bool,
     /// Why the newest file does not serve, where it does not.
     pub last_error: Option<String>,
 }
@@ -382,10 +385,11 @@ impl Status {
                 let PluginStatus {
                     name, generation, ..
                 } = plugin;
-                problems.push(format!(
-                    "plugin {name}: generation {generation} serves: {}",
-                    one_line(error)
-                ));
+                let serving = match generation {
+                    0 => "not loaded".to_owned(),
+                    generation => format!("generation {generation} serves"),
+                };
+                problems.push(format!("plugin {name}: {serving}: {}", one_line(error)));
             }
         }
         problems
@@ -462,10 +466,10 @@ impl Status {
                 &plugin.kinds.join(","),
                 &plugin.bytes.to_string(),
                 plugin.sha256.get(..12).unwrap_or(&plugin.sha256),
-                if plugin.last_error.is_some() {
-                    "FAILED"
-                } else {
-                    "ok"
+                match &plugin.last_error {
+                    Some(_) => "FAILED",
+                    None if plugin.is_unused => "unused",
+                    None => "ok",
                 },
             ]);
         }
@@ -761,6 +765,7 @@ WORKER  SESSIONS  CONNECTIONS
                     kinds: vec!["policy".into()],
                     bytes: 40_123,
                     sha256: "0123456789abcdef".into(),
+                    is_unused: false,
                     last_error: Some("truncated\n\u{1b}at byte 12\n".into()),
                 },
                 PluginStatus {
@@ -770,6 +775,7 @@ WORKER  SESSIONS  CONNECTIONS
                     kinds: vec!["http".into(), "handler".into()],
                     bytes: 9,
                     sha256: "ab".into(),
+                    is_unused: false,
                     last_error: None,
                 },
             ],

@@ -1,35 +1,42 @@
-//! Compiling a plugin apart: in a process of its own first, which may be stopped.
+//! Compiling a plugin apart: in a process of its own first, which may be stopped, and may crash.
 //!
-//! A compiler cannot be stopped from within, and a file of a few megabytes can be made to keep it busy for
-//! minutes, or to take gigabytes. So a large file is compiled by a child, of lower priority and with bounds
-//! on time and memory. If that ends well, this process does the same again, which is cheap: the
-//! child has left the code in the cache of compiled plugins, and if there is no cache, it is known what
-//! it costs.
+//! A compiler cannot be stopped from within; a file can be made to keep it busy for minutes, to take
+//! gigabytes, to overflow its stack or to run into a panic of a parser. So every file is compiled by a
+//! child first, of lower priority and with bounds on time, memory and stack. If that ends well, this process
+//! does the same again, which is cheap: the child has left the code in the cache of compiled
+//! plugins, and if there is no cache, it is known what it costs.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{self, Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, Signal, nice, pidfd_open, set_parent_process_death_signal,
-    setrlimit,
+    Pid, PidfdFlags, Resource, Rlimit, Signal, pidfd_open, set_parent_process_death_signal,
+    setpriority_process, setrlimit,
 };
 
 use super::limits::FILE_MAX_BYTES;
 use super::load::{Compiler, LoadError};
 
-/// What is smaller takes seconds at worst, and the child's start is not worth it.
-const MIN_BYTES: usize = 128 << 10;
-
 /// Address space of the child: code, heap and stacks of all its threads.
 const MEMORY_MAX_BYTES: u64 = 4 << 30;
 
-/// How much lower the child's priority is, as of nice(1).
+/// Of the child's thread that compiles: half of what the threads have that do it again in this process.
+const STACK_BYTES: usize = 1 << 20;
+
+/// The child's priority, as of nice(1): that of the threads which compile in this process.
 const NICENESS: i32 = 10;
+
+/// Of what the child says of a file that is refused; a pipe holds it, so that nobody has to read meanwhile.
+const REASON_MAX_BYTES: usize = 4 << 10;
+
+/// How the child ends when a parser or the compiler has panicked: as any program that does.
+const PANICKED: i32 = 101;
 
 /// The subcommand that calls [`compile_stdin`].
 pub const SUBCOMMAND: &str = "compile-plugin";
@@ -37,13 +44,14 @@ pub const SUBCOMMAND: &str = "compile-plugin";
 /// This program, if it has that subcommand.
 static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
 
-/// From now on large plugins are compiled apart, by this program.
+/// From now on plugins are compiled apart, by this program.
 pub fn use_program(program: PathBuf) {
     // A second call says the same.
     let _ = PROGRAM.set(program);
 }
 
-/// What the child does: takes its bounds, and compiles what comes from stdin.
+/// What the child does: takes its bounds, and compiles what comes from stdin. Says on stdout why it is
+/// refused. After a panic it does not return.
 ///
 /// # Errors
 /// Any of [`LoadError`] that compiling may end with, and [`LoadError::Read`].
@@ -60,7 +68,7 @@ pub fn compile_stdin() -> Result<(), LoadError> {
     bound(Resource::Core, 0)?;
     // Being more important than wished is no reason to give up, nor is being left alone: who waits for this
     // may end before, and its bound on time with it.
-    let _ = nice(NICENESS);
+    let _ = setpriority_process(None, NICENESS);
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     let mut bytes = Vec::new();
     let limit = FILE_MAX_BYTES as u64 + 1;
@@ -69,15 +77,31 @@ pub fn compile_stdin() -> Result<(), LoadError> {
         .take(limit)
         .read_to_end(&mut bytes)
         .map_err(|error| read(&error))?;
-    Compiler::new()?.compile(&bytes).map(drop)
+    let compile = move || Compiler::new()?.compile(&bytes).map(drop);
+    let compiling = thread::Builder::new()
+        .stack_size(STACK_BYTES)
+        .spawn(compile)
+        .map_err(|error| read(&error))?;
+    let compiled = compiling.join().unwrap_or(Err(LoadError::Broken));
+    match &compiled {
+        Ok(()) => {}
+        Err(LoadError::Broken) => process::exit(PANICKED),
+        Err(error) => {
+            let mut reason = error.to_string();
+            reason.truncate(reason.floor_char_boundary(REASON_MAX_BYTES));
+            // Who does not read it has ended.
+            let _ = io::stdout().write_all(reason.as_bytes());
+        }
+    }
+    compiled
 }
 
-/// Whether it can be compiled within these bounds. Blocks.
+/// Whether it can be compiled within these bounds, without a crash. Blocks.
 ///
 /// # Errors
-/// [`LoadError::CompileBounds`]. What else is wrong with it is not told here.
+/// [`LoadError::CompileBounds`], [`LoadError::Broken`], or [`LoadError::Apart`] with what else is wrong.
 pub(super) fn try_compile(bytes: &[u8], timeout: Duration) -> Result<(), LoadError> {
-    let Some(program) = PROGRAM.get().filter(|_| bytes.len() >= MIN_BYTES) else {
+    let Some(program) = PROGRAM.get() else {
         return Ok(());
     };
     let mut child = match start(program) {
@@ -92,11 +116,17 @@ pub(super) fn try_compile(bytes: &[u8], timeout: Duration) -> Result<(), LoadErr
         let _ = stdin.write_all(bytes);
     }
     match wait(&mut child, timeout) {
+        Ok(Some(status)) if status.code() == Some(PANICKED) => Err(LoadError::Broken),
         Ok(Some(status)) if status.signal().is_some() => Err(LoadError::CompileBounds(format!(
-            "wants more than {} GiB of memory, or ends the compiler",
+            "wants more than {} GiB of memory, or nests so deeply that the compiler crashes",
             MEMORY_MAX_BYTES >> 30
         ))),
-        Ok(Some(_)) => Ok(()),
+        Ok(Some(status)) if status.success() => Ok(()),
+        Ok(Some(status)) => {
+            Err(LoadError::Apart(reason(&mut child).unwrap_or_else(|| {
+                format!("the process that compiles it ends with {status}")
+            })))
+        }
         Ok(None) => Err(LoadError::CompileBounds(format!(
             "takes longer than {} ms",
             timeout.as_millis()
@@ -108,12 +138,19 @@ pub(super) fn try_compile(bytes: &[u8], timeout: Duration) -> Result<(), LoadErr
     }
 }
 
+/// What an ended child has said.
+fn reason(child: &mut Child) -> Option<String> {
+    let stdout = child.stdout.take()?.take(REASON_MAX_BYTES as u64);
+    let said = io::read_to_string(stdout).ok()?;
+    Some(said).filter(|said| !said.is_empty())
+}
+
 fn start(program: &PathBuf) -> io::Result<Child> {
     Command::new(program)
         .arg0("pointsman")
         .arg(SUBCOMMAND)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
 }

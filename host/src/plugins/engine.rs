@@ -49,12 +49,12 @@ struct Activity {
 pub(super) struct Resumable(Arc<Activity>);
 
 impl Engines {
-    /// Makes the engine and starts its ticker.
+    /// Makes the engine and starts its ticker. `cache`: of compiled code.
     ///
     /// # Errors
     /// This machine cannot run compiled wasm, or has no thread left.
-    pub fn start() -> wasmtime::Result<Self> {
-        let engine = Engine::new(&config())?;
+    pub fn start(cache: Option<Cache>) -> wasmtime::Result<Self> {
+        let engine = Engine::new(&config(cache))?;
         let activity = Arc::new(Activity::default());
         let (ticker, stopped) = mpsc::channel();
         let ticking = (engine.clone(), Arc::clone(&activity));
@@ -99,19 +99,19 @@ impl Drop for Resumable {
     }
 }
 
-fn config() -> Config {
+fn config(cache: Option<Cache>) -> Config {
     let mut config = Config::new();
     // On by default, it doubles the cost of every call; WASI 0.2 does without it.
     config.concurrency_support(false);
     config.epoch_interruption(true);
     config.memory_reservation(MEMORY_RESERVATION_BYTES);
     config.memory_guard_size(MEMORY_GUARD_BYTES);
-    config.cache(cache());
+    config.cache(cache);
     config
 }
 
 /// Wasmtime's own cache of compiled code. It is optional: failing to set it up costs compile time.
-fn cache() -> Option<Cache> {
+pub(super) fn cache() -> Option<Cache> {
     let directory = cache_directory()?;
     let mut config = CacheConfig::new();
     config.with_directory(&directory);

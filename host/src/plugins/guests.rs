@@ -190,15 +190,20 @@ pub(super) fn load(bytes: &[u8]) -> Result<Arc<Generation>, LoadError> {
 
 /// A plugin that ships, if it has been built.
 pub(super) fn shipped(name: &str) -> Option<Arc<Generation>> {
+    Some(load(&shipped_bytes(name)?).unwrap())
+}
+
+/// Its file.
+pub(super) fn shipped_bytes(name: &str) -> Option<Vec<u8>> {
     let path = format!(
         "{}/../target/plugins/{name}.wasm",
         env!("CARGO_MANIFEST_DIR")
     );
-    let Ok(bytes) = std::fs::read(&path) else {
+    let bytes = std::fs::read(&path).ok();
+    if bytes.is_none() {
         eprintln!("not tested: there is no {path}; `cargo xtask build` makes it");
-        return None;
-    };
-    Some(load(&bytes).unwrap())
+    }
+    bytes
 }
 
 /// Opens a session and sends it a message, which must fail.

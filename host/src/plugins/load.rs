@@ -6,14 +6,16 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use sha2::{Digest, Sha256};
+use wasmtime::Cache;
 use wasmtime::component::{Component, InstancePre, Linker};
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wit_component::ComponentEncoder;
 
 use super::bindings::exports::pointsman::plugin::{filter, handler, policy, state};
-use super::engine::Engines;
+use super::engine::{self, Engines};
 use super::failure::CallError;
 use super::host_api::{self, HostState};
 use super::limits::FILE_MAX_BYTES;
@@ -38,6 +40,11 @@ const OFFERED_WASI: [&str; 7] = [
 const CONTRACT: &str = "pointsman:plugin";
 const CONTRACT_VERSION: &str = "0.1";
 const WASI_VERSION: &str = "0.2";
+
+const MAGIC: &[u8] = b"\0asm";
+/// What a module begins with: magic, version 1, layer 0.
+const MODULE: &[u8] = b"\0asm\x01\0\0\0";
+const PREAMBLE_BYTES: usize = MODULE.len();
 
 /// Turns bytes into code. Cheap to clone; compiling takes 15 ms to seconds, so it belongs on a
 /// thread that nobody waits for.
@@ -98,6 +105,15 @@ pub enum LoadError {
     },
     /// It is no WebAssembly.
     NotWasm,
+    /// It begins as WebAssembly and is not all there: a copy was interrupted, or a disk was full.
+    CutShort {
+        /// Its size.
+        n_bytes: usize,
+    },
+    /// A parser or the compiler panicked over it.
+    Broken,
+    /// Compiled apart it was refused, for this reason.
+    Apart(String),
     /// It is a core module that cannot be made a component: built without `wit-bindgen`, or for WASI 0.1.
     NotComponent(String),
     /// Compiling it takes too long, or too much memory.
@@ -140,8 +156,20 @@ impl Compiler {
     /// # Errors
     /// [`LoadError::Engine`]: this machine cannot run wasm.
     pub fn new() -> Result<Self, LoadError> {
+        Self::with(engine::cache())
+    }
+
+    /// One that keeps nothing for the next: for files that nobody will load again.
+    ///
+    /// # Errors
+    /// As [`Compiler::new`].
+    pub fn without_cache() -> Result<Self, LoadError> {
+        Self::with(None)
+    }
+
+    fn with(cache: Option<Cache>) -> Result<Self, LoadError> {
         let make = || {
-            let engines = Engines::start()?;
+            let engines = Engines::start(cache)?;
             let mut linker = Linker::new(engines.engine());
             host_api::add_to_linker(&mut linker)?;
             wasi::add_to_linker(&mut linker)?;
@@ -160,16 +188,24 @@ impl Compiler {
         make().map_err(|error: wasmtime::Error| LoadError::Engine(format!("{error:#}")))
     }
 
+    /// What a file would be as a plugin. Blocks as compiling does.
+    ///
+    /// # Errors
+    /// Any of [`LoadError`] up to `NothingExported`.
+    pub fn kinds_of(&self, bytes: &[u8]) -> Result<Kinds, LoadError> {
+        self.compile(bytes).map(|code| code.kinds)
+    }
+
     /// Compiles and checks. Blocks for as long as that takes.
     ///
     /// # Errors
     /// Any of [`LoadError`] up to `NothingExported`.
     pub(super) fn compile(&self, bytes: &[u8]) -> Result<Code, LoadError> {
-        if bytes.len() > FILE_MAX_BYTES {
-            return Err(LoadError::TooLarge {
-                n_bytes: bytes.len(),
-            });
-        }
+        look(bytes)?;
+        caught(|| self.parse_and_compile(bytes))
+    }
+
+    fn parse_and_compile(&self, bytes: &[u8]) -> Result<Code, LoadError> {
         let component = self.component(bytes)?;
         let imports = self.imports(&component)?;
         let kinds = self.kinds(&component)?;
@@ -191,24 +227,22 @@ impl Compiler {
 
     fn component(&self, bytes: &[u8]) -> Result<Component, LoadError> {
         let engine = self.engines.engine();
-        // The preamble: magic, version and layer. `from_binary` takes no precompiled code.
-        let component = match bytes.first_chunk() {
-            Some(b"\0asm\x01\0\0\0") => {
-                let encode = || {
-                    ComponentEncoder::default()
-                        .validate(true)
-                        .module(bytes)?
-                        .encode()
-                };
-                // Its error belongs to a crate that is nobody's business here.
-                let encoded =
-                    encode().map_err(|error| LoadError::NotComponent(format!("{error:#}")))?;
-                Component::from_binary(engine, &encoded)
-            }
-            Some([b'\0', b'a', b's', b'm', ..]) => Component::from_binary(engine, bytes),
-            _ => return Err(LoadError::NotWasm),
+        // `from_binary` takes no precompiled code.
+        let component = if bytes.starts_with(MODULE) {
+            let encode = || {
+                ComponentEncoder::default()
+                    .validate(true)
+                    .module(bytes)?
+                    .encode()
+            };
+            // Its error belongs to a crate that is nobody's business here.
+            let encoded = encode()
+                .map_err(|error| LoadError::NotComponent(in_one_line(&format!("{error:#}"))))?;
+            Component::from_binary(engine, &encoded)
+        } else {
+            Component::from_binary(engine, bytes)
         };
-        component.map_err(|error| LoadError::Compile(format!("{error:#}")))
+        component.map_err(|error| LoadError::Compile(in_one_line(&format!("{error:#}"))))
     }
 
     /// The names of all imports, each of which is offered.
@@ -287,13 +321,69 @@ impl Compiler {
     }
 }
 
+/// Has parsers and a compiler that are not ours meet a stranger's bytes.
+fn caught<T>(run: impl FnOnce() -> Result<T, LoadError>) -> Result<T, LoadError> {
+    // Unwind safe: what they had begun is dropped, and what is shared with them is only read.
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or(Err(LoadError::Broken))
+}
+
+/// Whether a file may be a plugin, by what can be seen without a parser.
+///
+/// # Errors
+/// [`LoadError::TooLarge`], [`LoadError::NotWasm`] and [`LoadError::CutShort`].
+pub fn look(bytes: &[u8]) -> Result<(), LoadError> {
+    let n_bytes = bytes.len();
+    if n_bytes > FILE_MAX_BYTES {
+        return Err(LoadError::TooLarge { n_bytes });
+    }
+    if !bytes.starts_with(MAGIC) && !MAGIC.starts_with(bytes) {
+        return Err(LoadError::NotWasm);
+    }
+    match bytes.get(PREAMBLE_BYTES..).is_some_and(has_whole_sections) {
+        true => Ok(()),
+        false => Err(LoadError::CutShort { n_bytes }),
+    }
+}
+
+/// Sections of modules and components alike: a byte that says what it is, the length of the rest in
+/// LEB128, the rest.
+fn has_whole_sections(mut bytes: &[u8]) -> bool {
+    while let Some((_id, rest)) = bytes.split_first() {
+        let (mut length, mut shift, mut rest) = (0_u64, 0, rest);
+        loop {
+            let Some((&byte, behind)) = rest.split_first() else {
+                return false;
+            };
+            rest = behind;
+            length |= u64::from(byte & 0x7f) << shift;
+            shift += 7;
+            // A number of more than five bytes is for the parser to complain about.
+            if byte & 0x80 == 0 || shift > 28 {
+                break;
+            }
+        }
+        let Some(behind) = usize::try_from(length)
+            .ok()
+            .and_then(|length| rest.get(length..))
+        else {
+            return false;
+        };
+        bytes = behind;
+    }
+    true
+}
+
 /// Names the content of a file.
 pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }
 
 fn types(error: wasmtime::Error) -> LoadError {
-    LoadError::Types(format!("{error:#}"))
+    LoadError::Types(in_one_line(&format!("{error:#}")))
+}
+
+fn in_one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn check_import(import: &str) -> Result<(), LoadError> {
@@ -391,7 +481,12 @@ impl fmt::Display for LoadError {
             Self::TooLarge { n_bytes } => {
                 write!(f, "the file has {n_bytes} bytes, at most {FILE_MAX_BYTES} are loaded")
             }
-            Self::NotWasm => f.write_str("the file is no WebAssembly"),
+            Self::NotWasm => f.write_str("the file is not WebAssembly"),
+            Self::CutShort { n_bytes } => {
+                write!(f, "the file ends early: it is cut short after {n_bytes} bytes")
+            }
+            Self::Broken => f.write_str("the file is not a WebAssembly component: it is broken, the parser gives up on it"),
+            Self::Apart(reason) => f.write_str(reason),
             Self::NotComponent(cause) => {
                 write!(f, "the core module cannot be made a component (is it built with the sdk or wit-bindgen?): {cause}")
             }
@@ -420,14 +515,8 @@ impl fmt::Display for LoadError {
     }
 }
 
-impl std::error::Error for LoadError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Trial(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+/// Each says its cause itself.
+impl std::error::Error for LoadError {}
 
 #[cfg(test)]
 mod tests {
@@ -496,19 +585,79 @@ mod tests {
             guests::load(b"hello, world").unwrap_err(),
             LoadError::NotWasm
         );
-        assert_eq!(guests::load(b"").unwrap_err(), LoadError::NotWasm);
         assert_eq!(
             guests::load(b"\x7fELF\x02\x01\x01\0").unwrap_err(),
             LoadError::NotWasm
         );
         assert!(matches!(
-            guests::load(b"\0asm\x0d\0\x01\0\xff\xff"),
+            guests::load(b"\0asm\x0d\0\x01\0\xff\x00"),
             Err(LoadError::Compile(_))
         ));
         assert!(matches!(
             guests::load(&vec![0; FILE_MAX_BYTES + 1]),
             Err(LoadError::TooLarge { .. })
         ));
+    }
+
+    /// A copy that was interrupted, or a disk that was full.
+    #[test]
+    fn a_file_that_is_cut_anywhere_is_said_to_end_early() {
+        for bytes in [guests::policy(""), wat::parse_str("(component)").unwrap()] {
+            let compiler = Compiler::without_cache().unwrap();
+            for n_bytes in 0..bytes.len() {
+                let cut = &bytes[..n_bytes];
+                let is_cut = look(cut) == Err(LoadError::CutShort { n_bytes });
+                // At the end of a section all that is there is whole.
+                assert!(is_cut || compiler.compile(cut).is_err(), "{n_bytes}");
+            }
+        }
+        for n_bytes in 0..PREAMBLE_BYTES {
+            assert_eq!(
+                look(&MODULE[..n_bytes]),
+                Err(LoadError::CutShort { n_bytes })
+            );
+        }
+        let long = b"\0asm\x01\0\0\0\x0a\xff\xff\xff\xff\x0f\0";
+        assert_eq!(look(long), Err(LoadError::CutShort { n_bytes: 15 }));
+    }
+
+    #[test]
+    fn a_panic_of_a_parser_is_an_error() {
+        let error = caught::<()>(|| panic!("by a parser, which is caught"));
+        assert_eq!(error, Err(LoadError::Broken));
+        // What `look` keeps from them: wit-component panics over some of it.
+        let bytes = guests::policy("");
+        let compiler = Compiler::without_cache().unwrap();
+        for n_bytes in 0..bytes.len() {
+            let cut = &bytes[..n_bytes];
+            let _ = caught(|| compiler.parse_and_compile(cut)).unwrap_err();
+        }
+    }
+
+    /// Plugins as strangers might change them: whatever they are then, they are loaded or refused.
+    #[test]
+    fn shipped_plugins_with_any_bytes_changed_are_loaded_or_refused() {
+        let compiler = Compiler::without_cache().unwrap();
+        let mut random = fastrand::Rng::with_seed(1);
+        for name in ["round_robin", "echo", "hello"] {
+            let Some(bytes) = guests::shipped_bytes(name) else {
+                return;
+            };
+            let mut n_refused = 0;
+            for _ in 0..60 {
+                let mut changed = bytes.clone();
+                for _ in 0..random.usize(1..5) {
+                    let at = random.usize(..changed.len());
+                    match random.u8(..3) {
+                        0 => changed[at] = random.u8(..),
+                        1 => drop(changed.drain(at..(at + 8).min(bytes.len()).min(changed.len()))),
+                        _ => changed.insert(at, random.u8(..)),
+                    }
+                }
+                n_refused += u32::from(compiler.compile(&changed).is_err());
+            }
+            assert!(n_refused > 30, "{name}: {n_refused}");
+        }
     }
 
     #[test]

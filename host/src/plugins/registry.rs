@@ -5,6 +5,7 @@
 //! who owns those runs the trials between [`Job::compile`] and [`Registry::publish`].
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -59,6 +60,8 @@ struct Entry {
     last_error: Option<String>,
     /// The content that failed in service.
     quarantined: Option<[u8; 32]>,
+    /// The file in the folder that nothing has referred to since it was written: it is not compiled.
+    unused: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -123,10 +126,13 @@ pub struct PluginStatus {
     pub current: Option<Arc<Generation>>,
     /// What would be brought back.
     pub previous: Option<u64>,
-    /// Why the last attempt to load, or the last generation, failed. Cleared by a publication.
+    /// Why the last attempt to load, or the last generation, failed. Cleared by a file that is published or
+    /// gone.
     pub last_error: Option<String>,
     /// The present content of the file is not loaded again.
     pub is_quarantined: bool,
+    /// Nothing refers to the file, so it is not loaded.
+    pub is_unused: bool,
 }
 
 impl Registry {
@@ -191,6 +197,7 @@ impl Registry {
         let hash = sha256(&bytes);
         let entry = self.entries.entry(name.clone()).or_default();
         if entry.serves(&hash) {
+            entry.unused = None;
             return Ok(None);
         }
         if entry.quarantined == Some(hash) {
@@ -248,10 +255,25 @@ impl Registry {
         compiled.map(Loaded::New)
     }
 
+    /// There is a file that nothing refers to. It is loaded when something does: see
+    /// [`Registry::unused`].
+    pub fn note_unused(&mut self, name: &PluginName, path: PathBuf) {
+        let entry = self.entries.entry(name.clone()).or_default();
+        entry.unused = Some(path);
+        entry.last_error = None;
+    }
+
+    /// The file to load before this plugin is used, if nothing has referred to it so far.
+    pub fn unused(&self, name: &PluginName) -> Option<&Path> {
+        self.entries.get(name)?.unused.as_deref()
+    }
+
     /// A candidate did not compile or failed its trial: what serves goes on serving, and the status
     /// says why. The log line is the caller's, who knows what referred to it.
     pub fn refuse(&mut self, name: &PluginName, error: &LoadError) {
-        self.entries.entry(name.clone()).or_default().last_error = Some(error.to_string());
+        let entry = self.entries.entry(name.clone()).or_default();
+        entry.last_error = Some(error.to_string());
+        entry.unused = None;
     }
 
     /// Puts a candidate into service.
@@ -268,7 +290,11 @@ impl Registry {
             Arc::new(candidate.renumbered(entry.last_number + 1))
         };
         entry.last_number = candidate.number;
-        entry.last_error = None;
+        // One that is embedded stands in for a file that was refused, which it does not mend.
+        if candidate.source != Source::Embedded {
+            entry.last_error = None;
+        }
+        entry.unused = None;
         if let Some(before) = entry.current.take() {
             entry.previous = Some(before.generation);
         }
@@ -296,7 +322,10 @@ impl Registry {
             return Removal::Nothing;
         };
         entry.quarantined = None;
+        entry.unused = None;
+        entry.last_error = None;
         let Some(serving) = &entry.current else {
+            self.entries.remove(name);
             return Removal::Nothing;
         };
         if serving.generation.source == Source::Embedded {
@@ -358,6 +387,7 @@ impl Registry {
             previous: entry.previous.as_ref().map(|generation| generation.number),
             last_error: entry.last_error.clone(),
             is_quarantined: entry.quarantined.is_some(),
+            is_unused: entry.unused.is_some(),
         };
         self.entries.iter().map(status).collect()
     }
@@ -407,8 +437,7 @@ impl Job {
         &self.name
     }
 
-    /// Compiles and checks. Blocks for 15 ms to seconds; for as long as the operator allows where it is
-    /// a large file.
+    /// Compiles and checks. Blocks for 15 ms to seconds; a file, for as long as the operator allows.
     ///
     /// # Errors
     /// Hand it to [`Registry::refuse`].
@@ -528,7 +557,7 @@ mod tests {
         assert_eq!(serving(&registry), 1);
         assert_eq!(
             registry.status()[0].last_error.as_deref(),
-            Some("the file is no WebAssembly")
+            Some("the file is not WebAssembly")
         );
         load_and_publish(&mut registry, version(2));
         assert_eq!(registry.status()[0].last_error, None);

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep_until};
 use super::discovery::{self, Discovery};
 use super::health_checks::HealthChecks;
 use super::logs::{self, Logs, Outputs};
-use super::trial::{Trial, load_missing};
+use super::trial::{Compiled, Trial, load_missing};
 use super::view::Pages;
 use super::{Command, plan, plugin_updates};
 use crate::admin;
@@ -317,7 +317,12 @@ async fn reload_from(control: &RefCell<Control>, file: &Path, cause: Cause) -> O
             let before = control.borrow().outside.tls.clone();
             let applied = match understand(dir, text.clone(), before).await {
                 Ok((config, outside)) => match open_logs(control, &config).await {
-                    Ok(outputs) => control.borrow_mut().apply(config, outside, outputs),
+                    Ok(outputs) => {
+                        let trial = Trial::new(&Arc::new(config));
+                        let compiled = plugin_updates::compile_missing(control, &trial).await;
+                        let mut control = control.borrow_mut();
+                        control.apply(trial, outside, outputs, compiled)
+                    }
                     Err(problems) => Err(problems),
                 },
                 Err(problems) => Err(problems),
@@ -540,10 +545,12 @@ impl Control {
 
     fn apply(
         &mut self,
-        config: Config,
+        trial: Trial,
         mut outside: Outside,
         outputs: Outputs,
+        compiled: Compiled,
     ) -> Result<ReloadResult, Vec<Problem>> {
+        let config = Arc::clone(trial.config());
         // What a name has stood for stays until it is asked again.
         let old = |name: &UpstreamName| self.config.upstreams.iter().find(|u| u.name == *name);
         for upstream in config.upstreams.iter().filter(|u| u.dns.is_some()) {
@@ -556,16 +563,14 @@ impl Control {
             let resolved = resolved.map(|resolved| (upstream.name.clone(), resolved.clone()));
             outside.resolved.extend(resolved);
         }
-        if config == *self.config && outside == self.outside {
+        if config == self.config && outside == self.outside {
             return Ok(ReloadResult::Unchanged);
         }
         let fixed = self.changes_of_fixed_keys(&config);
         if !fixed.is_empty() {
             return Err(fixed);
         }
-        let config = Arc::new(config);
-        let trial = Trial::new(&config);
-        let problems = load_missing(&mut self.registry, &trial);
+        let problems = load_missing(&mut self.registry, &trial, compiled);
         if !problems.is_empty() {
             return Err(problems);
         }
@@ -722,6 +727,7 @@ fn plugin_status(status: &registry::PluginStatus) -> PluginStatus {
         sha256: current
             .map(|generation| generation.sha256())
             .unwrap_or_default(),
+        is_unused: status.is_unused,
         last_error: status.last_error.clone(),
     }
 }

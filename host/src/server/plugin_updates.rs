@@ -1,7 +1,8 @@
 //! Turns changes of the watched folder into new generations, one at a time.
 //!
 //! The newest content of a file wins: changes that come while one is worked on wait, one per plugin.
-//! Compiling and trying happen on a background thread; publishing here, in one step.
+//! Compiling and trying happen on a background thread; publishing here, in one step. What nothing refers to
+//! is compiled when a configuration does.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,11 +16,11 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::control::Control;
-use super::trial;
+use super::trial::{self, Compiled, Trial};
 use crate::admin::metrics::{ReloadKind, ReloadResult};
 use crate::config::PluginName;
 use crate::plugins::generation::{Generation, Source};
-use crate::plugins::load::LoadError;
+use crate::plugins::load::{self, LoadError};
 use crate::plugins::registry::{Job, Removal};
 use crate::watch::Change;
 use crate::worker::Ask;
@@ -54,7 +55,7 @@ fn note(waiting: &mut BTreeMap<PluginName, Change>, change: Change) {
 
 async fn update(control: &RefCell<Control>, name: PluginName, change: Change) {
     let offered = match change {
-        Change::Written(path) => offer(control, &name, path).await,
+        Change::Written(path) => offer_or_note(control, &name, path).await,
         Change::Gone(path) => remove(control, &name, &path),
     };
     let result = match offered {
@@ -63,42 +64,100 @@ async fn update(control: &RefCell<Control>, name: PluginName, change: Change) {
         Err(error) => Err(error),
     };
     if let Err(error) = result {
-        let mut control = control.borrow_mut();
-        let serving = control
-            .site()
-            .plugins
-            .get(&name)
-            .map_or(0, |generation| generation.number);
-        tracing::error!(plugin = %name, serving_generation = serving, %error, "plugin refused: what served before goes on serving");
-        control.registry.refuse(&name, &error);
-        control
-            .metrics
-            .reloads(ReloadKind::Plugin, ReloadResult::Failed)
-            .add(1);
+        refuse(control, &name, &error);
     }
 }
 
-/// Reads a file and offers it. None: there is nothing to do.
-async fn offer(
+fn refuse(control: &RefCell<Control>, name: &PluginName, error: &LoadError) {
+    let mut control = control.borrow_mut();
+    trial::refuse(&mut control.registry, name, error);
+    control
+        .metrics
+        .reloads(ReloadKind::Plugin, ReloadResult::Failed)
+        .add(1);
+}
+
+/// Offers a file that something refers to. None: there is nothing to do.
+async fn offer_or_note(
     control: &RefCell<Control>,
     name: &PluginName,
     path: PathBuf,
 ) -> Result<Option<Job>, LoadError> {
-    let to_read = path.clone();
-    let read = spawn_blocking(move || trial::read(&to_read))
-        .await
-        .map_err(|error| LoadError::Read(error.to_string()))?;
-    let bytes = read.map_err(|error| LoadError::Read(error.to_string()))?;
-    let mut control = control.borrow_mut();
-    let job = control.registry.offer(name, bytes, Source::File(path))?;
+    if !control.borrow().trial().names(name) {
+        // A configuration that is just being read may refer to it.
+        let turn = Arc::clone(&control.borrow().reload_turn);
+        let _turn = turn.lock().await;
+        if !control.borrow().trial().names(name) {
+            load::look(&read(path.clone()).await?)?;
+            tracing::info!(plugin = %name, path = %path.display(), "plugin not loaded: nothing refers to it");
+            control.borrow_mut().registry.note_unused(name, path);
+            return Ok(None);
+        }
+    }
+    let job = offer(control, name, path).await?;
     if job.is_none() {
         tracing::info!(plugin = %name, "plugin unchanged: the same content serves already");
         control
+            .borrow()
             .metrics
             .reloads(ReloadKind::Plugin, ReloadResult::Unchanged)
             .add(1);
     }
     Ok(job)
+}
+
+/// Reads a file and offers it. None: the same content serves already.
+async fn offer(
+    control: &RefCell<Control>,
+    name: &PluginName,
+    path: PathBuf,
+) -> Result<Option<Job>, LoadError> {
+    let bytes = read(path.clone()).await?;
+    let mut control = control.borrow_mut();
+    control.registry.offer(name, bytes, Source::File(path))
+}
+
+async fn read(path: PathBuf) -> Result<Vec<u8>, LoadError> {
+    let read = spawn_blocking(move || trial::read(&path)).await;
+    read.unwrap_or_else(|error| Err(LoadError::Read(error.to_string())))
+}
+
+/// Compiles what a configuration names and nothing serves yet. A file that cannot be loaded is named in log
+/// and status, and what is embedded under its name stands in.
+pub(super) async fn compile_missing(control: &RefCell<Control>, trial: &Trial) -> Compiled {
+    let mut compiled = Compiled::new();
+    for name in trial.named().into_keys() {
+        let unused = control.borrow().registry.unused(&name).map(Path::to_owned);
+        if let Some(path) = unused {
+            let generation = match offer(control, &name, path).await {
+                Ok(None) => continue,
+                Ok(Some(job)) => compile(job).await,
+                Err(error) => Err(error),
+            };
+            match generation {
+                Ok(generation) => {
+                    compiled.insert(name, generation);
+                    continue;
+                }
+                Err(error) => refuse(control, &name, &error),
+            }
+        }
+        if control.borrow().registry.catalog().get(&name).is_some() {
+            continue;
+        }
+        let offered = control.borrow_mut().registry.offer_embedded(&name);
+        if let Ok(Some(job)) = offered
+            && let Ok(generation) = compile(job).await
+        {
+            compiled.insert(name, generation);
+        }
+    }
+    compiled
+}
+
+async fn compile(job: Job) -> Result<Arc<Generation>, LoadError> {
+    let compiled = spawn_blocking(|| job.compile()).await;
+    compiled.unwrap_or_else(|error| Err(LoadError::Compile(error.to_string())))
 }
 
 fn remove(
@@ -120,14 +179,10 @@ fn remove(
 async fn build(control: &RefCell<Control>, job: Job) -> Result<(), LoadError> {
     let states = states(control, job.name()).await;
     let trial = control.borrow().trial().with_states(states);
-    let building = spawn_blocking(move || {
-        let generation = job.compile()?;
-        trial.run(&generation)?;
-        Ok(generation)
-    });
-    let generation = building
-        .await
-        .map_err(|error| LoadError::Compile(error.to_string()))??;
+    let generation = compile(job).await?;
+    let tried = Arc::clone(&generation);
+    let trying = spawn_blocking(move || trial.run(&tried)).await;
+    trying.unwrap_or_else(|error| Err(LoadError::Compile(error.to_string())))?;
     let mut control = control.borrow_mut();
     let name = generation.name.clone();
     control.registry.publish(generation);

@@ -16,7 +16,7 @@ use crate::config::{self, Backend, Config, PluginName, Problem, Target};
 use crate::plugins::failure::Failure;
 use crate::plugins::generation::{Generation, Source};
 use crate::plugins::limits::{AllLimits, FILE_MAX_BYTES};
-use crate::plugins::load::LoadError;
+use crate::plugins::load::{self, LoadError};
 use crate::plugins::registry::{Loaded, Registry};
 use crate::routing::policy::Candidate;
 use crate::worker::guests::States;
@@ -29,7 +29,11 @@ pub(super) struct Outcome {
     pub(super) refused_files: Vec<Problem>,
 }
 
-/// Loads the files, and for the names that have none what is embedded. Blocks.
+/// Plugins that were compiled for a configuration that names them.
+pub(super) type Compiled = BTreeMap<PluginName, Arc<Generation>>;
+
+/// Loads the files that the configuration names, and for the names that have none what is embedded;
+/// looks at the others. Blocks.
 ///
 /// # Errors
 /// [`StartError::Engine`], or [`StartError::Config`] with every name that nothing serves.
@@ -38,9 +42,14 @@ pub(super) fn load_plugins(config: &Arc<Config>, files: &[PathBuf]) -> Result<Ou
     let (mut registry, failures) =
         started.map_err(|error| StartError::Engine(error.to_string()))?;
     let trial = Trial::new(config);
+    let named = trial.named();
     let mut refused = Vec::new();
     for path in files {
-        if let Err(message) = load_file(&mut registry, &trial, path) {
+        let loaded = name_of(path).and_then(|name| match named.contains_key(&name) {
+            true => load_file(&mut registry, &trial, &name, path),
+            false => note_file(&mut registry, &name, path),
+        });
+        if let Err(message) = loaded {
             let key = path.display().to_string();
             refused.push((
                 name_of(path).ok(),
@@ -52,7 +61,7 @@ pub(super) fn load_plugins(config: &Arc<Config>, files: &[PathBuf]) -> Result<Ou
             ));
         }
     }
-    let problems = load_missing(&mut registry, &trial);
+    let problems = load_missing(&mut registry, &trial, Compiled::new());
     if problems.is_empty() {
         let refused_files = refused.into_iter().map(|(_, problem)| problem).collect();
         return Ok(Outcome {
@@ -63,7 +72,6 @@ pub(super) fn load_plugins(config: &Arc<Config>, files: &[PathBuf]) -> Result<Ou
     }
     // Files that something needs are among the problems already, at the key that needs them.
     let catalog = registry.catalog();
-    let named = trial.named();
     refused.retain(|(name, _)| {
         let is_needed = |name: &PluginName| named.contains_key(name) && catalog.get(name).is_none();
         !name.as_ref().is_some_and(is_needed)
@@ -72,12 +80,20 @@ pub(super) fn load_plugins(config: &Arc<Config>, files: &[PathBuf]) -> Result<Ou
     Err(StartError::Config(refused.chain(problems).collect()))
 }
 
-/// Loads and publishes what a configuration names and nothing serves yet, and tries again what
-/// serves. Blocks. Returns what is wrong.
-pub(super) fn load_missing(registry: &mut Registry, trial: &Trial) -> Vec<Problem> {
+/// Publishes what was compiled for a configuration, loads what it names and nothing serves yet, and tries
+/// again what serves. Blocks. Returns what is wrong.
+pub(super) fn load_missing(
+    registry: &mut Registry,
+    trial: &Trial,
+    mut compiled: Compiled,
+) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (name, key) in trial.named() {
+        let candidate = compiled.remove(&name);
+        let is_taken = candidate.is_some_and(|candidate| publish(registry, trial, candidate));
         let tried = match registry.catalog().get(&name) {
+            _ if is_taken => Ok(()),
+            // It served before, or is embedded, and stands in for a candidate that is not taken.
             Some(generation) => trial.run(generation),
             None => load_embedded(registry, trial, &name),
         };
@@ -94,6 +110,28 @@ pub(super) fn load_missing(registry: &mut Registry, trial: &Trial) -> Vec<Proble
         }
     }
     problems
+}
+
+/// False: it does not pass its trial.
+fn publish(registry: &mut Registry, trial: &Trial, candidate: Arc<Generation>) -> bool {
+    match trial.run(&candidate) {
+        Ok(()) => _ = registry.publish(candidate),
+        Err(error) => {
+            refuse(registry, &candidate.name, &error);
+            return false;
+        }
+    }
+    true
+}
+
+/// Says in log and status that a plugin is not taken.
+pub(super) fn refuse(registry: &mut Registry, name: &PluginName, error: &LoadError) {
+    let serving = registry
+        .catalog()
+        .get(name)
+        .map_or(0, |serving| serving.number);
+    tracing::error!(plugin = %name, serving_generation = serving, %error, "plugin refused: what served before goes on serving");
+    registry.refuse(name, error);
 }
 
 /// Why there is no plugin of this name: its file was refused, or there is none. `key` refers to it.
@@ -130,10 +168,14 @@ fn load_embedded(
     Ok(())
 }
 
-fn load_file(registry: &mut Registry, trial: &Trial, path: &Path) -> Result<(), String> {
-    let name = name_of(path)?;
-    let bytes = read(path).map_err(|error| error.to_string())?;
-    let loaded = registry.load(&name, bytes, Source::File(path.to_owned()));
+fn load_file(
+    registry: &mut Registry,
+    trial: &Trial,
+    name: &PluginName,
+    path: &Path,
+) -> Result<(), String> {
+    let bytes = read(path);
+    let loaded = bytes.and_then(|bytes| registry.load(name, bytes, Source::File(path.to_owned())));
     let tried = loaded.and_then(|loaded| match loaded {
         Loaded::Unchanged => Ok(()),
         Loaded::New(generation) => {
@@ -143,9 +185,23 @@ fn load_file(registry: &mut Registry, trial: &Trial, path: &Path) -> Result<(), 
         }
     });
     tried.map_err(|error| {
-        registry.refuse(&name, &error);
+        registry.refuse(name, &error);
         error.to_string()
     })
+}
+
+/// A file that nothing refers to is looked at, and not compiled.
+fn note_file(registry: &mut Registry, name: &PluginName, path: &Path) -> Result<(), String> {
+    match read(path).and_then(|bytes| load::look(&bytes)) {
+        Ok(()) => {
+            registry.note_unused(name, path.to_owned());
+            Ok(())
+        }
+        Err(error) => {
+            registry.refuse(name, &error);
+            Err(error.to_string())
+        }
+    }
 }
 
 /// The plugin that a file is.
@@ -161,19 +217,22 @@ pub(super) fn name_of(path: &Path) -> Result<PluginName, String> {
 /// The whole of a file, or so much that it is refused as too large.
 ///
 /// # Errors
-/// It cannot be read, or is no regular file.
-pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a regular file",
-        ));
-    }
-    let mut bytes = Vec::new();
-    file.take(FILE_MAX_BYTES as u64 + 1)
-        .read_to_end(&mut bytes)?;
-    Ok(bytes)
+/// [`LoadError::Read`]: it cannot be read, or is no regular file.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
+    let read = || {
+        let file = File::open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a regular file",
+            ));
+        }
+        let mut bytes = Vec::new();
+        file.take(FILE_MAX_BYTES as u64 + 1)
+            .read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    read().map_err(|error| LoadError::Read(error.to_string()))
 }
 
 /// Everything in a configuration that refers to plugins.
@@ -192,6 +251,11 @@ impl Trial {
             limits: AllLimits::new(config),
             states: Vec::new(),
         }
+    }
+
+    /// What refers to plugins.
+    pub(super) fn config(&self) -> &Arc<Config> {
+        &self.config
     }
 
     /// Has the generation take over this, too.
@@ -247,8 +311,13 @@ impl Trial {
         Ok(())
     }
 
+    /// Whether anything refers to this plugin.
+    pub(super) fn names(&self, name: &PluginName) -> bool {
+        self.named().contains_key(name)
+    }
+
     /// Each plugin that is referred to, with the first key that does.
-    fn named(&self) -> BTreeMap<PluginName, String> {
+    pub(super) fn named(&self) -> BTreeMap<PluginName, String> {
         let mut named = BTreeMap::new();
         for (i, upstream) in self.config.upstreams.iter().enumerate() {
             named
