@@ -79,6 +79,7 @@ fn main() -> Result<()> {
         call_timeout: Duration::from_millis(10),
         memory_max_bytes: 16 << 20,
         compile_timeout: Duration::from_secs(60),
+        http: config::HttpLimits::default(),
     };
     let (mut registry, _failures) = Registry::new(Limits::new(&settings).into(), &[])?;
     let host = registry.host(0);

@@ -97,6 +97,16 @@ pub fn filter_that_forwards() -> Result<Vec<u8>> {
     component(&core(&text("filter_forwards")?, "filter-plugin")?)
 }
 
+/// An HTTP handler that does what the last letter of the path says (see `fixtures/http.wat`).
+///
+/// # Errors
+///
+/// See [`policy`].
+pub fn http() -> Result<Vec<u8>> {
+    let module = core_for("tests/fixtures/http.wit", &text("http")?, "http-plugin")?;
+    component(&module)
+}
+
 /// A policy that behaves, with `n_functions` besides that are never called and keep a compiler busy.
 ///
 /// # Errors
@@ -181,8 +191,12 @@ fn spliced(guest: &str, how: &str) -> Result<String> {
 }
 
 fn core(text: &str, world: &str) -> Result<Vec<u8>> {
+    core_for("sdk/wit", text, world)
+}
+
+fn core_for(wit: &str, text: &str, world: &str) -> Result<Vec<u8>> {
     let mut contract = Resolve::default();
-    let (package, _) = contract.push_path(repository("sdk/wit"))?;
+    let (package, _) = contract.push_path(repository(wit))?;
     let world = contract.select_world(&[package], Some(world))?;
     let mut module = wat::parse_str(text)?;
     embed_component_metadata(&mut module, &contract, world, StringEncoding::UTF8)?;

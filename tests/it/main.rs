@@ -18,6 +18,7 @@ mod handshake;
 mod harness;
 mod health;
 mod hostile;
+mod http_handlers;
 mod limits;
 mod logs;
 mod messages;

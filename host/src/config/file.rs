@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -15,9 +16,9 @@ use super::nearest::nearest;
 use super::reader::{self, BYTES, MILLISECONDS, Section, Taken};
 use super::upstream;
 use super::{
-    AccessLogTarget, Admin, Config, ErrorLogSettings, HostPattern, Isolation, Listener, LogFormat,
-    OnFailure, Overload, PathPattern, PluginName, PluginSettings, Plugins, Problem, QueueSettings,
-    Route, SlowConsumer, Target, UpstreamName,
+    AccessLogTarget, Admin, Config, ErrorLogSettings, HostPattern, HttpLimits, Isolation, Listener,
+    LogFormat, OnFailure, Overload, PathPattern, PluginName, PluginSettings, Plugins, Problem,
+    QueueSettings, Route, SlowConsumer, Target, UpstreamName,
 };
 
 const TOKEN: &str = "a token of at least 16 visible ASCII characters";
@@ -44,6 +45,10 @@ const MAX_WORKERS: usize = 256;
 const MAX_CONNECTIONS: usize = 10_000_000;
 /// Longest wait before a client has its answer: ten minutes.
 pub(super) const MAX_TIMEOUT_MS: u64 = 600_000;
+/// Longest silence within an answer of an HTTP handler: a day.
+const MAX_HTTP_IDLE_MS: u64 = 86_400_000;
+/// The least is what a request without a body needs, many times over; the most takes some 200 MB.
+const HTTP_RESOURCES: RangeInclusive<usize> = 256..=1_000_000;
 const MAX_DRAIN_SECS: u64 = 86_400;
 const MAX_DRAIN_DELAY_SECS: u64 = 3600;
 const MAX_IDLE_SECS: u64 = 31_536_000;
@@ -243,6 +248,23 @@ pub(super) fn plugins(s: &mut Section<'_, '_>, base_dir: &Path) -> Plugins {
         call_timeout: call_timeout(s).unwrap_or(Duration::from_millis(10)),
         memory_max_bytes: memory_max_bytes(s).unwrap_or(16 << 20),
         compile_timeout: s.millis("compile_timeout_ms", 1..=MAX_TIMEOUT_MS, 60_000),
+        http: http_limits(s),
+    }
+}
+
+fn http_limits(s: &mut Section<'_, '_>) -> HttpLimits {
+    let mut millis = |key, max| {
+        let written = s.number_if_written(key, MILLISECONDS, 1..=max);
+        written.map(Duration::from_millis)
+    };
+    HttpLimits {
+        head_timeout: millis("http_head_timeout_ms", MAX_TIMEOUT_MS),
+        idle_timeout: millis("http_idle_timeout_ms", MAX_HTTP_IDLE_MS),
+        max_resources: s.number_if_written(
+            "http_max_resources",
+            "a number of resources",
+            HTTP_RESOURCES,
+        ),
     }
 }
 
@@ -265,6 +287,7 @@ fn plugin_settings(s: &mut Section<'_, '_>) -> BTreeMap<PluginName, PluginSettin
             isolation: s.word("isolation", ISOLATION).unwrap_or_default(),
             call_timeout: call_timeout(s),
             memory_max_bytes: memory_max_bytes(s),
+            http: http_limits(s),
             queue: queue(s),
         });
         match PluginName::parse(&key) {
@@ -457,12 +480,15 @@ dir = "plugins"
 call_timeout_ms = 10
 memory_max_bytes = 16777216
 compile_timeout_ms = 30000
+http_head_timeout_ms = 5000
 
 [plugin.chat]
 config = { room_limit = 500, since = 2026-01-02T03:04:05Z }
 isolation = "session"
 call_timeout_ms = 50
 memory_max_bytes = 1048576
+http_idle_timeout_ms = 3600000
+http_max_resources = 1000
 queue_max_messages = 100
 queue_max_bytes = 65536
 slow_consumer = "drop_oldest"
@@ -603,6 +629,10 @@ handler = 'echo'
                 call_timeout: Duration::from_millis(10),
                 memory_max_bytes: 16 << 20,
                 compile_timeout: Duration::from_secs(30),
+                http: HttpLimits {
+                    head_timeout: Some(Duration::from_secs(5)),
+                    ..HttpLimits::default()
+                },
             },
             plugin: BTreeMap::from([(
                 plugin_name("chat"),
@@ -611,6 +641,11 @@ handler = 'echo'
                     isolation: Isolation::Session,
                     call_timeout: Some(Duration::from_millis(50)),
                     memory_max_bytes: Some(1 << 20),
+                    http: HttpLimits {
+                        head_timeout: None,
+                        idle_timeout: Some(Duration::from_secs(3600)),
+                        max_resources: Some(1000),
+                    },
                     queue: QueueSettings {
                         max_messages: 100,
                         max_bytes: 65_536,
@@ -753,6 +788,7 @@ upstream = 'app'"
             call_timeout,
             memory_max_bytes: 16 << 20,
             compile_timeout: Duration::from_secs(60),
+            http: HttpLimits::default(),
         };
         assert_eq!(config.plugins, expected);
         assert_eq!(
@@ -988,6 +1024,11 @@ filters = ['tap']
         let wanted = "a number of milliseconds, 1 to 600000";
         root("plugins.compile_timeout_ms", "0", "600001", wanted);
         root("plugins.memory_max_bytes", "65535", "4294967297", allowed);
+        root("plugins.http_head_timeout_ms", "0", "600001", wanted);
+        let wanted = "a number of milliseconds, 1 to 86400000";
+        root("plugins.http_idle_timeout_ms", "0", "86400001", wanted);
+        let wanted = "a number of resources, 256 to 1000000";
+        root("plugins.http_max_resources", "255", "1000001", wanted);
         for (key, low, high, allowed) in [
             (
                 "max_connections",

@@ -142,6 +142,21 @@ pub struct Plugins {
     pub memory_max_bytes: usize,
     /// For one file. Default 60 s; 1 ms to 10 minutes.
     pub compile_timeout: Duration,
+    /// Of HTTP handlers.
+    pub http: HttpLimits,
+}
+
+/// `http_*` of `[plugins]` and `[plugin.NAME]`: how far an HTTP handler may go with one request. None: as
+/// `[plugins]` says, or the default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HttpLimits {
+    /// `http_head_timeout_ms`: from the request to the head of the answer, and of computing between two parts
+    /// of its body. Default 30 times the call timeout, at least 1 s.
+    pub head_timeout: Option<Duration>,
+    /// `http_idle_timeout_ms`: of silence between two parts of the answer. Default 60 s.
+    pub idle_timeout: Option<Duration>,
+    /// `http_max_resources`: streams, pollables and the like that it may hold. Default 65,536.
+    pub max_resources: Option<usize>,
 }
 
 /// `[plugin.NAME]`.
@@ -155,6 +170,8 @@ pub struct PluginSettings {
     pub call_timeout: Option<Duration>,
     /// Per instance; none: as `[plugins]` says.
     pub memory_max_bytes: Option<usize>,
+    /// As an HTTP handler.
+    pub http: HttpLimits,
     /// Of each of its sessions, for what it sends other than by verdict.
     pub queue: QueueSettings,
 }
@@ -434,6 +451,7 @@ impl Default for PluginSettings {
             isolation: Isolation::Shared,
             call_timeout: None,
             memory_max_bytes: None,
+            http: HttpLimits::default(),
             queue: QueueSettings::default(),
         }
     }

@@ -25,6 +25,13 @@ pub enum CallError {
         /// What it had.
         timeout: Duration,
     },
+    /// An HTTP handler was silent for too long.
+    Silent {
+        /// What did not come.
+        what: &'static str,
+        /// What it had.
+        timeout: Duration,
+    },
     /// It was refused memory and gave up.
     Memory {
         /// Which call.
@@ -64,7 +71,7 @@ impl CallError {
     /// For metrics: `timeout`, `memory`, `trap`, `output`, `refused`, `dead` or `resting`.
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Timeout { .. } => "timeout",
+            Self::Timeout { .. } | Self::Silent { .. } => "timeout",
             Self::Memory { .. } => "memory",
             Self::Trap { .. } => "trap",
             Self::Output { .. } => "output",
@@ -95,6 +102,12 @@ impl CallError {
             let what = format!("more than {} bytes", limits.output_max_bytes());
             return Self::Output { call, what };
         }
+        // Neither does this one say how many there were.
+        if cause.contains("resource table has no free keys") {
+            let max = limits.http.max_resources;
+            let cause = format!("it holds more than {max} resources (http_max_resources)");
+            return Self::Trap { call, cause };
+        }
         Self::Trap {
             call,
             cause: cut(cause),
@@ -107,6 +120,14 @@ impl fmt::Display for CallError {
         match self {
             Self::Timeout { call, timeout } => {
                 write!(f, "`{call}` ran longer than {} ms", timeout.as_millis())
+            }
+            Self::Silent { what, timeout } => {
+                write!(
+                    f,
+                    "`{}` sent {what} within {} ms",
+                    Call::Http,
+                    timeout.as_millis()
+                )
             }
             Self::Memory { call, max_bytes } => {
                 write!(f, "`{call}` wanted more memory than {max_bytes} bytes")

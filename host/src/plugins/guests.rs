@@ -11,9 +11,9 @@ use wit_parser::Resolve;
 use super::generation::{Generation, Source};
 use super::handler::GuestHandler;
 use super::host::PluginHost;
-use super::limits::Limits;
+use super::limits::{HttpLimits, Limits};
 use super::load::{Compiler, LoadError};
-use crate::config::{PluginName, QueueSettings};
+use crate::config::{self, PluginName, QueueSettings};
 use crate::session::SessionId;
 use crate::session::handler::{Facts, Handler, Received};
 use crate::session::outbox::outbox;
@@ -170,6 +170,7 @@ pub(super) fn limits() -> Limits {
     Limits {
         call_timeout: Duration::from_millis(20),
         memory_max_bytes: 4 << 20,
+        http: HttpLimits::new(config::HttpLimits::default(), Duration::ZERO),
     }
 }
 

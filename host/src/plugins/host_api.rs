@@ -3,15 +3,19 @@
 //!
 //! Nothing here waits or fails for long; what is over a bound is refused by value.
 
+use std::any::Any;
 use std::fmt;
+use std::mem;
 use std::sync::{Arc, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::{Request, Response};
 use tracing::Level;
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
+use wasmtime_wasi::p2::DynPollable;
 use wasmtime_wasi::p2::bindings::random::random::Host as _;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::p2::body::{HostOutgoingBody, StreamContext};
 use wasmtime_wasi_http::{
     Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
 };
@@ -21,7 +25,7 @@ use super::bindings::pointsman::plugin::{
 };
 use super::bindings::{close_reason, message};
 use super::kv::KeepError;
-use super::limits::{CallWatch, Limits, MemoryLimit, monotonic_ns};
+use super::limits::{CallWatch, HttpLimits, Limits, MemoryLimit, monotonic_ns};
 use super::share::Share;
 use super::wasi;
 use crate::session::SessionId;
@@ -31,6 +35,12 @@ const RANDOM_MAX_BYTES: u32 = 65_536;
 
 /// One set of HTTP headers, as it lies in the host's memory.
 const FIELDS_MAX_BYTES: usize = 64 << 10;
+
+/// What an HTTP handler may hold of what can be large: bodies, fields, requests.
+const LARGE_RESOURCES_MAX: usize = 256;
+
+/// What may be written to an HTTP body at a time, and so what is kept of it until it is sent.
+const BODY_CHUNK_BYTES: usize = 64 << 10;
 
 /// What the host keeps for one instance.
 pub(super) struct HostState {
@@ -55,6 +65,38 @@ impl HostState {
             table: wasi::table(),
             no_requests: NoRequests,
             share,
+        }
+    }
+
+    /// It will answer a request. Pollables are small, and some runtimes let go of none.
+    pub(super) fn answers_http(&mut self, limits: &HttpLimits) {
+        self.table.set_max_capacity(limits.max_resources);
+    }
+
+    /// What a guest of `wasi:http` holds of what can be large is bounded more tightly than its pollables.
+    ///
+    /// # Errors
+    /// It holds too much.
+    pub(super) fn check_resources(&mut self) -> wasmtime::Result<()> {
+        let is_large = |resource: &&mut (dyn Any + Send)| !resource.is::<DynPollable>();
+        let n_large = self.table.iter_mut().filter(is_large).count();
+        if n_large <= LARGE_RESOURCES_MAX {
+            return Ok(());
+        }
+        let text = format!(
+            "it holds {n_large} bodies, fields and the like, at most {LARGE_RESOURCES_MAX} are allowed"
+        );
+        Err(wasmtime::Error::msg(text))
+    }
+
+    /// The guest has returned: what it began to write and did not finish breaks off, and does not look like
+    /// a whole body.
+    pub(super) fn abort_bodies(&mut self) {
+        for resource in self.table.iter_mut() {
+            if let Some(body) = resource.downcast_mut::<HostOutgoingBody>() {
+                let (nothing, _) = HostOutgoingBody::new(StreamContext::Response, None, 1, 1);
+                mem::replace(body, nothing).abort();
+            }
         }
     }
 }
@@ -262,6 +304,10 @@ struct NoRequests;
 type Ending = Box<dyn Future<Output = Result<(), Error>> + Send>;
 
 impl WasiHttpHooks for NoRequests {
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        BODY_CHUNK_BYTES
+    }
+
     fn send_request(
         &mut self,
         _request: Request<WasiBody>,

@@ -2,8 +2,8 @@
 //! ways.
 //!
 //! The guest runs as part of the future of its answer, and then of the answer's body: who drops them
-//! stops it, and there is no task to lose. It may wait for its client; it gives way at each tick; it
-//! reaches no other server.
+//! stops it, and there is no task to lose. It may wait, for its client or for a time; it gives way at each tick; it
+//! reaches no other server. An answer that it does not finish breaks off, so that no client takes it for whole.
 
 use std::error::Error;
 use std::fmt;
@@ -16,13 +16,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream;
 use http::header::{HOST, HeaderValue};
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, StreamBody};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep};
-use wasmtime::Store;
+use wasmtime::{Store, UpdateDeadline};
 use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
@@ -32,7 +33,7 @@ use super::generation::Generation;
 use super::guest::About;
 use super::host::PluginHost;
 use super::host_api::HostState;
-use super::limits::monotonic_ns;
+use super::limits::{monotonic_ns, thread_cpu_ns};
 use super::stats::{Call, PluginStats};
 
 /// What answers requests of one generation on one worker.
@@ -53,7 +54,18 @@ pub struct GuestBody {
 
 type BoxError = Box<dyn Error + Send + Sync>;
 type Answer = Result<Response<HyperOutgoingBody>, ErrorCode>;
-type RunningGuest = Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>;
+
+/// A guest at work, and how long it has been since it last sent something.
+struct RunningGuest {
+    guest: Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>,
+    ran_ns: u64,
+}
+
+/// How often it is looked what a guest holds, in ticks: that takes time by how much it is.
+const TICKS_PER_LOOK: u32 = 16;
+
+/// How long a guest may wait for a client that is in the midst of its body.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl GuestHttp {
     pub(super) fn new(generation: &Arc<Generation>, host: &PluginHost) -> Self {
@@ -61,8 +73,7 @@ impl GuestHttp {
         Self { about }
     }
 
-    /// Answers one request. For the head of the answer the guest has 30 times the call timeout, and
-    /// at least a second.
+    /// Answers one request, with the head of the answer in time.
     ///
     /// # Errors
     /// The guest failed, or gave no answer: the client gets a 502 or 504.
@@ -76,20 +87,25 @@ impl GuestHttp {
     {
         let started_ns = monotonic_ns();
         let is_client_awaited = Arc::new(AtomicBool::new(false));
-        let mut patience = Patience::new(self.about.limits.http_timeout(), &is_client_awaited);
+        let limits = self.about.limits.http;
+        let mut patience = Patience::new(limits.head_timeout, &is_client_awaited);
         let request = with_host(request).map(|body| ClientBody {
             body: Box::pin(body),
             is_awaited: is_client_awaited,
         });
         let (answer, answered) = oneshot::channel();
-        let mut guest: RunningGuest = Box::pin(run(self.about.clone(), request, answer));
+        let mut guest = RunningGuest {
+            guest: Box::pin(run(self.about.clone(), request, answer)),
+            ran_ns: 0,
+        };
         let head = head(&mut guest, answered, &mut patience).await;
         self.about
             .stats
             .record(Call::Http, monotonic_ns().saturating_sub(started_ns));
 
         let (response, is_over) = head.inspect_err(|error| failed(&self.about, error))?;
-        patience.rest();
+        patience.is_over(limits.idle_timeout);
+        guest.ran_ns = 0;
         Ok(response.map(|body| GuestBody {
             about: self.about.clone(),
             body,
@@ -119,10 +135,14 @@ async fn head(
             (answered.try_recv().ok(), true)
         }
         answer = &mut answered => (answer.ok(), false),
-        error = poll_fn(|context| patience.poll(context)) => return Err(error),
+        error = poll_fn(|context| patience.poll(context, "no head of an answer")) => return Err(error),
     };
     match answer {
-        Some(Ok(response)) => Ok((response, is_over)),
+        Some(Ok(response)) if is_over => {
+            let (head, body) = response.into_parts();
+            Ok((Response::from_parts(head, whole(body).await?), true))
+        }
+        Some(Ok(response)) => Ok((response, false)),
         Some(Err(code)) => Err(CallError::Refused {
             call: Call::Http,
             reason: format!("{code:?}"),
@@ -131,6 +151,23 @@ async fn head(
             call: Call::Http,
             what: "no answer".to_owned(),
         }),
+    }
+}
+
+/// The body of a guest that has returned. It is looked at before the head is sent, so that what is not
+/// finished is no answer at all; nothing of it has to be waited for.
+async fn whole(mut body: HyperOutgoingBody) -> Result<HyperOutgoingBody, CallError> {
+    let mut frames = Vec::new();
+    while let Some(frame) = body.frame().await {
+        frames.push(Ok(frame.map_err(|_| unfinished())?));
+    }
+    Ok(StreamBody::new(stream::iter(frames)).boxed_unsync())
+}
+
+fn unfinished() -> CallError {
+    CallError::Output {
+        call: Call::Http,
+        what: "before its answer was finished".to_owned(),
     }
 }
 
@@ -147,7 +184,15 @@ where
     let mut store = about.store();
     let _alive = Alive(Arc::clone(&about.stats));
     let _resumable = about.generation.code.engines.resumable();
-    store.epoch_deadline_async_yield_and_update(1);
+    store.data_mut().answers_http(&about.limits.http);
+    let mut n_ticks = 0_u32;
+    store.epoch_deadline_callback(move |mut store| {
+        n_ticks = n_ticks.wrapping_add(1);
+        if n_ticks.is_multiple_of(TICKS_PER_LOOK) {
+            store.data_mut().check_resources()?;
+        }
+        Ok(UpdateDeadline::Yield(1))
+    });
     store.set_epoch_deadline(1);
     call(&about, &mut store, request, answer)
         .await
@@ -183,8 +228,10 @@ where
     let out = http.new_response_outparam(answer)?;
     proxy
         .wasi_http_incoming_handler()
-        .call_handle(store, request, out)
-        .await
+        .call_handle(&mut *store, request, out)
+        .await?;
+    store.data_mut().abort_bodies();
+    Ok(())
 }
 
 /// `wasi:http` cannot say that a request names no host, which HTTP/1.0 allows.
@@ -198,17 +245,44 @@ fn with_host<B>(mut request: Request<B>) -> Request<B> {
     request
 }
 
+impl Future for RunningGuest {
+    type Output = Result<(), CallError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let before = thread_cpu_ns();
+        let polled = self.guest.as_mut().poll(context);
+        self.ran_ns += thread_cpu_ns().saturating_sub(before);
+        polled
+    }
+}
+
 impl GuestBody {
     /// What the guest's failure means for the body: it breaks off.
     fn poll_guest(&mut self, context: &mut Context<'_>) -> Result<(), CallError> {
+        let timeout = self.about.limits.http.head_timeout;
         let Some(guest) = &mut self.guest else {
             return Ok(());
         };
-        let Poll::Ready(ended) = guest.as_mut().poll(context) else {
-            return Ok(());
-        };
-        self.guest = None;
-        ended
+        match Pin::new(&mut *guest).poll(context) {
+            Poll::Ready(ended) => {
+                self.guest = None;
+                ended
+            }
+            // One that spins is not silent for others on its worker.
+            Poll::Pending if u128::from(guest.ran_ns) > timeout.as_nanos() => {
+                let call = Call::Http;
+                Err(CallError::Timeout { call, timeout })
+            }
+            Poll::Pending => Ok(()),
+        }
+    }
+
+    /// Something has come.
+    fn sent(&mut self) {
+        self.patience.is_over(self.about.limits.http.idle_timeout);
+        if let Some(guest) = &mut self.guest {
+            guest.ran_ns = 0;
+        }
     }
 
     fn break_off(&mut self, error: CallError) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
@@ -229,14 +303,20 @@ impl Body for GuestBody {
         if let Err(error) = self.poll_guest(context) {
             return self.break_off(error);
         }
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
-            self.patience.rest();
-            return Poll::Ready(
-                frame.map(|frame| frame.map_err(|error| format!("{error:?}").into())),
-            );
+        match Pin::new(&mut self.body).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if frame.data_ref().is_none_or(|data| !data.is_empty()) {
+                    self.sent();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(_))) => self.break_off(unfinished()),
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Pending => {
+                let error = ready!(self.patience.poll(context, "no more of its answer"));
+                self.break_off(error)
+            }
         }
-        let error = ready!(self.patience.poll(context));
-        self.break_off(error)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -257,55 +337,50 @@ impl fmt::Debug for GuestBody {
     }
 }
 
-/// How long a guest may stay silent. It is not its doing when it waits for its client, so that is
-/// given many times as long.
+/// How long a guest may stay silent. It is not its doing when it waits for its client.
 struct Patience {
     timeout: Duration,
     is_client_awaited: Arc<AtomicBool>,
     /// None while nothing is waited for.
     alarm: Option<Pin<Box<Sleep>>>,
-    n_left_for_client: u32,
+    /// Of waiting for the client.
+    waited: Duration,
 }
 
 impl Patience {
-    /// Timeouts that a client may take for its body.
-    const FOR_CLIENT: u32 = 60;
-
     fn new(timeout: Duration, is_client_awaited: &Arc<AtomicBool>) -> Self {
         Self {
             timeout,
             is_client_awaited: Arc::clone(is_client_awaited),
             alarm: None,
-            n_left_for_client: Self::FOR_CLIENT,
+            waited: Duration::ZERO,
         }
     }
 
-    /// Something has come.
-    fn rest(&mut self) {
+    /// Something has come. For what comes next there is so much time.
+    fn is_over(&mut self, timeout: Duration) {
+        self.timeout = timeout;
         self.alarm = None;
-        self.n_left_for_client = Self::FOR_CLIENT;
+        self.waited = Duration::ZERO;
     }
 
-    /// Ready when it is at an end.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<CallError> {
+    /// Ready when it is at an end, without what was waited for.
+    fn poll(&mut self, context: &mut Context<'_>, what: &'static str) -> Poll<CallError> {
         let timeout = self.timeout;
         let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep(timeout)));
         loop {
             ready!(alarm.as_mut().poll(context));
             if !self.is_client_awaited.load(Ordering::Relaxed) {
-                return Poll::Ready(CallError::Timeout {
-                    call: Call::Http,
-                    timeout,
-                });
+                return Poll::Ready(CallError::Silent { what, timeout });
             }
-            if self.n_left_for_client == 0 {
+            self.waited += timeout;
+            if self.waited > CLIENT_TIMEOUT {
                 let reason = "the client's body did not come".to_owned();
                 return Poll::Ready(CallError::Refused {
                     call: Call::Http,
                     reason,
                 });
             }
-            self.n_left_for_client -= 1;
             alarm.as_mut().reset(Instant::now() + timeout);
         }
     }

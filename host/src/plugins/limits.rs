@@ -1,6 +1,6 @@
 //! How far a guest may go: memory, time for one call, size of what it returns.
 //!
-//! In come the operator's two figures; out come what wasmtime asks while a guest runs, and the
+//! In come the operator's figures; out come what wasmtime asks while a guest runs, and the
 //! bounds that `bindings` holds results against. Knows nothing of what a call is about.
 
 use std::collections::BTreeMap;
@@ -37,6 +37,16 @@ pub const LOCATION_MAX_BYTES: usize = 8 << 10;
 /// that it ran.
 const WALL_CLOCK_FACTOR: u64 = 20;
 
+/// An HTTP handler has so many times the call timeout for the head of an answer, unless the operator says
+/// how long: it may wait for its client's body, and gives way to others at each tick.
+const HEAD_FACTOR: u32 = 30;
+const HEAD_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+/// As other servers give a far end that is silent.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Some runtimes make a pollable for each write and let go of none before the end: enough for bodies of some
+/// 500 MB in pieces of 8 KiB, in 15 MB of memory.
+const RESOURCES_MAX: usize = 65_536;
+
 const TABLE_ELEMENTS_MAX: usize = 100_000;
 const TABLES_MAX: usize = 64;
 const MEMORIES_MAX: usize = 16;
@@ -49,6 +59,19 @@ pub struct Limits {
     pub call_timeout: Duration,
     /// Over all memories of one instance.
     pub memory_max_bytes: usize,
+    /// Of an HTTP handler.
+    pub http: HttpLimits,
+}
+
+/// What the operator allows an HTTP handler with one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HttpLimits {
+    /// From the request to the head of the answer; and of its own running between two parts of the body.
+    pub head_timeout: Duration,
+    /// Of silence between two parts of the answer.
+    pub idle_timeout: Duration,
+    /// Held at a time.
+    pub max_resources: usize,
 }
 
 /// What the operator allows the instances of each plugin.
@@ -64,10 +87,7 @@ impl AllLimits {
     pub fn new(config: &Config) -> Self {
         let usual = Limits::new(&config.plugins);
         let own = |(name, settings): (&PluginName, &PluginSettings)| {
-            let own = Limits {
-                call_timeout: settings.call_timeout.unwrap_or(usual.call_timeout),
-                memory_max_bytes: settings.memory_max_bytes.unwrap_or(usual.memory_max_bytes),
-            };
+            let own = usual.with(&config.plugins, settings);
             (own != usual).then(|| (name.clone(), own))
         };
         Self {
@@ -77,7 +97,7 @@ impl AllLimits {
         }
     }
 
-    /// For one large file.
+    /// For one file.
     pub(super) fn compile_timeout(&self) -> Duration {
         self.compile_timeout
     }
@@ -105,6 +125,22 @@ impl Limits {
         Self {
             call_timeout: settings.call_timeout,
             memory_max_bytes: settings.memory_max_bytes,
+            http: HttpLimits::new(settings.http, settings.call_timeout),
+        }
+    }
+
+    /// What one plugin is allowed, where `[plugins]` says `usual`.
+    fn with(&self, usual: &config::Plugins, own: &PluginSettings) -> Self {
+        let call_timeout = own.call_timeout.unwrap_or(self.call_timeout);
+        let http = config::HttpLimits {
+            head_timeout: own.http.head_timeout.or(usual.http.head_timeout),
+            idle_timeout: own.http.idle_timeout.or(usual.http.idle_timeout),
+            max_resources: own.http.max_resources.or(usual.http.max_resources),
+        };
+        Self {
+            call_timeout,
+            memory_max_bytes: own.memory_max_bytes.unwrap_or(self.memory_max_bytes),
+            http: HttpLimits::new(http, call_timeout),
         }
     }
 
@@ -118,12 +154,17 @@ impl Limits {
     pub(super) fn message_max_bytes(&self) -> usize {
         self.memory_max_bytes / 3
     }
+}
 
-    /// For the head of an answer, and for each silence in its body, of an HTTP handler. It may wait
-    /// for its client's body meanwhile, so it has longer than a synchronous call; a spinning guest
-    /// gives way to others at each tick.
-    pub(super) fn http_timeout(&self) -> Duration {
-        (self.call_timeout * 30).max(Duration::from_secs(1))
+impl HttpLimits {
+    /// What is not written has its default.
+    pub fn new(written: config::HttpLimits, call_timeout: Duration) -> Self {
+        let head = || (call_timeout * HEAD_FACTOR).max(HEAD_TIMEOUT_MIN);
+        Self {
+            head_timeout: written.head_timeout.unwrap_or_else(head),
+            idle_timeout: written.idle_timeout.unwrap_or(IDLE_TIMEOUT),
+            max_resources: written.max_resources.unwrap_or(RESOURCES_MAX),
+        }
     }
 }
 
@@ -133,7 +174,7 @@ pub(super) fn monotonic_ns() -> u64 {
 }
 
 /// Nanoseconds that this thread has run.
-fn thread_cpu_ns() -> u64 {
+pub(super) fn thread_cpu_ns() -> u64 {
     nanoseconds(ClockId::ThreadCPUTime)
 }
 
@@ -275,7 +316,38 @@ mod tests {
         Limits {
             call_timeout: Duration::from_millis(call_timeout_ms),
             memory_max_bytes: 1 << 20,
+            http: HttpLimits::new(config::HttpLimits::default(), Duration::ZERO),
         }
+    }
+
+    #[test]
+    fn what_one_plugin_is_not_allowed_otherwise_is_as_all_are() {
+        let read = |lines: &str| {
+            let text = format!(
+                "{lines}\n[[listener]]\nbind = '127.0.0.1:0'\n[[route]]\npath = '/'\nhttp = 'hello'"
+            );
+            let config = Config::from_toml(&text, std::path::Path::new("")).unwrap();
+            let limits = AllLimits::new(&config).of(&PluginName::parse("hello").unwrap());
+            let HttpLimits {
+                head_timeout,
+                idle_timeout,
+                max_resources,
+            } = limits.http;
+            (
+                head_timeout.as_millis(),
+                idle_timeout.as_millis(),
+                max_resources,
+            )
+        };
+        assert_eq!(read(""), (1000, 60_000, 65_536));
+        assert_eq!(read("plugins.call_timeout_ms = 100").0, 3000);
+        assert_eq!(read("plugin.hello.call_timeout_ms = 100").0, 3000);
+        let all = "plugins.http_head_timeout_ms = 7\nplugins.http_max_resources = 300\n";
+        assert_eq!(read(all), (7, 60_000, 300));
+        let own = format!(
+            "{all}plugin.hello.http_head_timeout_ms = 8\nplugin.hello.http_idle_timeout_ms = 9"
+        );
+        assert_eq!(read(&own), (8, 9, 300));
     }
 
     #[test]

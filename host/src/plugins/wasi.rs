@@ -39,7 +39,7 @@ const WOULD_WAIT: &str =
 /// Random bytes in one call; more traps.
 const RANDOM_MAX_BYTES: u64 = 1 << 20;
 
-/// Streams, pollables, and bodies and fields of `wasi:http`, that one instance may hold.
+/// Streams, pollables and the like that one instance may hold which is called synchronously.
 const RESOURCES_MAX: usize = 256;
 
 /// The state of one guest's WASI.
