@@ -1,7 +1,7 @@
 //! Nothing is inflated past its bounds, whatever it is; and what was deflated becomes what it was.
 
 use pointsman::messages::deflate::{
-    Deflater, InflateError, Inflater, RATIO_FROM_BYTES, accept, agreed,
+    Compressors, Deflater, InflateError, Inflater, RATIO_FROM_BYTES, accept, agreed,
 };
 
 use crate::{Input, pieces};
@@ -23,7 +23,8 @@ pub(crate) fn run(data: &[u8]) {
 
 fn inflate(bytes: &[u8], cuts: u8, keeps_context: bool, ratio: Option<u32>) {
     const MAX: usize = 100_000;
-    let mut inflater = Inflater::new(keeps_context, ratio);
+    let window_bytes = if keeps_context { 32 << 10 } else { 0 };
+    let mut inflater = Inflater::new(window_bytes, ratio);
     let mut out = Vec::new();
     for piece in pieces(bytes, cuts) {
         let inflated = inflater.piece(&piece, &mut out, MAX);
@@ -44,10 +45,17 @@ fn inflate(bytes: &[u8], cuts: u8, keeps_context: bool, ratio: Option<u32>) {
 }
 
 fn round_trip(bytes: &[u8], cuts: u8, keeps_context: bool, bits: u8) {
-    let mut deflater = Deflater::new(bits, keeps_context);
-    let mut inflater = Inflater::new(keeps_context, None);
-    // Twice, so that the second refers to the first, and nothing between.
-    for message in [bytes, &[], bytes] {
+    let compressors = Compressors::default();
+    compressors.allow(1);
+    let mut deflater = Deflater::new(bits, keeps_context, &compressors);
+    let window_bytes = if keeps_context { 1 << bits } else { 0 };
+    let mut inflater = Inflater::new(window_bytes, None);
+    // The second is nothing, the third begins with an empty window, and the last refers to it.
+    for (message, begins_anew) in [(bytes, false), (&[], false), (bytes, true), (bytes, false)] {
+        if begins_anew {
+            // Somebody else's message takes the window.
+            Deflater::new(15, true, &compressors).message(bytes, &mut Vec::new());
+        }
         let mut small = Vec::new();
         deflater.message(message, &mut small);
         let mut back = Vec::new();

@@ -124,7 +124,8 @@ impl Upgraded {
             ),
             Encoder::new(
                 End::Server,
-                deflate.and_then(|agreed| agreed.deflater(End::Server)),
+                deflate
+                    .and_then(|agreed| agreed.deflater(End::Server, &worker.buffers.compressors)),
             ),
         );
         record.opened(&worker);

@@ -19,7 +19,7 @@ use crate::config::{OnFailure, PluginName, Route};
 use crate::forwarding;
 use crate::frames::FrameTracker;
 use crate::handshake::{self, Upgrade};
-use crate::messages::deflate::{self, Agreement};
+use crate::messages::deflate::{self, Agreement, Compressors};
 use crate::messages::{Decoder, Encoder, End};
 use crate::routing::policy::Refusal;
 use crate::session::filter::{Admission, Chain, Direction, Filter};
@@ -137,9 +137,12 @@ impl Filters {
 
     /// For what that far end is sent. What we put between frames that pass is not compressed: it would
     /// change what these refer to.
-    fn encoder(&self, end: End, sees: bool) -> Encoder {
+    fn encoder(&self, end: End, sees: bool, compressors: &Compressors) -> Encoder {
         let deflate = self.deflate.filter(|_| sees);
-        Encoder::new(end, deflate.and_then(|agreed| agreed.deflater(end)))
+        Encoder::new(
+            end,
+            deflate.and_then(|agreed| agreed.deflater(end, compressors)),
+        )
     }
 }
 
@@ -171,14 +174,15 @@ impl FilteredUpgrade {
         let chain = Chain::open(&filters.all, filters.on_failure);
         let sees = |from| chain.as_ref().is_ok_and(|chain| chain.wants(from));
         let (sees_up, sees_down) = (sees(Direction::FromClient), sees(Direction::FromBackend));
+        let compressors = &worker.buffers.compressors;
         let to_client = Codec {
             reader: filters.reader(&route, End::Server, sees_up),
-            encoder: filters.encoder(End::Server, sees_down),
+            encoder: filters.encoder(End::Server, sees_down, compressors),
             early: early.to_vec(),
         };
         let to_backend = Codec {
             reader: filters.reader(&route, End::Client, sees_down),
-            encoder: filters.encoder(End::Client, sees_up),
+            encoder: filters.encoder(End::Client, sees_up, compressors),
             early: from_backend.to_vec(),
         };
         let buffers = Rc::clone(&worker.buffers);

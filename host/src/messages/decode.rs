@@ -142,10 +142,12 @@ impl Decoder {
         }
     }
 
-    /// Memory for what has come of a message that is not whole yet.
+    /// Memory for what has come of a message that is not whole yet, and for what the next may refer to.
     pub fn n_held(&self) -> usize {
         let message = self.message.as_ref();
-        self.held.capacity() + message.map_or(0, |message| message.payload.capacity())
+        self.held.capacity()
+            + message.map_or(0, |message| message.payload.capacity())
+            + self.inflater.as_ref().map_or(0, Inflater::n_held)
     }
 
     /// Lets go of what it holds, for good: nothing is read any more.
@@ -464,7 +466,7 @@ impl From<InflateError> for Violation {
 #[cfg(test)]
 mod tests {
     use super::super::Encoder;
-    use super::super::deflate::Deflater;
+    use super::super::deflate::{Compressors, Deflater};
     use super::*;
     use crate::session::handler::Received;
 
@@ -629,8 +631,11 @@ mod tests {
     }
 
     fn deflating() -> (Encoder, Decoder) {
-        let encoder = Encoder::new(End::Client, Some(Deflater::new(15, true)));
-        let decoder = Decoder::new(End::Server, 100_000, Some(Inflater::new(true, None)));
+        let encoder = Encoder::new(
+            End::Client,
+            Some(Deflater::new(15, true, &Compressors::default())),
+        );
+        let decoder = Decoder::new(End::Server, 100_000, Some(Inflater::new(32 << 10, None)));
         (encoder, decoder)
     }
 
@@ -685,7 +690,7 @@ mod tests {
     fn what_is_wrong_first_is_said_whatever_the_pieces() {
         let small = |payload: &[u8]| {
             let mut small = Vec::new();
-            Deflater::new(15, true).message(payload, &mut small);
+            Deflater::new(15, true, &Compressors::default()).message(payload, &mut small);
             small
         };
         let bad_then_long = [&b"\xff"[..], &[b'x'; 200]].concat();
@@ -702,7 +707,8 @@ mod tests {
             let bytes = frame(0xc1, &payload);
             let max = if payload.len() == 8 { 0 } else { 100 };
             for size in [1, 7, bytes.len()] {
-                let mut decoder = Decoder::new(End::Server, max, Some(Inflater::new(true, None)));
+                let mut decoder =
+                    Decoder::new(End::Server, max, Some(Inflater::new(32 << 10, None)));
                 assert_eq!(read(&mut decoder, &bytes, size), [expected], "{size}");
             }
         }

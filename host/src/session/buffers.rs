@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::admin::metrics::WorkerCounters;
+use crate::messages::deflate::{Compressors, windows_in};
 
 /// As large as the largest read that pays: at 64 KiB a system call's fixed cost is a few percent of
 /// the copy.
@@ -26,6 +27,10 @@ const FAIR_BYTES: usize = 64 * 1024;
 pub struct Buffers {
     scratch: RefCell<Box<[u8]>>,
     max_held: Cell<usize>,
+    /// What compresses for the worker's sessions.
+    pub compressors: Compressors,
+    /// What of `counters` that holds.
+    n_compressors: Cell<usize>,
     /// How much is held is one of its figures.
     counters: Arc<WorkerCounters>,
 }
@@ -43,6 +48,8 @@ impl Buffers {
         Self {
             scratch: RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice()),
             max_held: Cell::new(usize::MAX),
+            compressors: Compressors::default(),
+            n_compressors: Cell::new(0),
             counters,
         }
     }
@@ -50,6 +57,16 @@ impl Buffers {
     /// All of the worker's sessions together may hold so much from now on.
     pub fn allow(&self, max_held: usize) {
         self.max_held.set(max_held);
+        self.compressors.allow(windows_in(max_held / 8));
+    }
+
+    /// For each sweep: lets go of what was not used, and counts what was.
+    pub fn sweep(&self) {
+        self.compressors.age();
+        let now = self.compressors.n_held();
+        let held = &self.counters.buffered_bytes;
+        held.add(now as u64);
+        held.sub(self.n_compressors.replace(now) as u64);
     }
 
     /// Where to read to, one session at a time, during a poll only; not as long as it could be while

@@ -566,6 +566,7 @@ impl Worker {
     fn sweep(&self) {
         self.sessions.sweep();
         self.connections.expire();
+        self.buffers.sweep();
     }
 
     /// Sends every session its Close, one after the other, and waits until all connections are gone.
