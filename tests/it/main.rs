@@ -21,6 +21,7 @@ mod hostile;
 mod http_handlers;
 mod limits;
 mod logs;
+mod memory;
 mod messages;
 mod observe;
 mod overload;

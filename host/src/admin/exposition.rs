@@ -19,8 +19,8 @@ use prometheus_client::registry::Registry;
 
 use super::metrics::UsageSample;
 use super::metrics::{
-    BackendSample, CallSample, ReloadKind, ReloadResult, STATUS_CLASSES, Scrape, TargetTotals,
-    Totals, UpgradeResult, UpstreamSample,
+    BackendSample, CallSample, Limit, ReloadKind, ReloadResult, STATUS_CLASSES, Scrape,
+    TargetTotals, Totals, UpgradeResult, UpstreamSample,
 };
 use super::process::Process;
 
@@ -149,6 +149,13 @@ impl Page {
     }
 
     fn traffic(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let ended = Limit::ALL.into_iter().zip(self.totals.ended_by_limit);
+        counters(
+            out,
+            "pointsman_sessions_ended",
+            "Sessions ended because of a limit",
+            ended.map(|(limit, n)| ([("limit", limit.label())], n)),
+        )?;
         let bytes = self
             .with_sessions()
             .flat_map(|(name, sums)| directions(name, sums.bytes));

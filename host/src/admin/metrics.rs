@@ -43,6 +43,7 @@ pub struct WorkerCounters {
     /// What sessions hold of bytes that were read and not yet sent.
     pub buffered_bytes: Count,
     upgrades: [Count; UpgradeResult::ALL.len()],
+    ended_by_limit: [Count; Limit::ALL.len()],
     targets: Mutex<Vec<Target>>,
 }
 
@@ -106,6 +107,17 @@ pub enum UpgradeResult {
     Overloaded,
     /// The client left before the answer.
     ClientGone,
+}
+
+/// What ends a session that holds memory for too long, or too much of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// A message has begun and does not come.
+    MessageTimeout,
+    /// The client takes nothing of what it is sent.
+    SendTimeout,
+    /// All sessions together hold too much, and this one most.
+    BufferedBytes,
 }
 
 /// What was reloaded.
@@ -249,6 +261,8 @@ pub(super) struct Totals {
     pub(super) handshakes_ended: u64,
     pub(super) buffered_bytes: u64,
     pub(super) upgrades: [u64; UpgradeResult::ALL.len()],
+    /// In the order of [`Limit::ALL`].
+    pub(super) ended_by_limit: [u64; Limit::ALL.len()],
     /// By name: an upstream and a handler of one name share their series.
     pub(super) targets: BTreeMap<String, TargetTotals>,
     /// Worker, open sessions, and its lag in nanoseconds.
@@ -383,6 +397,11 @@ impl WorkerCounters {
         self.upgrades[result as usize].add(1);
     }
 
+    /// A session ends because of this limit. Called by the worker only.
+    pub fn ended_by(&self, limit: Limit) {
+        self.ended_by_limit[limit as usize].add(1);
+    }
+
     /// The cells of one target, made when they are first asked for. Ask once and keep the handle:
     /// this takes a lock. Ask at start for every configured target, so that its series begin at 0.
     /// A target that leaves the configuration keeps its cells: counters must not fall.
@@ -418,6 +437,7 @@ impl WorkerCounters {
         totals.handshakes_ended += self.handshakes_ended.value();
         totals.buffered_bytes += self.buffered_bytes.value();
         add_all(&mut totals.upgrades, &self.upgrades);
+        add_all(&mut totals.ended_by_limit, &self.ended_by_limit);
         for target in locked(&self.targets).iter() {
             let sums = totals.targets.entry(target.name.clone()).or_default();
             sums.has_sessions |= target.kind != TargetKind::Http;
@@ -486,6 +506,20 @@ impl UpgradeResult {
     }
 }
 
+impl Limit {
+    /// In the order of declaration.
+    pub const ALL: [Self; 3] = [Self::MessageTimeout, Self::SendTimeout, Self::BufferedBytes];
+
+    /// As in metrics: the key that sets it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::MessageTimeout => "message_timeout",
+            Self::SendTimeout => "send_timeout",
+            Self::BufferedBytes => "max_buffered_bytes",
+        }
+    }
+}
+
 impl ReloadKind {
     /// In the order of declaration.
     pub const ALL: [Self; 3] = [Self::Plugin, Self::Config, Self::Backends];
@@ -533,6 +567,9 @@ mod tests {
     fn every_label_stands_at_its_own_place() {
         for (place, result) in UpgradeResult::ALL.into_iter().enumerate() {
             assert_eq!(result as usize, place, "{}", result.label());
+        }
+        for (place, limit) in Limit::ALL.into_iter().enumerate() {
+            assert_eq!(limit as usize, place);
         }
         for (place, kind) in ReloadKind::ALL.into_iter().enumerate() {
             assert_eq!(kind as usize, place);

@@ -45,8 +45,8 @@ const MAX_WORKERS: usize = 256;
 const MAX_CONNECTIONS: usize = 10_000_000;
 /// Longest wait before a client has its answer: ten minutes.
 pub(super) const MAX_TIMEOUT_MS: u64 = 600_000;
-/// Longest silence within an answer of an HTTP handler: a day.
-const MAX_HTTP_IDLE_MS: u64 = 86_400_000;
+/// Longest silence in the middle of something: a day.
+const MAX_SILENCE_MS: u64 = 86_400_000;
 /// The least is what a request without a body needs, many times over; the most takes some 200 MB.
 const HTTP_RESOURCES: RangeInclusive<usize> = 256..=1_000_000;
 const MAX_DRAIN_SECS: u64 = 86_400;
@@ -259,7 +259,7 @@ fn http_limits(s: &mut Section<'_, '_>) -> HttpLimits {
     };
     HttpLimits {
         head_timeout: millis("http_head_timeout_ms", MAX_TIMEOUT_MS),
-        idle_timeout: millis("http_idle_timeout_ms", MAX_HTTP_IDLE_MS),
+        idle_timeout: millis("http_idle_timeout_ms", MAX_SILENCE_MS),
         max_resources: s.number_if_written(
             "http_max_resources",
             "a number of resources",
@@ -367,6 +367,8 @@ pub(super) fn route_to(
         origins: s.texts("origins", ORIGIN, names::origin),
         idle_timeout: s.secs("idle_timeout_secs", 1..=MAX_IDLE_SECS, 3600),
         ping_interval: Some(ping_interval).filter(|interval| !interval.is_zero()),
+        message_timeout: s.millis("message_timeout_ms", 1..=MAX_SILENCE_MS, 30_000),
+        send_timeout: s.millis("send_timeout_ms", 1..=MAX_SILENCE_MS, 60_000),
         max_message_bytes: s.number_if_written("max_message_bytes", BYTES, 1..=MAX_MESSAGE_BYTES),
         max_inflate_ratio: Some(s.number(
             "max_inflate_ratio",
@@ -525,6 +527,8 @@ on_failure = "bypass"
 origins = ["https://app.example.org"]
 idle_timeout_secs = 3600
 ping_interval_secs = 20
+message_timeout_ms = 10000
+send_timeout_ms = 86400000
 max_message_bytes = 1048576
 deflate = "strip"
 max_inflate_ratio = 200
@@ -717,6 +721,8 @@ handler = 'echo'
                     origins: vec!["https://app.example.org".to_owned()],
                     idle_timeout: Duration::from_secs(3600),
                     ping_interval: Some(Duration::from_secs(20)),
+                    message_timeout: Duration::from_secs(10),
+                    send_timeout: Duration::from_secs(86_400),
                     max_message_bytes: Some(1 << 20),
                     max_inflate_ratio: Some(200),
                     deflate: false,
@@ -731,6 +737,8 @@ handler = 'echo'
                     origins: Vec::new(),
                     idle_timeout: Duration::from_secs(3600),
                     ping_interval: None,
+                    message_timeout: Duration::from_secs(30),
+                    send_timeout: Duration::from_secs(60),
                     max_message_bytes: None,
                     max_inflate_ratio: None,
                     deflate: true,
@@ -745,6 +753,8 @@ handler = 'echo'
                     origins: Vec::new(),
                     idle_timeout: Duration::from_secs(3600),
                     ping_interval: None,
+                    message_timeout: Duration::from_secs(30),
+                    send_timeout: Duration::from_secs(60),
                     max_message_bytes: None,
                     max_inflate_ratio: None,
                     deflate: true,
@@ -1098,6 +1108,18 @@ filters = ['tap']
                 "-1",
                 "86401",
                 "a number of seconds, 0 to 86400",
+            ),
+            (
+                "message_timeout_ms",
+                "0",
+                "86400001",
+                "a number of milliseconds, 1 to 86400000",
+            ),
+            (
+                "send_timeout_ms",
+                "0",
+                "86400001",
+                "a number of milliseconds, 1 to 86400000",
             ),
             (
                 "max_message_bytes",

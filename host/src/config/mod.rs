@@ -242,6 +242,12 @@ pub struct Route {
     pub idle_timeout: Duration,
     /// How often a silent far end is pinged; none: never. `ping_interval_secs`, default 0.
     pub ping_interval: Option<Duration>,
+    /// How long a message may take to come whole, where it is held: at a handler, and for what filters look
+    /// at. It begins anew as long as the message comes on. `message_timeout_ms`, default 30 s.
+    pub message_timeout: Duration,
+    /// How long a client may take nothing of what it is sent, where messages are held. `send_timeout_ms`,
+    /// default 60 s.
+    pub send_timeout: Duration,
     /// Longest message. Default 1 MiB at a handler, and for what filters look at; at an upstream,
     /// where messages are relayed and not held, none unless it is written.
     pub max_message_bytes: Option<u64>,

@@ -17,6 +17,7 @@ use crate::config::{PluginName, Route};
 use crate::handshake::{self, Upgrade};
 use crate::messages::deflate::{self, Agreement};
 use crate::messages::{Decoder, Encoder, End};
+use crate::session::buffers::WindowRoom;
 use crate::session::handled::Handled;
 use crate::session::handler::{Facts, Handler, PluginError};
 use crate::session::outbox::outbox;
@@ -29,6 +30,7 @@ pub(super) struct Upgraded {
     facts: Facts,
     record: Record,
     deflate: Option<Agreement>,
+    window: Option<WindowRoom>,
 }
 
 /// Leads an upgrade to a handler.
@@ -72,7 +74,13 @@ pub(super) fn upgrade(
     let mut headers = handshake::accept_headers(&asked, subprotocol.as_deref());
     let offers = handshake::offered_extensions(&head.headers);
     let deflate = deflate::accept(&offers).filter(|_| route.deflate);
-    let deflate = deflate.map(|(agreed, answer)| {
+    let mut window = None;
+    let deflate = deflate.map(|(mut agreed, mut answer)| {
+        let buffers = &exchange.worker.buffers;
+        window = buffers.window_room(agreed.window_bytes(End::Server));
+        if window.is_none() {
+            deflate::without_client_context(&mut agreed, &mut answer);
+        }
         let answer = HeaderValue::try_from(answer).ok();
         headers.extend(answer.map(|answer| (header::SEC_WEBSOCKET_EXTENSIONS, answer)));
         agreed
@@ -83,6 +91,7 @@ pub(super) fn upgrade(
         facts,
         record,
         deflate,
+        window,
     };
     Ok(Answered::upgraded(
         headers,
@@ -105,6 +114,7 @@ impl Upgraded {
             facts,
             record,
             deflate,
+            window,
         } = *self;
         let route = Arc::clone(&record.route);
         let max_ratio = route.max_inflate_ratio;
@@ -146,7 +156,7 @@ impl Upgraded {
             let report = ready!(session.poll_report(cx));
             record.closed(&worker, &report);
             // Counted until here, and open until the task is dropped.
-            let _ = &count;
+            let _ = (&count, &window);
             Poll::Ready(())
         })
     }

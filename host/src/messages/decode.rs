@@ -36,7 +36,7 @@ pub enum Incoming<'a> {
 /// The far end has broken the protocol: it is told this code, and no more of it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Violation {
-    /// 1002, 1007 or 1009.
+    /// 1002, 1007 or 1009; 1008 or 1013 where it is a limit of ours.
     pub code: u16,
     /// For the log, and short enough for a Close frame.
     pub reason: &'static str,
@@ -55,8 +55,22 @@ pub struct Decoder {
     message: Option<Partial>,
     /// The message that was shown last is let go of at the next call.
     is_shown: bool,
+    /// Of the message under way, as it came.
+    n_came: u64,
+    /// Messages, and control frames that were within none.
+    n_whole: u64,
     /// The payload of the control frame that was shown last.
     control: [u8; CONTROL_MAX_BYTES],
+}
+
+/// A message, or a frame outside of one, of which some has come and not all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnderWay {
+    /// Tells it from those before it.
+    pub nth: u64,
+    /// Its payload so far, as it came, and no more than a message may have. Headers do not count, nor do
+    /// control frames within a message.
+    pub n_bytes: u64,
 }
 
 /// A frame's header.
@@ -88,6 +102,11 @@ impl Violation {
         code: 1013,
         reason: "no room for this message now",
     };
+    /// A message has begun and does not come (RFC 6455 section 7.4.1: a policy is violated).
+    pub const TOO_SLOW: Self = Self {
+        code: 1008,
+        reason: "a message takes too long",
+    };
 }
 
 impl Decoder {
@@ -102,6 +121,8 @@ impl Decoder {
             frame: None,
             message: None,
             is_shown: false,
+            n_came: 0,
+            n_whole: 0,
             control: [0; CONTROL_MAX_BYTES],
         }
     }
@@ -148,6 +169,19 @@ impl Decoder {
         self.held.capacity()
             + message.map_or(0, |message| message.payload.capacity())
             + self.inflater.as_ref().map_or(0, Inflater::n_held)
+    }
+
+    /// What has begun to come, if something has.
+    pub fn under_way(&self) -> Option<UnderWay> {
+        let n_bytes = match &self.message {
+            Some(_) if !self.is_shown => self.n_came.min(self.max_message_bytes as u64),
+            _ if self.held.is_empty() => return None,
+            _ => 0,
+        };
+        Some(UnderWay {
+            nth: self.n_whole,
+            n_bytes,
+        })
     }
 
     /// Lets go of what it holds, for good: nothing is read any more.
@@ -259,6 +293,9 @@ impl Decoder {
             false => payload.copy_from_slice(&self.held[frame.header_len..]),
         }
         self.held = Vec::new();
+        if self.message.is_none() {
+            self.n_whole += 1;
+        }
         if let Some(key) = frame.key {
             mask(payload, key, 0);
         }
@@ -283,6 +320,7 @@ impl Decoder {
         };
         if let Some(kind) = kind {
             check(self.message.is_none(), "a message begins within another")?;
+            self.n_came = 0;
             self.message = Some(Partial {
                 kind,
                 is_compressed: frame.is_compressed,
@@ -319,6 +357,7 @@ impl Decoder {
         input: &mut &'a mut [u8],
     ) -> Result<Incoming<'a>, Violation> {
         self.message = None;
+        self.n_whole += 1;
         let payload = take(input, frame.len as usize);
         if let Some(key) = frame.key {
             mask(payload, key, 0);
@@ -340,6 +379,7 @@ impl Decoder {
             mask(piece, key, frame.len - frame.left);
         }
         frame.left -= piece.len() as u64;
+        self.n_came += piece.len() as u64;
         let is_over = frame.left == 0;
         match (&mut self.inflater, message.is_compressed) {
             (Some(inflater), true) => {
@@ -363,6 +403,7 @@ impl Decoder {
 
     fn show_assembled(&mut self) -> Result<Incoming<'_>, Violation> {
         self.is_shown = true;
+        self.n_whole += 1;
         match &self.message {
             Some(message) => match message.kind {
                 MessageKind::Text => text(&message.payload),
@@ -620,6 +661,47 @@ mod tests {
         let mut decoder = Decoder::new(End::Server, 100, None);
         let fits = [frame(0x02, &[0; 60]), frame(0x80, &[0; 40])].concat();
         assert_eq!(read(&mut decoder, &fits, 9), ["Binary 100 bytes, 0"]);
+    }
+
+    #[test]
+    fn what_is_under_way_is_measured_by_its_payload() {
+        let mut decoder = server();
+        let mut n_seen = 0;
+        let mut check = |bytes: &[u8], expected: Option<(u64, u64)>| {
+            read(&mut decoder, bytes, 3);
+            n_seen += 1;
+            let found = decoder.under_way().map(|it| (it.nth, it.n_bytes));
+            assert_eq!(found, expected, "look {n_seen}");
+        };
+        check(&[], None);
+        check(&frame(0x81, b"whole"), None);
+        let long = frame(0x02, &[7; 300]);
+        check(&long[..1], Some((1, 0)));
+        check(&long[1..8], Some((1, 0)));
+        check(&long[8..30], Some((1, 22)));
+        check(&long[30..], Some((1, 300)));
+        // Neither a Ping nor an empty fragment brings it on.
+        check(&frame(0x89, b"?"), Some((1, 300)));
+        check(&frame(0x00, b""), Some((1, 300)));
+        check(&frame(0x89, b"?")[..4], Some((1, 300)));
+        check(&frame(0x89, b"?")[4..], Some((1, 300)));
+        check(&frame(0x80, b"end"), None);
+        check(&frame(0x89, b"ping")[..7], Some((2, 0)));
+        check(&frame(0x89, b"ping")[7..], None);
+        check(&frame(0x82, &[7; 300])[..20], Some((3, 12)));
+
+        // Blocks of nothing come to no message, however many.
+        let (_, mut decoder) = deflating();
+        let nothing = [0x00, 0x00, 0x00, 0xff, 0xff].repeat(100);
+        read(&mut decoder, &frame(0x42, &nothing), 1000);
+        for _ in 0..300 {
+            read(&mut decoder, &frame(0x00, &nothing), 1000);
+        }
+        let expected = UnderWay {
+            nth: 0,
+            n_bytes: 100_000,
+        };
+        assert_eq!(decoder.under_way(), Some(expected));
     }
 
     #[test]

@@ -8,7 +8,7 @@ pub mod decode;
 pub mod deflate;
 pub mod encode;
 
-pub use decode::{Decoder, Incoming, Violation};
+pub use decode::{Decoder, Incoming, UnderWay, Violation};
 pub use encode::Encoder;
 
 /// Which end of a connection we are.

@@ -6,7 +6,9 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use rustix::net::sockopt::set_tcp_user_timeout;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
@@ -71,6 +73,18 @@ impl Stream for TcpStream {
             }
         }
     }
+}
+
+/// Has the kernel end a connection whose far end takes nothing of what waits for it, for so long: the next
+/// write fails with [`io::ErrorKind::TimedOut`] then. None: never. The kernel sees each byte that is taken;
+/// whether a write would succeed tells of a third of its buffer at a time only.
+///
+/// # Errors
+/// The connection is broken.
+pub fn set_send_timeout(socket: &TcpStream, timeout: Option<Duration>) -> io::Result<()> {
+    let millis = timeout.map_or(0, |timeout| timeout.as_millis().clamp(1, u32::MAX.into()));
+    set_tcp_user_timeout(socket, millis as u32)?;
+    Ok(())
 }
 
 /// Moves up to `room` bytes; none: the socket is not ready. Where fewer were moved it is not ready

@@ -34,6 +34,7 @@ use crate::drain;
 use crate::listener;
 use crate::log::ErrorLog;
 use crate::overload::descriptors::Descriptors;
+use crate::session::buffers::HeldByAll;
 use crate::site::{Connectors, Drained, Outside, Site};
 use crate::systemd::Inherited;
 use crate::watch::{Change, Watch};
@@ -148,6 +149,8 @@ impl Server {
         )));
         let loads = Arc::new(Loads::new(config.workers));
         let clients = Arc::default();
+        let counters = (0..config.workers).map(|index| metrics.worker(index));
+        let held = Arc::new(HeldByAll::new(counters.collect()));
         let (givers, givens) = worker::giving(config.workers);
         let (asks, asked) = worker::asking(config.workers);
         let mut addresses = Vec::new();
@@ -174,6 +177,7 @@ impl Server {
                 drain: drain.clone(),
                 access_log: AccessLog::new(logs.access.clone()),
                 counters,
+                held: Arc::clone(&held),
                 plugin_host: registry.host(index),
                 loads: Arc::clone(&loads),
                 clients: Arc::clone(&clients),

@@ -4,7 +4,8 @@
 //! filter wants is read as messages: checked, assembled, inflated, shown, and sent on in one frame. A
 //! direction that nobody wants passes as frames, as in a relay. Control frames pass in both. What one
 //! read brings is sent on by one write, and a side that does not take what it is sent stops the other
-//! from being read.
+//! from being read. Twice a second, while there is something to look at, it is looked whether messages
+//! come on and the client takes what it is sent.
 //!
 //! Each side is heard until it has closed or gone, and told things until it was told a Close:
 //!
@@ -16,6 +17,7 @@
 //!
 //! The session is over when neither is heard any more and both have taken what they were told.
 
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,12 +31,13 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::buffers::{Buffers, Held};
 use super::filter::{Aside, Chain, Direction, Passage};
 use super::handler::{CloseReason, Message, Received};
-use super::speaker::Speaker;
+use super::pace::Pace;
+use super::speaker::{Speaker, UNSENT_MAX_BYTES};
 use super::{EndReport, Ender, OpenCount, Order, Registration};
-use crate::admin::metrics::TargetCounters;
+use crate::admin::metrics::{Limit, TargetCounters};
 use crate::frames::FrameTracker;
-use crate::messages::{Decoder, Encoder, Incoming, Violation};
-use crate::relay::stream::Stream as _;
+use crate::messages::{Decoder, Encoder, Incoming, UnderWay, Violation};
+use crate::relay::stream::{Stream as _, set_send_timeout};
 use crate::upstream::tls::BackendStream;
 
 /// RFC 6455 sections 7.4.1 and 11.7.
@@ -60,6 +63,8 @@ pub struct Filtered {
     begun: Instant,
     end: Option<(Ender, Option<u16>)>,
     is_cut: bool,
+    /// The kernel ends the client's connection if it takes nothing for so long.
+    has_send_timeout: bool,
     owed: Option<Owed>,
     bytes_up: u64,
     bytes_down: u64,
@@ -89,7 +94,10 @@ pub enum Reader {
 #[derive(Debug)]
 struct Side {
     reader: Reader,
-    early: Vec<u8>,
+    /// Read, and not looked at yet: arrived behind the handshake, or behind messages that have to go out
+    /// first.
+    unread: Vec<u8>,
+    pace: Pace,
     speaker: Speaker,
     /// Ours, waiting for the end of a message that passes to this side.
     aside: Vec<u8>,
@@ -144,6 +152,9 @@ impl Filtered {
             Ok(chain) => (chain, None),
             Err(reason) => (Chain::empty(), Some(reason)),
         };
+        let held = Held::new(buffers, &registration.control);
+        let bytes_up = client.early.len() as u64;
+        counters.bytes_up.add(bytes_up);
         let mut session = Self {
             client_stream,
             backend_stream,
@@ -153,12 +164,13 @@ impl Filtered {
             registration,
             counters,
             _open,
-            held: Held::new(buffers),
+            held,
             begun: Instant::now(),
             end: None,
             is_cut: false,
+            has_send_timeout: false,
             owed: None,
-            bytes_up: 0,
+            bytes_up,
             bytes_down: 0,
         };
         if let Some(reason) = failed {
@@ -171,7 +183,7 @@ impl Filtered {
     /// [`super::relayed::Relayed::poll_report`].
     pub fn poll_report(&mut self, cx: &mut Context<'_>) -> Poll<EndReport> {
         let polled = self.poll(cx);
-        self.held.set(self.client.n_held() + self.backend.n_held());
+        self.account();
         if polled.is_pending() {
             return Poll::Pending;
         }
@@ -189,6 +201,20 @@ impl Filtered {
         Poll::Ready(report)
     }
 
+    /// Says what is held, and whether it should be looked at before long.
+    fn account(&mut self) {
+        self.held.demand(self.n_held());
+        let is_sending = self.client.speaker.rest().is_some() || self.has_send_timeout;
+        let is_under_way = [&self.client, &self.backend].map(Side::under_way) != [None, None];
+        self.registration
+            .control
+            .want_looks(is_sending || is_under_way);
+    }
+
+    fn n_held(&self) -> usize {
+        self.client.n_held() + self.backend.n_held()
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             while let Poll::Ready(order) = self.registration.control.poll_order(cx) {
@@ -200,13 +226,14 @@ impl Filtered {
                 return Poll::Ready(());
             }
             let mut has_moved = false;
-            if backend_takes && !self.client.speaker.is_behind() {
+            if backend_takes && !self.client.is_behind_by(0) {
                 has_moved |= self.poll_read(cx, Direction::FromClient).is_ready();
             }
-            if client_takes && !self.backend.speaker.is_behind() {
+            if client_takes && !self.backend.is_behind_by(0) {
                 has_moved |= self.poll_read(cx, Direction::FromBackend).is_ready();
             }
             if self.client.told == Told::Open {
+                let client_takes = client_takes && !self.client.is_behind_by(0);
                 has_moved |= self.poll_chain(cx, client_takes).is_ready();
             }
             if let Some(owed) = &mut self.owed
@@ -232,9 +259,9 @@ impl Filtered {
         if matches!(source.heard, Heard::Closed | Heard::Ended) {
             return Poll::Pending;
         }
-        if !source.early.is_empty() {
-            let mut early = std::mem::take(&mut source.early);
-            self.take_in(from, &mut early);
+        if !source.unread.is_empty() {
+            let mut unread = std::mem::take(&mut source.unread);
+            self.take_in(from, &mut unread);
             return Poll::Ready(());
         }
         let buffers = Rc::clone(self.held.buffers());
@@ -246,47 +273,104 @@ impl Filtered {
         received.map(|received| match received.unwrap_or(0) {
             0 => self.ended(from),
             n => {
+                self.heard(from, n as u64);
                 self.take_in(from, &mut scratch[..n]);
-                self.check_held(from);
             }
         })
     }
 
-    /// Gives up a message that there is no memory for.
-    fn check_held(&mut self, from: Direction) {
-        let (source, _) = sides(&mut self.client, &mut self.backend, from);
-        if self.held.is_too_much(source.reader.n_held()) {
-            self.ends(Ender::Host, Some(Violation::NO_ROOM.code));
-            self.refuse(from, Violation::NO_ROOM);
+    /// Looks after what should not last.
+    fn look(&mut self) {
+        let route = &self.registration.control.place.route;
+        let is_sending = self.client.speaker.rest().is_some();
+        if is_sending != self.has_send_timeout {
+            let timeout = is_sending.then_some(route.send_timeout);
+            // A failure says that the client is gone, which the next write finds, too.
+            let set = set_send_timeout(&self.client_stream, timeout);
+            self.has_send_timeout = set.is_ok() && is_sending;
+        }
+        let (now, allowed) = (Instant::now(), route.message_timeout);
+        // While others have to take something first, a side is not heard.
+        let is_heard = [
+            self.backend.speaker.rest().is_none() && !self.client.is_behind_by(0),
+            !is_sending && !self.backend.is_behind_by(0),
+        ];
+        let mut too_slow = None;
+        for (from, is_heard) in [Direction::FromClient, Direction::FromBackend]
+            .into_iter()
+            .zip(is_heard)
+        {
+            let (source, _) = sides(&mut self.client, &mut self.backend, from);
+            let under_way = source.under_way().filter(|_| is_heard);
+            if source.pace.is_too_slow(now, allowed, under_way) {
+                too_slow.get_or_insert(from);
+            }
+        }
+        if let Some(from) = too_slow {
+            self.held.buffers().counters.ended_by(Limit::MessageTimeout);
+            self.give_up(from, Violation::TOO_SLOW);
         }
     }
 
-    fn take_in(&mut self, from: Direction, input: &mut [u8]) {
-        let n = input.len() as u64;
+    /// Lets go of most of what is held: what a side has sent of a message, or what it does not take.
+    fn shed(&mut self) {
+        self.held.buffers().counters.ended_by(Limit::BufferedBytes);
+        let [client, backend] =
+            [&self.client, &self.backend].map(|side| (side.n_read(), side.n_sent()));
+        let most = client.0.max(client.1).max(backend.0).max(backend.1);
+        match most {
+            most if most == client.0 => self.give_up(Direction::FromClient, Violation::NO_ROOM),
+            most if most == backend.0 => self.give_up(Direction::FromBackend, Violation::NO_ROOM),
+            most if most == client.1 => self.let_go(Direction::FromClient),
+            _ => self.let_go(Direction::FromBackend),
+        }
+    }
+
+    /// Gives up a side that takes nothing: it cannot be told.
+    fn let_go(&mut self, side: Direction) {
+        let Violation { code, reason } = Violation::NO_ROOM;
+        self.ends(Ender::Host, Some(code));
+        self.tell_close(other(side), Some(code), reason);
+        self.lost(side);
+    }
+
+    /// Ends a session for what a side does that breaks no protocol.
+    fn give_up(&mut self, from: Direction, violation: Violation) {
+        self.ends(Ender::Host, Some(violation.code));
+        self.refuse(from, violation);
+    }
+
+    fn heard(&mut self, from: Direction, n: u64) {
         let control = &self.registration.control;
-        let source = match from {
+        match from {
             Direction::FromClient => {
                 self.bytes_up += n;
                 self.counters.bytes_up.add(n);
                 control.client_heard();
-                &mut self.client
             }
-            Direction::FromBackend => {
-                control.backend_heard();
-                &mut self.backend
-            }
-        };
+            Direction::FromBackend => control.backend_heard(),
+        }
+    }
+
+    fn take_in(&mut self, from: Direction, input: &mut [u8]) {
+        let (source, _) = sides(&mut self.client, &mut self.backend, from);
         match source.reader {
             Reader::Messages(_) => self.look_at(from, input),
             Reader::Frames(_) => self.pass_on(from, input),
         }
     }
 
-    /// Takes messages out of what was read, and shows them to the filters.
+    /// Takes messages out of what was read, and shows them to the filters. Where these make much more of
+    /// them, what is left waits until that is sent.
     fn look_at(&mut self, from: Direction, mut input: &mut [u8]) {
+        let n_input = input.len();
         loop {
             let (source, target) = sides(&mut self.client, &mut self.backend, from);
             if source.heard != Heard::Open {
+                return;
+            }
+            if source.is_behind_by(n_input) || target.is_behind_by(n_input) {
+                source.unread = input.to_vec();
                 return;
             }
             let Reader::Messages(decoder) = &mut source.reader else {
@@ -442,6 +526,8 @@ impl Filtered {
                 let reason = String::new();
                 self.close(by, &CloseReason { code, reason });
             }
+            Order::Look => self.look(),
+            Order::Shed => self.shed(),
             Order::Cut(by) => {
                 self.ends(by, None);
                 self.is_cut = true;
@@ -474,6 +560,7 @@ impl Filtered {
     fn refuse(&mut self, from: Direction, Violation { code, reason }: Violation) {
         let (source, _) = sides(&mut self.client, &mut self.backend, from);
         source.heard = Heard::Refused;
+        source.unread = Vec::new();
         if let Reader::Messages(decoder) = &mut source.reader {
             decoder.forget();
         }
@@ -523,6 +610,15 @@ impl Filtered {
         self.ends(ender(from), None);
     }
 
+    /// A side takes nothing more.
+    fn lost(&mut self, lost: Direction) {
+        let (side, _) = sides(&mut self.client, &mut self.backend, lost);
+        side.speaker.forget();
+        side.aside = Vec::new();
+        side.told = Told::Shut;
+        self.ended(lost);
+    }
+
     /// Sends a side our Close, behind the message that passes to it.
     fn tell_close(&mut self, to: Direction, code: Option<u16>, reason: &str) {
         let (side, feeding) = sides(&mut self.client, &mut self.backend, to);
@@ -560,10 +656,14 @@ impl Filtered {
                         self.counters.bytes_down.add(n as u64);
                     }
                 }
-                Poll::Ready(Err(_)) => {
-                    target.speaker.forget();
-                    target.told = Told::Shut;
-                    self.ended(other(direction));
+                Poll::Ready(Err(error)) => {
+                    let is_client = direction == Direction::FromBackend;
+                    if is_client && self.has_send_timeout && error.kind() == io::ErrorKind::TimedOut
+                    {
+                        self.held.buffers().counters.ended_by(Limit::SendTimeout);
+                        self.ends(Ender::Host, None);
+                    }
+                    self.lost(other(direction));
                     return Poll::Ready(());
                 }
                 Poll::Pending => return Poll::Pending,
@@ -602,7 +702,8 @@ impl Side {
     ) -> Self {
         Self {
             reader,
-            early,
+            unread: early,
+            pace: Pace::default(),
             speaker: Speaker::new(encoder),
             aside: Vec::new(),
             heard: Heard::Open,
@@ -612,7 +713,30 @@ impl Side {
     }
 
     fn n_held(&self) -> usize {
-        self.reader.n_held() + self.speaker.n_held() + self.aside.capacity()
+        self.n_read() + self.n_sent()
+    }
+
+    /// Memory for what it has sent.
+    fn n_read(&self) -> usize {
+        self.reader.n_held() + self.unread.capacity()
+    }
+
+    /// Memory for what it has not taken yet.
+    fn n_sent(&self) -> usize {
+        self.speaker.n_held() + self.aside.capacity()
+    }
+
+    /// More waits to be sent to it than should, and `allowed` bytes more, as [`Speaker::is_behind_by`].
+    fn is_behind_by(&self, allowed: usize) -> bool {
+        self.speaker.is_behind_by(allowed) || self.aside.len() > UNSENT_MAX_BYTES + allowed
+    }
+
+    /// What it has begun to send, where that is assembled.
+    fn under_way(&self) -> Option<UnderWay> {
+        match &self.reader {
+            Reader::Messages(decoder) => decoder.under_way(),
+            Reader::Frames(_) => None,
+        }
     }
 
     /// Messages that passed as frames, and so were not counted by who spoke them.

@@ -4,7 +4,8 @@
 //! In go an upgraded stream and a handler's session; out comes the [`EndReport`]. Pings, fragments,
 //! sizes, UTF-8, compression and the closing handshake are settled here; the handler sees data messages
 //! only, where they were read. What one read brings is answered by one write, and a client that does
-//! not take its answers is not read from.
+//! not take its answers is not read from. Twice a second, while there is something to look at, it is
+//! looked whether a message comes on and the client takes what it is sent.
 //!
 //! ```text
 //!   Open ── their Close ─────> Answered ── flushed ─────────────────────────> Done
@@ -13,6 +14,7 @@
 //!    └─ a violation: our Close ──> Refusing ── flushed, shut down, their end ─> Done
 //! ```
 
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -27,19 +29,24 @@ use super::handler::{
     CloseReason, HandlerSession, Interest, Message, PluginError, Received, Verdict,
 };
 use super::outbox::{Inbox, Outbound};
+use super::pace::Pace;
 use super::speaker::Speaker;
 use super::{EndReport, Ender, OpenCount, Order, Registration};
-use crate::admin::metrics::TargetCounters;
+use crate::admin::metrics::{Limit, TargetCounters};
 use crate::messages::{Decoder, Encoder, Incoming, Violation};
-use crate::relay::stream::Stream as _;
+use crate::relay::stream::{Stream as _, set_send_timeout};
 
 /// A session at a handler.
 #[derive(Debug)]
 pub struct Handled {
     stream: TcpStream,
     decoder: Decoder,
-    /// Arrived behind the request, and not looked at yet.
-    early: Vec<u8>,
+    /// Read, and not looked at yet: arrived behind the request, or behind a message whose answer has to go
+    /// out first.
+    unread: Vec<u8>,
+    pace: Pace,
+    /// The kernel ends the connection if the client takes nothing for so long.
+    has_send_timeout: bool,
     speaker: Speaker,
     /// None: it failed when the session was opened.
     handler: Option<Box<dyn HandlerSession>>,
@@ -94,10 +101,13 @@ impl Handled {
             .map_or(Interest::NONE, |handler| handler.interest());
         let _open = OpenCount::new(&counters);
         counters.bytes_up.add(early.len() as u64);
+        let held = Held::new(buffers, &registration.control);
         let mut session = Self {
             stream,
             decoder,
-            early: early.to_vec(),
+            unread: early.to_vec(),
+            pace: Pace::default(),
+            has_send_timeout: false,
             speaker: Speaker::new(encoder),
             handler,
             interest,
@@ -106,7 +116,7 @@ impl Handled {
             registration,
             counters,
             _open,
-            held: Held::new(buffers),
+            held,
             begun: Instant::now(),
             phase: Phase::Open,
             end: None,
@@ -122,7 +132,7 @@ impl Handled {
     /// [`super::relayed::Relayed::poll_report`].
     pub fn poll_report(&mut self, cx: &mut Context<'_>) -> Poll<EndReport> {
         let polled = self.poll(cx);
-        self.held.set(self.speaker.n_held() + self.decoder.n_held());
+        self.account();
         ready!(polled);
         let (ended_by, code) = self.end.unwrap_or((Ender::Client, None));
         let report = EndReport {
@@ -166,11 +176,29 @@ impl Handled {
         }
     }
 
+    /// Says what is held, and whether it should be looked at before long.
+    fn account(&mut self) {
+        self.held.demand(self.n_held());
+        let is_under_way = self.decoder.under_way().is_some();
+        let is_sending = self.speaker.rest().is_some() || self.has_send_timeout;
+        let control = &self.registration.control;
+        control.want_looks(is_under_way || is_sending);
+    }
+
+    fn n_held(&self) -> usize {
+        self.speaker.n_held() + self.n_read()
+    }
+
+    /// Memory for what the client has sent.
+    fn n_read(&self) -> usize {
+        self.decoder.n_held() + self.unread.capacity()
+    }
+
     /// Takes one step: what the client sends, then what the handler has for it, then a tick.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.early.is_empty() {
-            let mut early = std::mem::take(&mut self.early);
-            self.read(&mut early);
+        if !self.unread.is_empty() {
+            let mut unread = std::mem::take(&mut self.unread);
+            self.read(&mut unread);
             return Poll::Ready(());
         }
         let buffers = Rc::clone(self.held.buffers());
@@ -184,7 +212,6 @@ impl Handled {
                     self.registration.control.client_heard();
                     self.registration.control.backend_heard();
                     self.read(&mut scratch[..n]);
-                    self.check_held();
                 }
             }
             return Poll::Ready(());
@@ -218,9 +245,15 @@ impl Handled {
         }
     }
 
-    /// Looks at bytes of the client.
+    /// Looks at bytes of the client. Where they are answered by much more than they are, what is left
+    /// of them waits until that is sent.
     fn read(&mut self, mut input: &mut [u8]) {
+        let n_input = input.len();
         while matches!(self.phase, Phase::Open | Phase::Closing) {
+            if self.speaker.is_behind_by(n_input) {
+                self.unread = input.to_vec();
+                return;
+            }
             let Self {
                 decoder,
                 speaker,
@@ -307,11 +340,42 @@ impl Handled {
                 },
             ),
             Order::Ping | Order::Close(..) => {}
-            Order::Cut(by) => {
-                self.ends(by, None);
-                self.speaker.forget();
-                self.phase = Phase::Done;
-            }
+            Order::Look => self.look(),
+            Order::Shed => self.shed(),
+            Order::Cut(by) => self.cut(by),
+        }
+    }
+
+    fn cut(&mut self, by: Ender) {
+        self.ends(by, None);
+        self.speaker.forget();
+        self.phase = Phase::Done;
+    }
+
+    /// Looks after what should not last.
+    fn look(&mut self) {
+        let is_sending = self.speaker.rest().is_some();
+        let route = &self.registration.control.place.route;
+        if is_sending != self.has_send_timeout {
+            let timeout = is_sending.then_some(route.send_timeout);
+            // A failure says that the client is gone, which the next write finds, too.
+            self.has_send_timeout = set_send_timeout(&self.stream, timeout).is_ok() && is_sending;
+        }
+        // While it has to take what it is sent first, the client is not heard.
+        let under_way = self.decoder.under_way().filter(|_| !is_sending);
+        let timeout = route.message_timeout;
+        if self.pace.is_too_slow(Instant::now(), timeout, under_way) {
+            self.held.buffers().counters.ended_by(Limit::MessageTimeout);
+            self.give_up(Violation::TOO_SLOW);
+        }
+    }
+
+    /// Lets go of what is held. A client that does not take what it is sent cannot be told.
+    fn shed(&mut self) {
+        self.held.buffers().counters.ended_by(Limit::BufferedBytes);
+        match self.speaker.n_held() > self.n_read() {
+            true => self.cut(Ender::Host),
+            false => self.give_up(Violation::NO_ROOM),
         }
     }
 
@@ -342,21 +406,20 @@ impl Handled {
         }
     }
 
+    /// Ends a session that is not the client's to end.
+    fn give_up(&mut self, violation: Violation) {
+        self.ends(Ender::Host, Some(violation.code));
+        self.refuse(violation);
+    }
+
     fn refuse(&mut self, Violation { code, reason }: Violation) {
         self.decoder.forget();
+        self.unread = Vec::new();
         self.ends(Ender::Client, Some(code));
         if self.phase == Phase::Open {
             self.speaker.close(Some(code), reason);
         }
         self.phase = Phase::Refusing;
-    }
-
-    /// Gives up a message that there is no memory for.
-    fn check_held(&mut self) {
-        if self.held.is_too_much(self.decoder.n_held()) {
-            self.ends(Ender::Host, Some(Violation::NO_ROOM.code));
-            self.refuse(Violation::NO_ROOM);
-        }
     }
 
     /// The first to end it names the end; the rest should not take long.
@@ -375,7 +438,11 @@ impl Handled {
                     self.registration.control.backend_heard();
                     self.speaker.took(n);
                 }
-                Err(_) => {
+                Err(error) => {
+                    if self.has_send_timeout && error.kind() == io::ErrorKind::TimedOut {
+                        self.held.buffers().counters.ended_by(Limit::SendTimeout);
+                        self.ends(Ender::Host, None);
+                    }
                     self.speaker.forget();
                     self.client_ended();
                 }

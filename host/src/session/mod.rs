@@ -12,6 +12,7 @@ pub mod filtered;
 pub mod handled;
 pub mod handler;
 pub mod outbox;
+mod pace;
 pub mod relayed;
 mod speaker;
 
@@ -74,6 +75,9 @@ pub const LINGER: Duration = Duration::from_secs(5);
 /// How often [`Sessions::sweep`] is called: the grain of all timeouts of open sessions.
 pub const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 
+/// What any session may hold, however much all of them do.
+pub const FAIR_BYTES: usize = 64 * 1024;
+
 /// Where a session runs.
 #[derive(Debug, Clone)]
 pub struct Place {
@@ -88,8 +92,12 @@ pub struct Place {
 pub enum Order {
     /// Ask both sides for a sign of life.
     Ping,
+    /// Look whether what is under way comes on, and whether what is held is needed still.
+    Look,
     /// Send this code to both sides, in this one's name.
     Close(Ender, u16),
+    /// End, and let go of what is held: all sessions together hold too much, and this one most.
+    Shed,
     /// End at once.
     Cut(Ender),
 }
@@ -116,6 +124,12 @@ pub struct Control {
     pinged_at: Cell<Option<u32>>,
     /// Since when the session is ending.
     ending_at: Cell<Option<u32>>,
+    /// Memory for what it has read and not yet sent, and for what its messages may refer to.
+    held: Cell<usize>,
+    /// It was told to let go of that.
+    is_shed: Cell<bool>,
+    /// It has something that [`Order::Look`] is about.
+    wants_looks: Cell<bool>,
     order: Cell<Option<Order>>,
     waker: RefCell<Option<Waker>>,
 }
@@ -148,6 +162,9 @@ impl Sessions {
             backend_heard_at: Cell::new(self.now.get()),
             pinged_at: Cell::new(None),
             ending_at: Cell::new(None),
+            held: Cell::new(0),
+            is_shed: Cell::new(false),
+            wants_looks: Cell::new(false),
             order: Cell::new(None),
             waker: RefCell::new(None),
         });
@@ -197,14 +214,41 @@ impl Sessions {
             }
         }
     }
+
+    /// Ends those that hold most, until as much as `excess` bytes is on its way out; how many. Who holds
+    /// no more than [`FAIR_BYTES`] is left alone.
+    pub fn shed(&self, excess: usize) -> usize {
+        let open = self.open.borrow();
+        let (told, rest): (Vec<_>, Vec<_>) = (open.values())
+            .filter(|control| control.held.get() > FAIR_BYTES)
+            .partition(|control| control.is_shed.get());
+        let mut leaving: usize = told.iter().map(|control| control.held.get()).sum();
+        let mut largest: Vec<_> = rest
+            .iter()
+            .map(|control| (control.held.get(), control))
+            .collect();
+        largest.sort_unstable_by_key(|&(held, _)| std::cmp::Reverse(held));
+        let mut n_told = 0;
+        for (held, control) in largest {
+            if leaving >= excess {
+                break;
+            }
+            leaving += held;
+            n_told += 1;
+            control.is_shed.set(true);
+            control.tell(Order::Shed);
+        }
+        n_told
+    }
 }
 
 impl Control {
     /// Gives an order. A later one takes the place of one that was not taken yet, unless that was
-    /// to end at once.
+    /// to end at once, or this one is only to look.
     pub fn tell(&self, order: Order) {
-        if !matches!(self.order.get(), Some(Order::Cut(_))) {
-            self.order.set(Some(order));
+        match (self.order.get(), order) {
+            (Some(Order::Cut(_)), _) | (Some(_), Order::Look) => {}
+            _ => self.order.set(Some(order)),
         }
         let waker = self.waker.borrow_mut().take();
         if let Some(waker) = waker {
@@ -244,6 +288,11 @@ impl Control {
         }
     }
 
+    /// Whether the session has something under way, or holds something, that should not last.
+    fn want_looks(&self, is_wanted: bool) {
+        self.wants_looks.set(is_wanted);
+    }
+
     /// Whether a side has closed or gone.
     pub fn is_ending(&self) -> bool {
         self.ending_at.get().is_some()
@@ -260,7 +309,10 @@ impl Control {
         if since(client.max(backend)) >= self.place.route.idle_timeout {
             return Some(Order::Close(Ender::Host, IDLE));
         }
-        let ping = self.place.route.ping_interval?;
+        let look = self.wants_looks.get().then_some(Order::Look);
+        let Some(ping) = self.place.route.ping_interval else {
+            return look;
+        };
         let quietest = client.min(backend);
         match self.pinged_at.get() {
             Some(then) if quietest >= then => self.pinged_at.set(None),
@@ -271,7 +323,7 @@ impl Control {
             }
             Some(_) | None => {}
         }
-        None
+        look
     }
 }
 
@@ -304,6 +356,8 @@ fn ticks(interval_ms: u32) -> Option<Pin<Box<Interval>>> {
 
 /// RFC 6455 section 7.4.1: going away. There is no code of its own for silence.
 const IDLE: u16 = 1001;
+/// RFC 6455's registry (RFC 6455 section 11.7).
+const TRY_AGAIN_LATER: u16 = 1013;
 
 impl Drop for Registration {
     fn drop(&mut self) {
@@ -324,7 +378,7 @@ mod tests {
         }
     }
 
-    fn registered(ping: Option<u64>) -> (Rc<Sessions>, Registration) {
+    pub(super) fn registered(ping: Option<u64>) -> (Rc<Sessions>, Registration) {
         let sessions = Rc::new(Sessions::default());
         let ping = ping.unwrap_or_default();
         let text = format!(
@@ -379,6 +433,51 @@ mod tests {
         assert_eq!(session.control.order.take(), None);
         sessions.sweep();
         assert_eq!(session.control.order.take(), Some(Order::Cut(Ender::Host)));
+    }
+
+    #[test]
+    fn a_look_waits_behind_every_other_order() {
+        let (sessions, session) = registered(Some(5));
+        let control = &session.control;
+        sessions.sweep();
+        assert_eq!(control.order.take(), None);
+        control.want_looks(true);
+        sessions.sweep();
+        assert_eq!(control.order.get(), Some(Order::Look));
+        control.tell(Order::Shed);
+        sessions.sweep();
+        assert_eq!(control.order.take(), Some(Order::Shed));
+        sweeps(&sessions, Duration::from_secs(6));
+        assert_eq!(control.order.take(), Some(Order::Ping));
+        sessions.sweep();
+        assert_eq!(control.order.take(), Some(Order::Look));
+    }
+
+    #[test]
+    fn those_who_hold_most_go_until_there_is_room() {
+        let (sessions, first) = registered(None);
+        let place = || first.control.place.clone();
+        let others = (0..3).map(|_| sessions.register(SessionId::next(), place()));
+        let open: Vec<_> = others.collect();
+        let all: Vec<_> = std::iter::once(&first).chain(&open).collect();
+        let kib = |n: usize| n * 1024;
+        for (session, held) in all.iter().zip([100, 900, 64, 300]) {
+            session.control.held.set(kib(held));
+        }
+        let told = || -> Vec<_> {
+            let orders = all.iter().map(|session| session.control.order.take());
+            orders.map(|order| order == Some(Order::Shed)).collect()
+        };
+        assert_eq!(sessions.shed(kib(1)), 1);
+        assert_eq!(told(), [false, true, false, false]);
+        // What is on its way out counts, until it is.
+        assert_eq!(sessions.shed(kib(900)), 0);
+        assert_eq!(sessions.shed(kib(901)), 1);
+        assert_eq!(told(), [false, false, false, true]);
+        all[1].control.held.set(0);
+        assert_eq!(sessions.shed(kib(2000)), 1);
+        assert_eq!(told(), [true, false, false, false]);
+        assert_eq!(sessions.shed(kib(2000)), 0, "who holds a fair share stays");
     }
 
     #[test]

@@ -7,11 +7,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use super::TRY_AGAIN_LATER;
 use super::handler::{CloseReason, Message};
 use crate::config::{QueueSettings, SlowConsumer};
-
-/// RFC 6455's registry (RFC 6455 section 11.7): try again later.
-const TRY_AGAIN_LATER: u16 = 1013;
 
 /// What a plugin sends other than by verdict.
 #[derive(Debug, Clone, PartialEq, Eq)]

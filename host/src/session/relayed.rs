@@ -11,8 +11,8 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::buffers::{Buffers, Held};
-use super::{EndReport, OpenCount, Order, Registration};
-use crate::admin::metrics::TargetCounters;
+use super::{EndReport, Ender, OpenCount, Order, Registration, TRY_AGAIN_LATER};
+use crate::admin::metrics::{Limit, TargetCounters};
 use crate::relay::pipe::Pipe;
 use crate::relay::{Moved, Relay, RelayEnd};
 use crate::upstream::tls::BackendStream;
@@ -41,12 +41,13 @@ impl Relayed {
         pipe: Option<Rc<Pipe>>,
     ) -> Self {
         let _open = OpenCount::new(&counters);
+        let held = Held::new(buffers, &registration.control);
         Self {
             relay,
             registration,
             counters,
             _open,
-            held: Held::new(buffers),
+            held,
             pipe,
             begun: Instant::now(),
             counted: Default::default(),
@@ -75,6 +76,13 @@ impl Relayed {
             match order {
                 Order::Ping => self.relay.ping(),
                 Order::Close(by, code) => self.relay.close(by, code),
+                // What is held goes with the side that does not take it, at the latest after a linger.
+                Order::Shed => {
+                    self.held.buffers().counters.ended_by(Limit::BufferedBytes);
+                    self.relay.close(Ender::Host, TRY_AGAIN_LATER);
+                }
+                // A relay follows frames, and holds no message.
+                Order::Look => {}
                 Order::Cut(by) => {
                     return Poll::Ready(self.relay.end().unwrap_or(RelayEnd { by, code: None }));
                 }

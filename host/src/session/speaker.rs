@@ -75,7 +75,12 @@ impl Speaker {
 
     /// More waits than should.
     pub(super) fn is_behind(&self) -> bool {
-        self.unsent.len() - self.sent > UNSENT_MAX_BYTES
+        self.is_behind_by(0)
+    }
+
+    /// More waits than should, and `allowed` bytes more: what one read brings may come to as much again.
+    pub(super) fn is_behind_by(&self, allowed: usize) -> bool {
+        self.unsent.len() - self.sent > UNSENT_MAX_BYTES + allowed
     }
 
     pub(super) fn rest(&self) -> Option<&[u8]> {

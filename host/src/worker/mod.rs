@@ -37,7 +37,7 @@ use crate::overload::lag::Lag;
 use crate::plugins::host::PluginHost;
 use crate::proxy::Connections;
 use crate::relay::pipe::Pipe;
-use crate::session::buffers::Buffers;
+use crate::session::buffers::{Buffers, HeldByAll};
 use crate::session::{
     Control, Ender, Order, Place, Registration, SWEEP_INTERVAL, SessionId, Sessions,
 };
@@ -68,6 +68,8 @@ pub struct Setup {
     pub drain: Drain,
     /// This worker's cells.
     pub counters: Arc<WorkerCounters>,
+    /// What the sessions of all workers hold.
+    pub held: Arc<HeldByAll>,
     /// This worker's end of the log.
     pub access_log: AccessLog,
     /// What plugins on this worker may ask of the host.
@@ -218,7 +220,7 @@ async fn run(setup: Setup) {
         keeps: RefCell::new(Rc::new(Keeps::new(&first))),
         site: RefCell::new(first),
         drain: drain.clone(),
-        buffers: Rc::new(Buffers::new(Arc::clone(&setup.counters))),
+        buffers: Rc::new(Buffers::new(Arc::clone(&setup.counters), setup.held)),
         lag: Rc::new(Lag::new(Arc::clone(&setup.counters))),
         counters: setup.counters,
         access_log: setup.access_log,
@@ -252,6 +254,7 @@ async fn run(setup: Setup) {
             Some(given) = given.recv() => worker.take(given),
             Some(ask) = asked.recv() => worker.reply(&mut accepting, ask),
             Some(_) = accepting.join_next() => {}
+            () = worker.buffers.short() => worker.make_room(),
             _ = sweeps.tick() => worker.sweep(),
         }
     };
@@ -262,6 +265,7 @@ async fn run(setup: Setup) {
             () = &mut ending => break,
             () = drain.cut() => break worker.cut_all().await,
             Some(given) = given.recv() => worker.take(given),
+            () = worker.buffers.short() => worker.make_room(),
             _ = sweeps.tick() => worker.sweep(),
         }
     }
@@ -522,8 +526,7 @@ impl Worker {
         for route in &site.config.routes {
             self.target_counters(&route.target);
         }
-        let max_buffered = site.config.overload.max_buffered_bytes;
-        self.buffers.allow(max_buffered / self.loads.n_workers());
+        self.buffers.allow(site.config.overload.max_buffered_bytes);
         let before = self.site.replace(Arc::clone(&site));
         if site.keeps_the_same_as(&before) {
             return;
@@ -567,6 +570,25 @@ impl Worker {
         self.sessions.sweep();
         self.connections.expire();
         self.buffers.sweep();
+        if self.buffers.was_short() {
+            self.make_room();
+        }
+    }
+
+    /// Ends the sessions that hold most, as far as all together hold too much.
+    fn make_room(&self) {
+        let excess = self.buffers.excess();
+        if excess == 0 {
+            return;
+        }
+        match self.sessions.shed(excess) {
+            0 => self.buffers.looked_in_vain(),
+            n => tracing::warn!(
+                worker = self.index,
+                sessions = n,
+                "overload.max_buffered_bytes is reached: ending the sessions that hold most"
+            ),
+        }
     }
 
     /// Sends every session its Close, one after the other, and waits until all connections are gone.
