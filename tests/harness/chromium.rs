@@ -79,7 +79,7 @@ impl Chromium {
     }
 }
 
-fn is_there(program: &str) -> bool {
+pub(crate) fn is_there(program: &str) -> bool {
     let mut asked = Asked::new(program);
     asked.arg("--version").stdin(Stdio::null());
     asked.output().is_ok_and(|output| output.status.success())

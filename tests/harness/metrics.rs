@@ -1,6 +1,6 @@
 //! The Prometheus text format, as far as tests read it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 
@@ -44,6 +44,14 @@ impl Metrics {
     /// Whether there is a sample called `name` that carries all of `labels`.
     pub fn has(&self, name: &str, labels: &[(&str, &str)]) -> bool {
         self.matching(name, labels).next().is_some()
+    }
+
+    /// The names of all samples.
+    pub fn names(&self) -> BTreeSet<&str> {
+        self.samples
+            .iter()
+            .map(|sample| sample.name.as_str())
+            .collect()
     }
 
     fn matching<'a>(

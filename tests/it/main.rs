@@ -1,6 +1,7 @@
 //! One file per promise, each test a sentence. They run the real binary: `cargo xtask build` makes
 //! it, `cargo xtask test` makes it and runs these. `harness/` is what they are told with.
 
+mod admin;
 mod backends;
 mod backends_file;
 mod capacity;

@@ -23,7 +23,7 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   setup              the wasm target, Node.js, the npm packages of examples and tests,
-                     Python's venv, Chromium
+                     Python's venv, Chromium, promtool
   plugins            build the shipped plugins to target/plugins/NAME.wasm
   build              plugins, then target/release/pointsman with them embedded
   demo [ARGS]        build, then `pointsman demo ARGS` (`--once`: end by itself)

@@ -1,6 +1,6 @@
 //! What must be on the machine: the standard library for `wasm32-unknown-unknown`, Node.js, the npm
-//! packages of the examples and tests, Python with venv, and Chromium. Everything that is there is left
-//! alone; everything that will be installed is named first.
+//! packages of the examples and tests, Python with venv, Chromium, and promtool. Everything that is there is
+//! left alone; everything that will be installed is named first.
 
 use std::{
     fs,
@@ -39,7 +39,7 @@ impl WasmCargo {
     }
 }
 
-/// The wasm target, Node.js, the npm packages, Python's venv and Chromium.
+/// The wasm target, Node.js, the npm packages, Python's venv, Chromium and promtool.
 pub(crate) fn all(root: &Path) -> Result<()> {
     wasm(root)?;
     let folders = npm_folders(root)?;
@@ -51,6 +51,7 @@ pub(crate) fn all(root: &Path) -> Result<()> {
     }
     python(root)?;
     chromium(root)?;
+    promtool(root)?;
     eprintln!("all is set up");
     Ok(())
 }
@@ -225,6 +226,36 @@ fn chromium(root: &Path) -> Result<()> {
         .args(["chromium"])
         .run()
 }
+
+/// What the tests of the metrics page read it with. It is only unpacked: the package would start a
+/// Prometheus.
+fn promtool(root: &Path) -> Result<()> {
+    let folder = root.join("target/promtool");
+    if has(root, "promtool") || folder.join("usr/bin/promtool").is_file() {
+        return Ok(());
+    }
+    if !has(root, "apt-get") {
+        eprintln!("promtool is missing: no test will read the metrics page with it.");
+        return Ok(());
+    }
+    eprintln!(
+        "promtool is missing. About to download Debian's package prometheus (19 MB), and to unpack \
+         promtool from it into target/promtool (48 MB). The package is not installed."
+    );
+    if let Ok(apt_get) = as_root(root, "apt-get") {
+        apt_get.args(["update", "-qq"]).run()?;
+    }
+    fs::create_dir_all(&folder)?;
+    let download = Step::new(&folder, "apt-get").show_folder("target/promtool");
+    download.args(["download", "-qq", "prometheus"]).run()?;
+    Step::new(&folder, "sh")
+        .show_folder("target/promtool")
+        .args(["-c", UNPACK_PROMTOOL])
+        .run()
+}
+
+const UNPACK_PROMTOOL: &str = "dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool \
+    && rm prometheus_*.deb";
 
 /// The number in front of `v18.20.4`.
 fn node_major(version: &str) -> Option<u32> {

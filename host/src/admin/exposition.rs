@@ -1,10 +1,12 @@
-//! The metrics page: sums in, OpenMetrics text out.
+//! The metrics page: sums in, text out, in either of two formats.
 //!
 //! The one place that knows the names, labels and help of all series, and the home of the
 //! `prometheus-client` crate, which is used for encoding alone. `docs/metrics.md` describes the
-//! same series for operators. The encoder appends `_total` to the name of a counter and `_info` to
-//! that of an info, so the names here lack them. OpenMetrics allows each name one type, which is
-//! why the gauge `pointsman_connections` cannot have a counter `pointsman_connections_total` beside it.
+//! same series for operators. The encoder writes OpenMetrics; [`classic`] turns its page into
+//! Prometheus' own text format, so that each family is described once. The encoder appends `_total`
+//! to the name of a counter and `_info` to that of an info, so the names here lack them. OpenMetrics
+//! allows each name one type, which is why the gauge `pointsman_connections` cannot have a counter
+//! `pointsman_connections_total` beside it.
 
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -19,7 +21,7 @@ use prometheus_client::registry::Registry;
 
 use super::metrics::UsageSample;
 use super::metrics::{
-    BackendSample, CallSample, Limit, ReloadKind, ReloadResult, STATUS_CLASSES, Scrape,
+    BackendSample, CallSample, Format, Limit, ReloadKind, ReloadResult, STATUS_CLASSES, Scrape,
     TargetTotals, Totals, UpgradeResult, UpstreamSample,
 };
 use super::process::Process;
@@ -27,7 +29,7 @@ use super::process::Process;
 const DIRECTIONS: [&str; 2] = ["up", "down"];
 
 /// The whole page.
-pub(super) fn text(totals: Totals, scrape: Scrape, started: SystemTime) -> String {
+pub(super) fn text(totals: Totals, scrape: Scrape, started: SystemTime, format: Format) -> String {
     let page = Page {
         totals,
         scrape,
@@ -41,7 +43,43 @@ pub(super) fn text(totals: Totals, scrape: Scrape, started: SystemTime) -> Strin
         // A `String` takes everything, so this is a series that the encoder refuses: our mistake.
         tracing::error!(%error, "the metrics page is cut short");
     }
-    text
+    match format {
+        Format::OpenMetrics => text,
+        Format::Classic => classic(&text),
+    }
+}
+
+/// A page of OpenMetrics as the text format 0.0.4. Samples are written alike in both; what differs is
+/// the comments: a family bears the name of its samples there, an info is a gauge, and there is neither
+/// unit nor end.
+fn classic(open_metrics: &str) -> String {
+    let mut page = String::with_capacity(open_metrics.len() + open_metrics.len() / 32);
+    let mut help = "";
+    for line in open_metrics.lines() {
+        let Some(comment) = line.strip_prefix("# ") else {
+            page.push_str(line);
+            page.push('\n');
+            continue;
+        };
+        let mut words = comment.splitn(3, ' ');
+        match (words.next(), words.next(), words.next()) {
+            // Always right before the type.
+            (Some("HELP"), _, text) => help = text.unwrap_or_default(),
+            (Some("TYPE"), Some(name), Some(kind)) => {
+                let (suffix, kind) = match kind {
+                    "counter" => ("_total", "counter"),
+                    "info" => ("_info", "gauge"),
+                    "unknown" => ("", "untyped"),
+                    other => ("", other),
+                };
+                page.push_str(&format!(
+                    "# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}\n"
+                ));
+            }
+            _ => {}
+        }
+    }
+    page
 }
 
 #[derive(Debug)]
@@ -378,16 +416,11 @@ impl Page {
         out.encode_descriptor("pointsman_build", help, None, MetricType::Info)?
             .encode_info(&version)?;
 
-        let started = self
-            .started
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs_f64();
         gauge(
             out,
             "process_start_time_seconds",
             "When the process started, in seconds since 1970",
-            started,
+            seconds(self.started),
         )?;
         if let Some(bytes) = self.process.resident_bytes {
             gauge(out, "process_resident_memory_bytes", "Memory in RAM", bytes)?;
@@ -411,6 +444,11 @@ impl Page {
             .filter(|(_, sums)| sums.has_sessions);
         targets.map(|(name, sums)| (name.as_str(), sums))
     }
+}
+
+fn seconds(time: SystemTime) -> f64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_secs_f64()
 }
 
 fn directions(
@@ -566,6 +604,41 @@ mod tests {
     }
 
     #[test]
+    fn the_classic_page_has_the_same_samples_and_comments_of_its_own() {
+        let (open_metrics, classic) = (full_page(), full_page_as(Format::Classic));
+        let samples = |page: &str| -> Vec<String> {
+            let is_steady = |line: &&str| !line.starts_with('#') && !line.starts_with("process_");
+            page.lines().filter(is_steady).map(str::to_owned).collect()
+        };
+        assert_eq!(samples(&classic), samples(&open_metrics));
+        let comments: Vec<&str> = classic.lines().filter(|l| l.starts_with('#')).collect();
+        for pair in [
+            [
+                "# HELP pointsman_upgrades_total Upgrade requests answered, by result",
+                "# TYPE pointsman_upgrades_total counter",
+            ],
+            [
+                "# HELP pointsman_build_info The version that runs",
+                "# TYPE pointsman_build_info gauge",
+            ],
+            [
+                "# HELP pointsman_plugin_call_seconds How long calls into plugins took",
+                "# TYPE pointsman_plugin_call_seconds histogram",
+            ],
+        ] {
+            assert!(comments.windows(2).any(|found| found == pair), "{pair:?}");
+        }
+        let is_comment = |line: &&str| line.starts_with("# HELP ") || line.starts_with("# TYPE ");
+        assert!(comments.iter().all(is_comment), "{comments:?}");
+        assert_eq!(
+            comments.len(),
+            open_metrics.lines().filter(|l| l.starts_with('#')).count() - 1,
+            "all but the end"
+        );
+        assert!(classic.ends_with('\n'));
+    }
+
+    #[test]
     fn a_handler_has_no_plain_requests_and_an_http_handler_no_sessions() {
         let page = full_page();
         assert!(!page.contains("pointsman_http_requests_total{upstream=\"echo\""));
@@ -608,7 +681,7 @@ mod tests {
             .target(TargetKind::Handler, "echo")
             .sessions
             .add(1);
-        let page = metrics.encode(Scrape::default());
+        let page = metrics.encode(Scrape::default(), Format::OpenMetrics);
         assert_eq!(
             page.matches("pointsman_sessions{target=\"echo\"} 2\n")
                 .count(),
@@ -622,7 +695,7 @@ mod tests {
             guest_counts: vec![("p".into(), "a\"b\\c\nd".into(), 1)],
             ..Scrape::default()
         };
-        let page = Metrics::new().encode(scrape);
+        let page = Metrics::new().encode(scrape, Format::OpenMetrics);
         assert!(
             page.contains(r#"pointsman_plugin_count_total{plugin="p",name="a\"b\\c\nd"} 1"#),
             "{page}"
@@ -635,6 +708,7 @@ mod tests {
             Totals::default(),
             Scrape::default(),
             UNIX_EPOCH + Duration::from_millis(1_500),
+            Format::OpenMetrics,
         );
         assert!(
             page.contains("\nprocess_start_time_seconds 1.5\n"),
@@ -643,6 +717,10 @@ mod tests {
     }
 
     fn full_page() -> String {
+        full_page_as(Format::OpenMetrics)
+    }
+
+    fn full_page_as(format: Format) -> String {
         let metrics = Metrics::new();
         let worker = metrics.worker(0);
         worker.connections_accepted.add(2);
@@ -659,7 +737,7 @@ mod tests {
         metrics
             .reloads(ReloadKind::Plugin, ReloadResult::Failed)
             .add(1);
-        metrics.encode(Scrape {
+        let scrape = Scrape {
             upstreams: vec![UpstreamSample {
                 upstream: "app".into(),
                 waiting: 6,
@@ -703,6 +781,7 @@ mod tests {
             guest_gauges: vec![("chat".into(), "rooms".into(), 1.5)],
             access_log_dropped: 11,
             error_log_dropped: 12,
-        })
+        };
+        metrics.encode(scrape, format)
     }
 }

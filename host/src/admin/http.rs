@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use http::header::{
-    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, ORIGIN,
+    ACCEPT, ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, ORIGIN,
     WWW_AUTHENTICATE,
 };
 use http::{Method, Request, Response, StatusCode};
@@ -28,7 +28,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::metrics::Metrics;
+use super::metrics::Format;
 use super::status::Status;
 use super::steer::{Drainable, Order, Outcome};
 
@@ -40,8 +40,8 @@ pub trait View {
     /// Everything that runs.
     fn status(&self) -> Status;
 
-    /// The metrics page, as [`Metrics::CONTENT_TYPE`].
-    fn metrics(&self) -> String;
+    /// The metrics page.
+    fn metrics(&self, format: Format) -> String;
 
     /// Carries out an order.
     fn steer(&self, order: Order) -> LocalBoxFuture<'static, Outcome>;
@@ -81,7 +81,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const INDEX: &str = "pointsman\n\n\
     /healthz      200 while the process runs\n\
     /readyz       200 while it takes new connections, else 503\n\
-    /metrics      OpenMetrics text\n\
+    /metrics      metrics as Prometheus reads them\n\
     /api/status   what runs, as JSON\n\n\
     POST /api/reload                              read the configuration again\n\
     POST /api/drain?upstream=NAME&backend=ADDR    take a backend out; DELETE puts it back\n\
@@ -220,7 +220,7 @@ impl Door {
         }
         match page {
             Page::Reload | Page::Drain | Page::Plan => self.steer(page, request).await,
-            _ => self.page(page),
+            _ => self.page(page, request.headers()),
         }
     }
 
@@ -267,7 +267,7 @@ impl Door {
         }
     }
 
-    fn page(&self, page: Page) -> Response<Full<Bytes>> {
+    fn page(&self, page: Page, headers: &HeaderMap) -> Response<Full<Bytes>> {
         match page {
             Page::Index | Page::Reload | Page::Drain | Page::Plan => text(StatusCode::OK, INDEX),
             Page::Health => text(StatusCode::OK, "ok\n"),
@@ -276,7 +276,11 @@ impl Door {
                 Readiness::Starting => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
                 Readiness::Draining => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
             },
-            Page::Metrics => body(StatusCode::OK, Metrics::CONTENT_TYPE, self.view.metrics()),
+            Page::Metrics => {
+                let format = format_wanted(headers);
+                let content = self.view.metrics(format);
+                body(StatusCode::OK, format.content_type(), content)
+            }
             Page::Status => match serde_json::to_string(&self.view.status()) {
                 Ok(json) => body(StatusCode::OK, "application/json", json),
                 Err(error) => {
@@ -294,6 +298,40 @@ impl Door {
         // Digests are compared, so how long it takes tells nothing of the token or its length.
         bearer_token(headers).is_some_and(|given| digest(given) == *expected)
     }
+}
+
+/// OpenMetrics only for whoever names it and likes nothing better (RFC 9110 section 12.5.1); of two that
+/// are liked alike, the first.
+fn format_wanted(headers: &HeaderMap) -> Format {
+    let mut best = (0.0, Format::Classic);
+    let lines = headers.get_all(ACCEPT).into_iter();
+    let ranges = lines.filter_map(|line| line.to_str().ok());
+    for range in ranges.flat_map(|line| line.split(',')) {
+        let mut parts = range.split(';').map(str::trim);
+        let media = parts.next().unwrap_or_default().to_ascii_lowercase();
+        let parameters: Vec<_> = parts.filter_map(|part| part.split_once('=')).collect();
+        let parameter = |name: &str| {
+            let mut named = parameters
+                .iter()
+                .filter(|(key, _)| key.trim().eq_ignore_ascii_case(name));
+            named
+                .next()
+                .map(|(_, value)| value.trim().trim_matches('"'))
+        };
+        let is_version = |ours: &str| parameter("version").is_none_or(|version| version == ours);
+        let format = match media.as_str() {
+            "application/openmetrics-text" if is_version("1.0.0") => Format::OpenMetrics,
+            "text/plain" if is_version("0.0.4") => Format::Classic,
+            "text/*" | "*/*" => Format::Classic,
+            _ => continue,
+        };
+        let quality = parameter("q").map_or(Ok(1.0), str::parse::<f32>);
+        let quality = quality.unwrap_or_default();
+        if quality > best.0 {
+            best = (quality, format);
+        }
+    }
+    best.1
 }
 
 /// `upstream=app&backend=127.0.0.1:3001`, or `route=example.org/websocket`; `%`-escapes are decoded.
@@ -370,7 +408,7 @@ mod tests {
             }
         }
 
-        fn metrics(&self) -> String {
+        fn metrics(&self, _: Format) -> String {
             "# EOF\n".into()
         }
 
@@ -450,7 +488,11 @@ mod tests {
             ("/", 200, TEXT),
             ("/healthz", 200, TEXT),
             ("/readyz", 200, TEXT),
-            ("/metrics?name=x", 200, Metrics::CONTENT_TYPE),
+            (
+                "/metrics?name=x",
+                200,
+                "text/plain; version=0.0.4; charset=utf-8",
+            ),
             ("/api/status", 200, "application/json"),
             ("/nothing", 404, TEXT),
             ("/healthz/", 404, TEXT),
@@ -458,6 +500,49 @@ mod tests {
             let answer = ask(&open, Method::GET, path, None);
             assert_eq!(answer.status().as_u16(), status, "{path}");
             assert_eq!(answer.headers()[CONTENT_TYPE], content_type, "{path}");
+        }
+    }
+
+    #[test]
+    fn openmetrics_is_for_whoever_asks_for_it() {
+        let open = "application/openmetrics-text";
+        // What Prometheus sends since 2.5, since 3.0, and with the classic format preferred.
+        let prometheus_2 = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+        let prometheus_3 = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1";
+        let classic_first = "text/plain;version=0.0.4;q=0.5,application/openmetrics-text;version=1.0.0;q=0.4,*/*;q=0.2";
+        for (accept, expected) in [
+            (&[][..], Format::Classic),
+            (&["*/*"], Format::Classic),
+            (&["text/html", "application/xml;q=0.9"], Format::Classic),
+            (&[open], Format::OpenMetrics),
+            (
+                &["Application/OpenMetrics-Text; Version=\"1.0.0\""],
+                Format::OpenMetrics,
+            ),
+            (
+                &["application/openmetrics-text;version=0.0.1"],
+                Format::Classic,
+            ),
+            (&["application/openmetrics-text;q=0"], Format::Classic),
+            (
+                &["application/openmetrics-text;q=0.1, text/plain"],
+                Format::Classic,
+            ),
+            (&["text/plain;q=0.1", open], Format::OpenMetrics),
+            (&["text/plain", open], Format::Classic),
+            (&[prometheus_2], Format::OpenMetrics),
+            (&[prometheus_3], Format::OpenMetrics),
+            (&[classic_first], Format::Classic),
+            (
+                &["application/openmetrics-text;q=x", ";;,="],
+                Format::Classic,
+            ),
+        ] {
+            let mut headers = HeaderMap::new();
+            for line in accept {
+                headers.append(ACCEPT, line.parse().unwrap());
+            }
+            assert_eq!(format_wanted(&headers), expected, "{accept:?}");
         }
     }
 

@@ -142,6 +142,16 @@ pub enum ReloadResult {
     Unchanged,
 }
 
+/// How the metrics page is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// Prometheus' text format 0.0.4, which every scraper reads.
+    #[default]
+    Classic,
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+}
+
 /// The figures that other rooms own, as they are at this moment.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Scrape {
@@ -367,14 +377,10 @@ impl Metrics {
         workers.values().map(status).collect()
     }
 
-    /// The metrics page, as [`Metrics::CONTENT_TYPE`].
-    pub fn encode(&self, scrape: Scrape) -> String {
-        exposition::text(self.totals(), scrape, self.shared.started)
+    /// The metrics page.
+    pub fn encode(&self, scrape: Scrape, format: Format) -> String {
+        exposition::text(self.totals(), scrape, self.shared.started, format)
     }
-
-    /// Of what [`Metrics::encode`] returns. The older Prometheus text format would not do: there a
-    /// counter's `TYPE` line bears the name with `_total`.
-    pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
     fn totals(&self) -> Totals {
         let mut totals = Totals::default();
@@ -530,6 +536,16 @@ impl ReloadKind {
             Self::Plugin => "plugin",
             Self::Config => "config",
             Self::Backends => "backends",
+        }
+    }
+}
+
+impl Format {
+    /// As in `Content-Type`.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Classic => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
         }
     }
 }

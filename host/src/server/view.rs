@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::control::{self, Cause, Control};
 use crate::admin::http::{Readiness, View};
 use crate::admin::metrics::{
-    BackendSample, CallSample, PluginSample, Scrape, UpstreamSample, UsageSample,
+    BackendSample, CallSample, Format, PluginSample, Scrape, UpstreamSample, UsageSample,
 };
 use crate::admin::status::{
     BackendState, BackendStatus, PolicyStatus, RouteStatus, Status, UpstreamStatus,
@@ -47,7 +47,7 @@ impl View for Pages {
         }
     }
 
-    fn metrics(&self) -> String {
+    fn metrics(&self, format: Format) -> String {
         let control = self.0.borrow();
         let site = control.site();
         let figures = control.registry.stats().read();
@@ -69,7 +69,7 @@ impl View for Pages {
         for plugin in &figures {
             add_figures(&mut scrape, plugin);
         }
-        control.metrics.encode(scrape)
+        control.metrics.encode(scrape, format)
     }
 
     fn steer(&self, order: Order) -> LocalBoxFuture<'static, Outcome> {

@@ -1,0 +1,157 @@
+//! The promise: the admin address speaks every scraper's format.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, ensure};
+use pointsman_tests::{
+    Answer, Backend, Balancer, Client, Metrics, NOBODY, PATIENCE, Promtool, Wire, eventually,
+    repository,
+};
+
+/// One request with these lines in its head, and no `Host` but what they say.
+async fn ask(address: SocketAddr, request: &str, lines: &[&str]) -> Result<Answer> {
+    let mut wire = Wire::connect(address).await?;
+    let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
+    wire.send(format!("{request} HTTP/1.1\r\n{lines}\r\n"))
+        .await?;
+    wire.answer().await
+}
+
+/// A balancer that has done a bit of everything.
+async fn a_busy_balancer() -> Result<(Backend, Balancer)> {
+    let backend = Backend::start().await?;
+    let toml = format!(
+        r#"
+[[upstream]]
+name = "app"
+backends = ["{NOBODY}", "{}"]
+
+[upstream.ejection]
+
+[[route]]
+path = "/*"
+upstream = "app"
+
+[[route]]
+path = "/tapped"
+upstream = "app"
+filters = ["tap"]
+
+[[route]]
+path = "/chat"
+handler = "chat"
+
+[[route]]
+path = "/hello"
+http = "hello"
+"#,
+        backend.address()
+    );
+    let balancer = Balancer::start(&toml).await?;
+    for path in ["/websocket", "/tapped"] {
+        let mut client = Client::connect(&balancer.url(path)).await?;
+        client.echo_text("a message").await?;
+        client.close(1000).await?;
+    }
+    let chat = Client::connect(&balancer.url("/chat")).await?;
+    chat.close(1000).await?;
+    for path in ["/hello", "/status/204"] {
+        balancer.get(path).await?;
+    }
+    balancer.drop_plugin("broken", b"no plugin")?;
+    balancer.reload("no toml")?;
+    eventually("the configuration is refused", PATIENCE, async || {
+        let metrics = balancer.metrics().await;
+        let failed = [("kind", "config"), ("result", "failed")];
+        metrics.is_ok_and(|m| m.sum("pointsman_reloads_total", &failed) == 1.0)
+    })
+    .await?;
+    Ok((backend, balancer))
+}
+
+#[tokio::test]
+async fn promtool_reads_the_page_and_finds_nothing_to_say() -> Result<()> {
+    let (_backend, balancer) = a_busy_balancer().await?;
+    let admin = balancer.admin_address();
+    let classic = ask(admin, "GET /metrics", &["Host: localhost"]).await?;
+    let classic_type = "text/plain; version=0.0.4; charset=utf-8";
+    assert_eq!(classic.header("content-type"), Some(classic_type));
+    // As Prometheus 2 and 3 ask.
+    let mut open_metrics = Vec::new();
+    for accept in [
+        "Accept: application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+        "Accept: application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
+    ] {
+        let page = ask(admin, "GET /metrics", &["Host: localhost", accept]).await?;
+        let expected = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        assert_eq!(page.header("content-type"), Some(expected));
+        ensure!(page.text().ends_with("\n# EOF\n"), "{}", page.text());
+        open_metrics.push(page.text());
+    }
+    // Nothing is missing that could be wrong: all that is documented is there.
+    let names = Metrics::parse(&classic.text())?;
+    let families: BTreeSet<_> = names.names().into_iter().map(family).collect();
+    let documented = documented_families()?;
+    let without_sample: Vec<_> = documented.difference(&families).collect();
+    assert_eq!(
+        without_sample,
+        ["pointsman_plugin_value"],
+        "no plugin that ships measures"
+    );
+    let undocumented: Vec<_> = families.difference(&documented).collect();
+    ensure!(
+        undocumented.is_empty(),
+        "{undocumented:?} are not in docs/metrics.md"
+    );
+
+    let Some(promtool) = Promtool::find()? else {
+        return Ok(());
+    };
+    promtool.check_metrics(&classic.body).await?;
+    for page in open_metrics {
+        promtool.read_open_metrics(&page).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn promtool_reads_the_alerts_of_the_docs() -> Result<()> {
+    let Some(promtool) = Promtool::find()? else {
+        return Ok(());
+    };
+    let docs = fs::read_to_string(repository("docs/metrics.md"))?;
+    let (_, rules) = docs.split_once("```yaml\ngroups:").context("no alerts")?;
+    let (rules, _) = rules.split_once("```").context("no end")?;
+    promtool.check_rules(&format!("groups:{rules}")).await?;
+    // What they look at is there.
+    let documented = documented_families()?;
+    let words = rules.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let mut metrics = words.filter(|word| word.starts_with("pointsman_"));
+    ensure!(metrics.clone().count() > 0);
+    ensure!(
+        metrics.all(|metric| documented.contains(metric)),
+        "an alert looks at what there is not"
+    );
+    Ok(())
+}
+
+/// What a sample of a histogram belongs to.
+fn family(sample: &str) -> String {
+    let of_histogram = ["_bucket", "_sum", "_count"]
+        .iter()
+        .find_map(|suffix| sample.strip_suffix(suffix));
+    of_histogram.unwrap_or(sample).to_owned()
+}
+
+/// The first cells of the tables of `docs/metrics.md`.
+fn documented_families() -> Result<BTreeSet<String>> {
+    let docs = fs::read_to_string(repository("docs/metrics.md"))?;
+    let name = |line: &str| {
+        let (name, _) = line.strip_prefix("| `")?.split_once('`')?;
+        let is_metric = name.starts_with("pointsman_") || name.starts_with("process_");
+        is_metric.then(|| name.to_owned())
+    };
+    Ok(docs.lines().filter_map(name).collect())
+}
