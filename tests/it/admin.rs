@@ -1,14 +1,17 @@
-//! The promise: the admin address speaks every scraper's format.
+//! The promise: the admin address answers probes whatever else is open, speaks every scraper's format,
+//! and obeys no page in a browser.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use pointsman_tests::{
-    Answer, Backend, Balancer, Client, Metrics, NOBODY, PATIENCE, Promtool, Wire, eventually,
+    Answer, Backend, Balancer, Client, Metrics, NOBODY, PATIENCE, Promtool, Wire, app, eventually,
     repository,
 };
+use tokio::time::timeout;
 
 /// One request with these lines in its head, and no `Host` but what they say.
 async fn ask(address: SocketAddr, request: &str, lines: &[&str]) -> Result<Answer> {
@@ -17,6 +20,98 @@ async fn ask(address: SocketAddr, request: &str, lines: &[&str]) -> Result<Answe
     wire.send(format!("{request} HTTP/1.1\r\n{lines}\r\n"))
         .await?;
     wire.answer().await
+}
+
+#[tokio::test]
+async fn probes_and_scrapes_pass_through_a_flood_of_heads_that_never_end() -> Result<()> {
+    let backend = Backend::start().await?;
+    let token = "0123456789abcdef";
+    let toml = format!(
+        "{}\n[admin]\nlisten = \"127.0.0.1:0\"\ntoken = \"{token}\"\n",
+        app("round_robin", &[backend.address()])
+    );
+    let balancer = Balancer::start(&toml).await?;
+    let admin = balancer.admin_address();
+    let mut flood = Vec::new();
+    let flooding = async {
+        for _ in 0..100 {
+            for _ in 0..5 {
+                let mut wire = Wire::connect(admin).await?;
+                wire.send("GET /readyz HTTP/1.1\r\nHost: x\r\nX-").await?;
+                flood.push(wire);
+            }
+            assert_eq!(balancer.admin_get("/readyz").await?.status, 200);
+            assert_eq!(balancer.admin_get("/healthz").await?.status, 200);
+        }
+        Ok::<_, Error>(())
+    };
+    // All 200 probes take less than a second; if one had to wait for a head to time out, they took
+    // a minute.
+    timeout(Duration::from_secs(20), flooding).await??;
+    let bearer = format!("Authorization: Bearer {token}");
+    let page = ask(admin, "GET /metrics", &["Host: any.example", &bearer]).await?;
+    assert_eq!(page.status, 200);
+    // Nobody holds a place for ever.
+    for mut wire in flood {
+        wire.rest().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_addresses_and_known_names_are_answered_and_probes_by_any() -> Result<()> {
+    let backend = Backend::start().await?;
+    let toml = app("round_robin", &[backend.address()]);
+    let named = format!("{toml}\n[admin]\nlisten = \"127.0.0.1:0\"\nhosts = [\"*.ops.example\"]\n");
+    let (plain, named) = (
+        Balancer::start(&toml).await?,
+        Balancer::start(&named).await?,
+    );
+    for (host, of_plain, of_named) in [
+        ("Host: 127.0.0.1", 200, 200),
+        ("Host: localhost:9900", 200, 200),
+        ("Host: [::1]:9900", 200, 200),
+        ("Host: rebound.example:9900", 403, 403),
+        ("Host: lb1.ops.example:9900", 403, 200),
+        ("X: y", 400, 400),
+    ] {
+        for (balancer, expected) in [(&plain, of_plain), (&named, of_named)] {
+            let admin = balancer.admin_address();
+            for page in ["GET /api/status", "GET /metrics"] {
+                let answer = ask(admin, page, &[host]).await?;
+                assert_eq!(answer.status, expected, "{page} {host}");
+            }
+            let reload = ask(admin, "POST /api/reload", &[host]).await?;
+            assert_eq!(reload.status, expected, "{host}");
+            for probe in ["GET /healthz", "GET /readyz"] {
+                assert_eq!(ask(admin, probe, &[host]).await?.status, 200, "{host}");
+            }
+        }
+    }
+    let mut old = Wire::connect(plain.admin_address()).await?;
+    old.send("GET /metrics HTTP/1.0\r\n\r\n").await?;
+    assert_eq!(old.answer().await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_page_in_a_browser_gives_orders() -> Result<()> {
+    let backend = Backend::start().await?;
+    let balancer = Balancer::start(&app("round_robin", &[backend.address()])).await?;
+    let order = format!("POST /api/drain?upstream=app&backend={}", backend.address());
+    for (line, status) in [
+        ("Sec-Fetch-Site: cross-site", 403),
+        ("Sec-Fetch-Site: same-site", 403),
+        ("Origin: null", 403),
+        ("Sec-Fetch-Site: none", 200),
+    ] {
+        let lines = ["Host: localhost", line];
+        let answer = ask(balancer.admin_address(), &order, &lines).await?;
+        assert_eq!(answer.status, status, "{line}");
+        let state = if status == 200 { "draining" } else { "up" };
+        balancer.backend_state(backend.address(), state).await?;
+    }
+    Ok(())
 }
 
 /// A balancer that has done a bit of everything.

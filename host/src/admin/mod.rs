@@ -5,7 +5,9 @@
 //! decides about traffic, and nothing here can make a worker wait.
 
 pub mod access_log;
+mod connections;
 mod exposition;
+mod gate;
 pub mod http;
 pub mod metrics;
 mod process;

@@ -180,6 +180,7 @@ pub(super) fn admin(s: &mut Section<'_, '_>, binds: &mut Taken<SocketAddr>) -> A
         listen,
         is_explicit: written.is_some(),
         token,
+        hosts: s.texts("hosts", HostPattern::ALLOWED, HostPattern::parse),
     }
 }
 
@@ -467,6 +468,7 @@ shed_delay_ms = 0
 
 [admin]
 listen = "127.0.0.1:9900"
+hosts = ["LB1", "*.ops.example"]
 
 [[listener]]
 bind = "0.0.0.0:8080"
@@ -619,6 +621,10 @@ handler = 'echo'
                 listen: "127.0.0.1:9900".parse().unwrap(),
                 is_explicit: true,
                 token: None,
+                hosts: vec![
+                    HostPattern::Exact("lb1".to_owned()),
+                    HostPattern::Suffix(".ops.example".to_owned()),
+                ],
             },
             listeners: vec![Listener {
                 bind: "0.0.0.0:8080".parse().unwrap(),
@@ -783,7 +789,8 @@ upstream = 'app'"
             Admin {
                 listen,
                 is_explicit: false,
-                token: None
+                token: None,
+                hosts: vec![],
             }
         );
         assert_eq!(config.listeners[0].max_connections, 100_000);
@@ -1193,6 +1200,19 @@ filters = ['tap']
                 ],
             );
         }
+        check_root(
+            "[admin]\nhosts = ['lb1:9900', 5]",
+            &[
+                &format!(
+                    "line 2: admin.hosts[0]: 'lb1:9900' is not allowed: {}",
+                    HostPattern::ALLOWED
+                ),
+                &format!(
+                    "line 2: admin.hosts[1]: 5 is not allowed: {}",
+                    HostPattern::ALLOWED
+                ),
+            ],
+        );
         check_root(
             "admin.listen = 'localhost:9900'",
             &[&format!(

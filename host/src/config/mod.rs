@@ -95,6 +95,9 @@ pub struct Admin {
     pub is_explicit: bool,
     /// The bearer token asked for, except by `/healthz` and `/readyz`. Required where `listen` is not loopback.
     pub token: Option<String>,
+    /// Names by which it may be asked, beside addresses and `localhost`. Default none. Where there is a
+    /// token and no name is written, any will do.
+    pub hosts: Vec<HostPattern>,
 }
 
 /// What one message may take of a plugin's worker unless the operator says otherwise.

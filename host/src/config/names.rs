@@ -30,6 +30,14 @@ impl HostPattern {
             None => is_dns_name(&text).then_some(Self::Exact(text)),
         }
     }
+
+    /// `host`: in lower case, without port and without a dot at the end.
+    pub fn matches(&self, host: &str) -> bool {
+        match self {
+            Self::Exact(exact) => host == exact,
+            Self::Suffix(suffix) => host.len() > suffix.len() && host.ends_with(suffix.as_str()),
+        }
+    }
 }
 
 impl PathPattern {

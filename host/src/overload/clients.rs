@@ -21,7 +21,7 @@ pub struct ClientSlot {
 impl Clients {
     /// Takes one more connection of this client, unless it has `max` already.
     pub fn enter(self: &Arc<Self>, address: IpAddr, max: usize) -> Option<ClientSlot> {
-        let client = client(address);
+        let client = network(address);
         let mut open = self.lock();
         let n_open = open.entry(client).or_insert(0);
         if *n_open >= max {
@@ -52,8 +52,8 @@ impl Drop for ClientSlot {
     }
 }
 
-/// Who has an IPv6 address has the 64 bits behind its prefix, too (RFC 6177).
-fn client(address: IpAddr) -> IpAddr {
+/// What counts as one client: who has an IPv6 address has the 64 bits behind its prefix, too (RFC 6177).
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()

@@ -42,7 +42,7 @@ impl RouteTable {
     pub(super) fn of_host(&self, host: &str) -> impl Iterator<Item = &Arc<Route>> {
         let is_for_host = move |route: &&Arc<Route>| {
             let pattern = route.host.as_ref();
-            pattern.is_none_or(|pattern| matches_host(pattern, host))
+            pattern.is_none_or(|pattern| pattern.matches(host))
         };
         self.routes.iter().filter(is_for_host)
     }
@@ -68,13 +68,6 @@ fn path_rank(pattern: &PathPattern) -> (u8, usize) {
     match pattern {
         PathPattern::Exact(_) => (1, 0),
         PathPattern::Prefix(prefix) => (0, prefix.len()),
-    }
-}
-
-fn matches_host(pattern: &HostPattern, host: &str) -> bool {
-    match pattern {
-        HostPattern::Exact(exact) => host == exact,
-        HostPattern::Suffix(suffix) => host.len() > suffix.len() && host.ends_with(suffix.as_str()),
     }
 }
 

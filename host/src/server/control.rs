@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::discovery::{self, Discovery};
 use super::health_checks::HealthChecks;
@@ -82,6 +82,9 @@ pub(super) struct Control {
 /// How much less than others the threads that compile are worth: +10 of nice's 20.
 const BACKGROUND_NICENESS: i32 = 10;
 
+/// Between two tries at an admin address that somebody else has.
+const ADMIN_RETRY: Duration = Duration::from_secs(5);
+
 /// Starts the thread. `ended` is told when all is over.
 pub(super) fn start(setup: Setup, ended: oneshot::Sender<()>) -> io::Result<JoinHandle<()>> {
     thread::Builder::new()
@@ -119,21 +122,11 @@ async fn run(setup: Setup) {
         mut workers_alive,
         workers,
     } = setup;
-    let token = control.config.admin.token.clone();
+    let admin_config = control.config.admin.clone();
     let control = Rc::new(RefCell::new(control));
     // Dropped with this function, and with it all tasks.
     let mut tasks = JoinSet::new();
-    match admin.map(TcpListener::from_std) {
-        Some(Ok(listener)) => {
-            _ = tasks.spawn_local(admin::http::serve(
-                listener,
-                Rc::new(Pages(Rc::clone(&control))),
-                token,
-            ))
-        }
-        Some(Err(error)) => tracing::error!(%error, "no admin pages"),
-        None => {}
-    }
+    tasks.spawn_local(serve_admin(Rc::clone(&control), admin, admin_config));
     let _watch = watched.map(|(watch, changes)| {
         tasks.spawn_local(plugin_updates::run(Rc::clone(&control), changes));
         watch
@@ -242,6 +235,27 @@ async fn reopen_when_wanted(control: Rc<RefCell<Control>>, wanted: Rc<Notify>) {
             tracing::info!("log files reopened");
         }
     }
+}
+
+/// Serves the admin pages: at once, or as soon as whoever has their address leaves it.
+async fn serve_admin(
+    control: Rc<RefCell<Control>>,
+    mut bound: Option<StdListener>,
+    config: config::Admin,
+) {
+    let listener = loop {
+        match bound.map(TcpListener::from_std) {
+            Some(Ok(listener)) => break listener,
+            Some(Err(error)) => tracing::error!(%error, "no admin pages"),
+            None => {}
+        }
+        sleep(ADMIN_RETRY).await;
+        bound = super::listen_admin(config.listen).ok();
+        if bound.is_some() {
+            tracing::info!(addr = %config.listen, "admin listening");
+        }
+    };
+    admin::http::serve(listener, Rc::new(Pages(control)), config).await;
 }
 
 /// None: there is no file, or it cannot be watched.

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use socket2::SockRef;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -80,6 +81,9 @@ pub enum StartError {
     /// No room for another thread.
     Thread(io::Error),
 }
+
+/// Connections to the admin address that the kernel keeps for us between two accepts.
+const ADMIN_BACKLOG: i32 = 1024;
 
 impl Server {
     /// Starts serving. `file`: where the configuration came from, to be read again on a reload.
@@ -350,13 +354,10 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     }
 }
 
-/// None where the default address is taken by somebody else: then this process has no admin pages.
+/// None where the default address is taken by somebody else: this process has no admin pages until it is
+/// free.
 fn bind_admin(config: &Config) -> Result<Option<TcpListener>, Problem> {
-    let bound = TcpListener::bind(config.admin.listen).and_then(|listener| {
-        listener.set_nonblocking(true)?;
-        Ok(listener)
-    });
-    match bound {
+    match listen_admin(config.admin.listen) {
         Ok(listener) => Ok(Some(listener)),
         Err(error) if config.admin.is_explicit => Err(Problem {
             key: "admin.listen".to_owned(),
@@ -364,10 +365,18 @@ fn bind_admin(config: &Config) -> Result<Option<TcpListener>, Problem> {
             message: format!("cannot listen on {}: {error}", config.admin.listen),
         }),
         Err(error) => {
-            tracing::warn!(addr = %config.admin.listen, %error, "no admin pages: set admin.listen");
+            tracing::warn!(addr = %config.admin.listen, %error, "no admin pages until this address is free: set admin.listen");
             Ok(None)
         }
     }
+}
+
+fn listen_admin(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    // A flood of connections should not keep a probe from the queue of those that wait to be accepted.
+    SockRef::from(&listener).listen(ADMIN_BACKLOG)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 impl fmt::Display for StartError {
