@@ -76,6 +76,8 @@ async fn a_file_that_cannot_be_used_changes_nothing() -> Result<()> {
         ("backends = [5]", "backends[0]: 5 is not allowed"),
         ("weights = 5", "weights: unknown key"),
         ("{\"backends\": ", "not valid JSON"),
+        ("[]", "[] is not allowed: at least one backend"),
+        ("", "missing: at least one backend"),
     ] {
         fs::write(&file, text)?;
         eventually(format!("{logged} in the log"), PATIENCE, async || {
@@ -93,11 +95,25 @@ async fn a_file_that_cannot_be_used_changes_nothing() -> Result<()> {
     .await?;
     let failed = [("kind", "backends"), ("result", "failed")];
     let metrics = balancer.metrics().await?;
-    assert_eq!(metrics.sum("pointsman_reloads_total", &failed), 3.0);
+    assert_eq!(metrics.sum("pointsman_reloads_total", &failed), 5.0);
     let mut client = Client::connect(&balancer.url("/websocket")).await?;
     client.echo_text("those found last stay").await?;
     chatter.stop().await?;
     Ok(())
+}
+
+#[tokio::test]
+async fn a_file_without_backends_is_obeyed_where_it_says_that_it_means_it() -> Result<()> {
+    let backend = Backend::start().await?;
+    let folder = TempDir::new()?;
+    let file = folder.path().join("backends.json");
+    fs::write(&file, json(&[backend.address()]))?;
+    let site = SITE.replace("FILE", &file.display().to_string());
+    let balancer = Balancer::start(&site).await?;
+    let mut session = Client::connect(&balancer.url("/websocket")).await?;
+    fs::write(&file, "{\"backends\": [], \"allow_empty\": true}")?;
+    assert_eq!(session.close_code().await?, Some(1012));
+    is_known(&balancer, 0).await
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ use super::{PluginName, Problem, UpstreamName};
 const PERCENT: &str = "a percentage";
 const PROBE_PATH: &str = "a path that begins with '/', without '#' or space";
 const PORT: &str = "a port";
+const NO_BACKENDS: &str = "at least one backend, unless allow_empty = true says that none is meant";
 const TLS: &str = "true, false or a table";
 
 const MAX_WINDOW_SECS: u64 = 3600;
@@ -402,13 +403,18 @@ impl Backend {
     }
 
     /// The text of a file of backends: `backends = [...]` as in an `[[upstream]]`, in TOML; or the
-    /// same in JSON, which begins with `{` or `[`. The list may be empty.
+    /// same in JSON, which begins with `{` or `[`. The list may be empty only where the file says that
+    /// this is meant, by `allow_empty = true`: what writes such files may fail, and an empty list ends
+    /// every session of the upstream.
     ///
     /// # Errors
     /// Everything that is wrong with it.
     pub fn list_from(text: &str) -> Result<Vec<Self>, Vec<Problem>> {
         let read = |s: &mut Section<'_, '_>| {
-            s.require("backends", "a list of backends");
+            match s.flag("allow_empty") {
+                true => s.require("backends", "a list of backends"),
+                false => s.require_some("backends", NO_BACKENDS),
+            }
             Some(backends(s, true))
         };
         match text.trim_start().starts_with(['{', '[']) {
@@ -499,17 +505,70 @@ mod tests {
         ] {
             assert_eq!(Backend::list_from(text), Ok(expected.clone()), "{text}");
         }
-        assert_eq!(Backend::list_from("[]"), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_file_of_no_backends_says_that_this_is_meant() {
+        for text in [
+            "backends = []\nallow_empty = true",
+            r#"{"backends": [], "allow_empty": true}"#,
+        ] {
+            assert_eq!(Backend::list_from(text), Ok(vec![]), "{text}");
+        }
+        let one = vec![Backend::at("a:1".to_owned())];
+        let text = "allow_empty = true\nbackends = ['a:1']";
+        assert_eq!(Backend::list_from(text), Ok(one));
+        let refused = format!("backends: [] is not allowed: {NO_BACKENDS}");
+        for text in [
+            "[]",
+            " [ ]\n",
+            r#"{"backends": []}"#,
+            r#"{"backends": [], "allow_empty": false}"#,
+        ] {
+            assert_eq!(lines(text), [refused.as_str()], "{text}");
+        }
+        assert_eq!(lines("backends = []"), [format!("line 1: {refused}")]);
+        assert_eq!(
+            lines("allow_empty = true"),
+            ["backends: missing: a list of backends"]
+        );
+        assert_eq!(
+            lines("backends = []\nallow_empty = 1"),
+            [
+                format!("line 1: {refused}").as_str(),
+                "line 2: allow_empty: 1 is not allowed: true or false"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_is_refused() {
+        for whole in [
+            r#"{"backends": ["127.0.0.1:3001", "127.0.0.1:3002"]}"#,
+            "backends = [\"127.0.0.1:3001\",\n \"127.0.0.1:3002\"]",
+        ] {
+            assert!(Backend::list_from(whole).is_ok());
+            for at in 0..whole.len() {
+                assert!(
+                    Backend::list_from(&whole[..at]).is_err(),
+                    "{}",
+                    &whole[..at]
+                );
+            }
+        }
     }
 
     #[test]
     fn what_is_wrong_with_a_file_of_backends_is_said() {
-        assert_eq!(lines(""), ["backends: missing: a list of backends"]);
+        let missing = format!("backends: missing: {NO_BACKENDS}");
+        assert_eq!(lines(""), [missing.as_str()]);
+        assert_eq!(lines("# nothing yet"), [missing.as_str()]);
+        assert_eq!(lines("{}"), [missing.as_str()]);
         assert_eq!(
             lines("backends = ['a:1', 'a:1']\nweights = 1"),
             [
                 "line 1: backends[1]: \"a:1\" is not allowed: backends[0] has it already, on line 1",
-                "line 2: weights: unknown key: one of backends",
+                "line 2: weights: unknown key: one of allow_empty, backends",
             ]
         );
         assert_eq!(
