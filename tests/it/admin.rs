@@ -250,3 +250,47 @@ fn documented_families() -> Result<BTreeSet<String>> {
     };
     Ok(docs.lines().filter_map(name).collect())
 }
+
+#[tokio::test]
+async fn readiness_can_depend_on_backends() -> Result<()> {
+    let mut backend = Some(Backend::start().await?);
+    let address = backend.as_ref().context("it was started")?.address();
+    let site = |needs: bool| {
+        let toml = app("round_robin", &[address]);
+        let health =
+            "[upstream.health]\nkind = \"tcp\"\ninterval_ms = 20\nfall = 1\nrise = 1\n\n[[route]]";
+        format!(
+            "ready_needs_backend = {needs}\n{}\n[[upstream]]\nname = \"unused\"\ndns = {{ name = \"none.invalid\", port = 1, server = \"{NOBODY}\" }}\n",
+            toml.replacen("[[route]]", health, 1)
+        )
+    };
+    let balancer = Balancer::start(&site(true)).await?;
+    let ready = async || -> Result<(u16, String)> {
+        let answer = balancer.admin_get("/readyz").await?;
+        Ok((answer.status, answer.text()))
+    };
+    assert_eq!(ready().await?, (200, "ready\n".to_owned()));
+    drop(backend.take());
+    let is = async |expected: (u16, &str)| {
+        eventually(format!("{expected:?}"), PATIENCE, async || {
+            let found = ready().await;
+            found.is_ok_and(|(status, said)| (status, said.as_str()) == expected)
+        })
+        .await
+    };
+    is((503, "upstream app has no fit backend\n")).await?;
+    assert_eq!(balancer.admin_get("/healthz").await?.status, 200);
+    // The key takes effect with a reload, both ways.
+    balancer.reload(&site(false))?;
+    is((200, "ready\n")).await?;
+    balancer.reload(&site(true))?;
+    is((503, "upstream app has no fit backend\n")).await?;
+    backend = Some(Backend::start_at(address).await?);
+    is((200, "ready\n")).await?;
+    // A backend that the operator takes out gets nothing new.
+    let order = format!("/api/drain?upstream=app&backend={address}");
+    assert_eq!(balancer.order("POST", &order).await?.status, 200);
+    is((503, "upstream app has no fit backend\n")).await?;
+    drop(backend);
+    Ok(())
+}

@@ -52,7 +52,7 @@ pub trait View {
 }
 
 /// Whether this process takes new work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Readiness {
     /// Not yet.
     Starting,
@@ -60,6 +60,8 @@ pub enum Readiness {
     Ready,
     /// No longer.
     Draining,
+    /// These upstreams, which routes lead to, have no fit backend, and the operator wants to hear of it.
+    NoBackend(Vec<String>),
 }
 
 /// Carried out or waited for at a time; more are refused.
@@ -235,7 +237,7 @@ impl Door {
                 self.long_page(page, &head.headers)
             }
             Page::Health => text(StatusCode::OK, "ok\n"),
-            Page::Ready => ready(self.view.readiness()),
+            Page::Ready => ready(&self.view.readiness()),
             Page::Index => text(StatusCode::OK, INDEX),
         }
     }
@@ -338,11 +340,16 @@ fn told(outcome: Outcome) -> Response<Full<Bytes>> {
     }
 }
 
-fn ready(readiness: Readiness) -> Response<Full<Bytes>> {
+fn ready(readiness: &Readiness) -> Response<Full<Bytes>> {
+    let not = |why: String| body(StatusCode::SERVICE_UNAVAILABLE, TEXT, why);
     match readiness {
         Readiness::Ready => text(StatusCode::OK, "ready\n"),
-        Readiness::Starting => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
-        Readiness::Draining => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+        Readiness::Starting => not("starting\n".to_owned()),
+        Readiness::Draining => not("draining\n".to_owned()),
+        Readiness::NoBackend(upstreams) => not(match upstreams.as_slice() {
+            [upstream] => format!("upstream {upstream} has no fit backend\n"),
+            upstreams => format!("upstreams {} have no fit backend\n", upstreams.join(", ")),
+        }),
     }
 }
 
@@ -671,11 +678,20 @@ mod tests {
 
     #[tokio::test]
     async fn readiness_is_200_only_while_new_work_is_taken() {
+        let none = |names: &[&str]| {
+            Readiness::NoBackend(names.iter().map(|name| (*name).to_owned()).collect())
+        };
         let view = Rc::<Fixed>::default();
         for (readiness, status, said) in [
             (Readiness::Starting, 503, "starting\n"),
             (Readiness::Ready, 200, "ready\n"),
             (Readiness::Draining, 503, "draining\n"),
+            (none(&["app"]), 503, "upstream app has no fit backend\n"),
+            (
+                none(&["app", "chat"]),
+                503,
+                "upstreams app, chat have no fit backend\n",
+            ),
         ] {
             view.readiness.replace(readiness);
             let answer = ask(&view, "GET", "/readyz", &[]).await;

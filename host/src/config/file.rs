@@ -91,6 +91,7 @@ fn root(s: &mut Section<'_, '_>, base_dir: &Path) -> Option<Config> {
         workers: workers(s),
         drain_timeout: drain_timeout(s),
         drain_delay: drain_delay(s),
+        ready_needs_backend: s.flag("ready_needs_backend"),
         access_log: access_log(s, base_dir),
         error_log: s.section("error_log", |s| error_log(s, base_dir)),
         trusted_proxies: s.texts("trusted_proxies", NETWORK, names::network),
@@ -454,6 +455,7 @@ mod tests {
 workers = 3
 drain_timeout_secs = 30
 drain_delay_secs = 5
+ready_needs_backend = true
 access_log = "file:logs/access.log"
 trusted_proxies = ["127.0.0.0/8", "10.0.0.1"]
 
@@ -603,6 +605,7 @@ handler = 'echo'
             workers: 3,
             drain_timeout: Duration::from_secs(30),
             drain_delay: Duration::from_secs(5),
+            ready_needs_backend: true,
             access_log: AccessLogTarget::File(PathBuf::from("/etc/pointsman/logs/access.log")),
             error_log: ErrorLogSettings {
                 format: LogFormat::Json,
@@ -783,6 +786,7 @@ upstream = 'app'"
         assert_eq!(config.workers, cores.min(256));
         assert_eq!(config.drain_timeout, Duration::from_secs(30));
         assert_eq!(config.trusted_proxies, []);
+        assert!(!config.ready_needs_backend);
         let listen = "127.0.0.1:9900".parse().unwrap();
         assert_eq!(
             config.admin,

@@ -59,6 +59,7 @@ fn config(s: &mut Section<'_, '_>, flags: Flags) -> Option<Config> {
         workers: file::workers(s),
         drain_timeout: file::drain_timeout(s),
         drain_delay: file::drain_delay(s),
+        ready_needs_backend: false,
         access_log: file::access_log(s, Path::new("")),
         error_log: file::error_log(s, Path::new("")),
         trusted_proxies: Vec::new(),

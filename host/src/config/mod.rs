@@ -33,6 +33,9 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// How long connections are accepted after SIGTERM, before the drain begins. `drain_delay_secs`, default 0.
     pub drain_delay: Duration,
+    /// Whether an upstream of a route without a fit backend makes the process not ready.
+    /// `ready_needs_backend`, default false.
+    pub ready_needs_backend: bool,
     /// Where the access log is written. `access_log`, default `"stdout"`.
     pub access_log: AccessLogTarget,
     /// How and where the error log is written.

@@ -40,6 +40,10 @@ pub(super) fn plan(site: &Site, new: &Config, running: &Running<'_>) -> Plan {
     changed("workers", old.workers == new.workers);
     changed("drain_timeout_secs", old.drain_timeout == new.drain_timeout);
     changed("drain_delay_secs", old.drain_delay == new.drain_delay);
+    changed(
+        "ready_needs_backend",
+        old.ready_needs_backend == new.ready_needs_backend,
+    );
     changed("access_log", old.access_log == new.access_log);
     changed("error_log", old.error_log == new.error_log);
     changed(

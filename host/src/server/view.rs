@@ -15,7 +15,7 @@ use crate::admin::status::{
     BackendState, BackendStatus, PolicyStatus, RouteStatus, Status, UpstreamStatus,
 };
 use crate::admin::steer::{Order, Outcome};
-use crate::config::Target;
+use crate::config::{Route, Target};
 use crate::plugins::stats::{BUCKETS_NS, FAILURE_KINDS, PluginFigures, VERDICTS};
 use crate::site::Site;
 use crate::upstream::fitness::{HealthState, Unfit};
@@ -26,9 +26,17 @@ pub(super) struct Pages(pub(super) Rc<RefCell<Control>>);
 
 impl View for Pages {
     fn readiness(&self) -> Readiness {
-        match self.0.borrow().is_leaving() {
-            true => Readiness::Draining,
-            false => Readiness::Ready,
+        let control = self.0.borrow();
+        if control.is_leaving() {
+            return Readiness::Draining;
+        }
+        let without_backend = match control.config.ready_needs_backend {
+            true => without_backend(&control.site()),
+            false => Vec::new(),
+        };
+        match without_backend.is_empty() {
+            true => Readiness::Ready,
+            false => Readiness::NoBackend(without_backend),
         }
     }
 
@@ -82,6 +90,18 @@ impl View for Pages {
             }
         })
     }
+}
+
+/// The upstreams that routes lead to and that have no fit backend, in the order configured.
+fn without_backend(site: &Site) -> Vec<String> {
+    let now = Instant::now();
+    let is_used = |pool: &&Pool| {
+        let mut routes = site.config.routes.iter();
+        let leads_here = |route: &Route| matches!(&route.target, Target::Upstream(name) if *name == pool.config.name);
+        routes.any(|route| leads_here(route) && !site.is_drained(route))
+    };
+    let without = pools(site).filter(|pool| !pool.has_fit_backend(now) && is_used(pool));
+    without.map(|pool| pool.config.name.to_string()).collect()
 }
 
 /// In the order configured.
@@ -139,7 +159,7 @@ fn routes(site: &Site) -> Vec<RouteStatus> {
         Target::Handler(name) => format!("handler {name}"),
         Target::Http(name) => format!("http {name}"),
     };
-    let route = |route: &crate::config::Route| RouteStatus {
+    let route = |route: &Route| RouteStatus {
         host: route.host.as_ref().map(ToString::to_string),
         path: route.path.to_string(),
         target: target(&route.target),

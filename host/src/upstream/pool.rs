@@ -227,6 +227,12 @@ impl Pool {
         self.shared.retries.load(Relaxed)
     }
 
+    /// Whether any backend is fit and not taken out.
+    pub fn has_fit_backend(&self, now: Instant) -> bool {
+        let mut backends = self.backends.iter();
+        backends.any(|backend| !backend.config.is_draining && backend.is_fit(now))
+    }
+
     /// Who may be chosen at this moment.
     ///
     /// # Errors
