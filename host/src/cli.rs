@@ -72,7 +72,7 @@ pub struct Check {
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
-    /// Print what it would change in the running process, and how many sessions that ends
+    /// Print whether the running process would take it, what it would change, and how many sessions that ends
     #[arg(long)]
     pub against_running: bool,
     /// Where the running process has its admin address

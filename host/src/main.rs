@@ -12,7 +12,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
-use pointsman::admin::steer::Proposal;
+use pointsman::admin::status::FetchError;
+use pointsman::admin::steer::{Plan, Proposal};
 use pointsman::cli::{Check, Cli, Command, Demo, Run, Status};
 use pointsman::config::{Config, Flags, Problem};
 use pointsman::demo::DemoError;
@@ -197,19 +198,31 @@ fn check(flags: &Check) -> Result<()> {
         },
         Err(problems) => problems,
     };
+    let (problems, plan) = match problems.is_empty() && flags.against_running {
+        true => match compare(flags, &source)? {
+            Ok(plan) => (Vec::new(), Some(plan)),
+            Err(problems) => (problems, None),
+        },
+        false => (problems, None),
+    };
     let problems = source.located(problems);
     let name = flags.config.display();
     if flags.json {
-        let problems: Vec<_> = problems.iter().map(Problem::to_json).collect();
-        let report = serde_json::json!({ "file": name.to_string(), "problems": problems });
-        print(format_args!("{report}\n"))?;
+        let mut found = serde_json::json!({ "file": name.to_string(), "problems": problems });
+        if let Some(plan) = &plan {
+            found["changes"] = serde_json::json!(plan.changes);
+        }
+        print(format_args!("{found}\n"))?;
     } else {
         for problem in &problems {
             print(format_args!("{name}: {problem}\n"))?;
         }
+        if let Some(plan) = &plan {
+            print(plan)?;
+        }
     }
     match problems.len() {
-        0 if flags.against_running => compare(flags, source),
+        0 if plan.is_some() => Ok(()),
         0 => {
             say(format_args!("{name}: no problems"));
             Ok(())
@@ -219,19 +232,19 @@ fn check(flags: &Check) -> Result<()> {
     }
 }
 
-/// Prints what a configuration would change where one runs.
-fn compare(flags: &Check, source: Source) -> Result<()> {
+/// What a configuration would change where one runs, or why it would be refused there.
+fn compare(flags: &Check, source: &Source) -> Result<Result<Plan, Vec<Problem>>> {
     let dir = flags.config.parent().unwrap_or(Path::new(""));
     let proposal = Proposal {
-        text: source.text,
+        text: source.text.clone(),
         dir: std::path::absolute(dir.join("."))?,
     };
     let token = flags.token.as_deref();
     let asked = admin::status::fetch_plan(flags.admin, token, &proposal);
-    let plan = runtime()?.block_on(asked)?;
-    match flags.json {
-        true => print(serde_json::to_string_pretty(&plan)? + "\n"),
-        false => print(plan),
+    match runtime()?.block_on(asked) {
+        Ok(plan) => Ok(Ok(plan)),
+        Err(FetchError::Rejected(problems)) => Ok(Err(problems)),
+        Err(error) => Err(error.into()),
     }
 }
 

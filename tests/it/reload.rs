@@ -1,12 +1,14 @@
 //! The promise: SIGHUP puts a changed configuration in force under open sockets; one that is wrong,
 //! or the same, changes nothing.
 
-use anyhow::Result;
 use std::net::{SocketAddr, TcpListener};
 
+use anyhow::{Context, Result};
+
 use pointsman_tests::{
-    Backend, Balancer, Chatter, Client, PATIENCE, app, ask, eventually, get, pointsman,
+    Backend, Balancer, Chatter, Client, PATIENCE, app, ask, eventually, get, guests, pointsman,
 };
+use serde_json::Value;
 
 async fn reloads(balancer: &Balancer, result: &str) -> Result<f64> {
     let labels = [("kind", "config"), ("result", result)];
@@ -301,10 +303,137 @@ async fn a_plan_says_what_changes_and_whom_it_touches() -> Result<()> {
          4 changes, which end 3 sessions\n"
     );
     assert_eq!(ended.stdout, expected);
+    let ended = pointsman(&[&check[..], &["--json"]].concat()).await?;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let found: Value = serde_json::from_str(&ended.stdout).context("one document")?;
+    assert_eq!(found["file"], name.as_str());
+    assert_eq!(found["problems"], serde_json::json!([]));
+    assert_eq!(found["changes"].as_array().map(Vec::len), Some(4));
+    assert_eq!(found["changes"][1]["sessions_ended"], 2);
     for client in &mut open {
         client.echo_text("a plan changes nothing").await?;
     }
     let wrong = ask(balancer.admin_address(), "POST", "/api/plan", "{}").await?;
     assert_eq!(wrong.status, 400);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_plan_is_refused_for_what_a_reload_would_be_refused_for() -> Result<()> {
+    let backend = Backend::start().await?;
+    let toml = app("round_robin", &[backend.address()]);
+    let balancer = Balancer::start(&toml).await?;
+    let running = std::fs::read_to_string(balancer.config_file())?;
+    let admin = balancer.admin_address().to_string();
+    let folder = tempfile::TempDir::new()?;
+    std::fs::create_dir(folder.path().join("plugins"))?;
+    let file = folder.path().join("new.toml");
+    let name = file.display().to_string();
+    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let address = taken.local_addr()?;
+    let listeners =
+        format!("[[listener]]\nbind = \"127.0.0.1:0\"\n[[listener]]\nbind = \"{address}\"\n");
+    let at = |text: &str, of: &str| {
+        let line = text.lines().position(|line| line.contains(of));
+        line.map(|line| line + 1)
+    };
+    for (text, key, of) in [
+        (
+            running.replace("workers = 2", "workers = 1"),
+            "workers",
+            "workers = 1",
+        ),
+        (
+            running.replace("[admin]", "[admin]\ntoken = \"0123456789abcdef\""),
+            "admin",
+            "[admin]",
+        ),
+        (
+            running.replace(
+                &balancer.plugins_dir().display().to_string(),
+                &folder.path().join("plugins").display().to_string(),
+            ),
+            "plugins.dir",
+            "dir = ",
+        ),
+        (
+            running.replace("[[listener]]\nbind = \"127.0.0.1:0\"\n", &listeners),
+            "listener[1].bind",
+            &address.to_string(),
+        ),
+    ] {
+        assert_ne!(text, running, "{key}");
+        std::fs::write(&file, &text)?;
+        let check = [
+            "check",
+            "--config",
+            &name,
+            "--against-running",
+            "--admin",
+            &admin,
+        ];
+        let ended = pointsman(&check).await?;
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        let line = at(&text, of).context("it is in the file")?;
+        let expected = format!("{name}: line {line}: {key}: ");
+        assert!(ended.stdout.starts_with(&expected), "{expected}: {ended:?}");
+        let ended = pointsman(&[&check[..], &["--json"]].concat()).await?;
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        let found: Value = serde_json::from_str(&ended.stdout).context("one document")?;
+        assert_eq!(
+            found["problems"].as_array().map(Vec::len),
+            Some(1),
+            "{found}"
+        );
+        assert_eq!(found["problems"][0]["key"], key, "{found}");
+        assert_eq!(found["problems"][0]["line"], line, "{found}");
+        assert_eq!(found["changes"], Value::Null, "{found}");
+
+        // A reload says the same.
+        std::fs::write(balancer.config_file(), &text)?;
+        let answer = balancer.order("POST", "/api/reload").await?;
+        assert_eq!(answer.status, 422);
+        let answer: Value = serde_json::from_slice(&answer.body)?;
+        assert_eq!(answer["details"], found["problems"]);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_plan_tries_plugins_and_takes_none() -> Result<()> {
+    let backend = Backend::start().await?;
+    let toml = app("round_robin", &[backend.address()]);
+    let (good, broken) = (guests::policy("traps")?, b"\0asm and no more".to_vec());
+    let files = [("mine", good.as_slice()), ("broken", broken.as_slice())];
+    let balancer = Balancer::start_with_plugins(&toml, &files).await?;
+    let running = std::fs::read_to_string(balancer.config_file())?;
+    let status = async || -> Result<Value> {
+        let status = balancer.status().await?;
+        Ok(serde_json::json!([status["plugins"], status["problems"]]))
+    };
+    let before = status().await?;
+    let plan = async |policy: &str| {
+        let text = running.replace("round_robin", policy);
+        let proposal = serde_json::json!({ "text": text, "dir": "/" }).to_string();
+        let answer = ask(balancer.admin_address(), "POST", "/api/plan", &proposal).await?;
+        let found: Value = serde_json::from_slice(&answer.body)?;
+        Ok::<_, anyhow::Error>((answer.status, found))
+    };
+    let (code, found) = plan("mine").await?;
+    assert_eq!(code, 200, "{found}");
+    let details = "policy round_robin -> mine";
+    assert_eq!(found["changes"][0]["details"], details, "{found}");
+    for (policy, says) in [
+        ("broken", "plugin \"broken\": "),
+        ("leastconn", "did you mean"),
+    ] {
+        let (code, found) = plan(policy).await?;
+        assert_eq!(code, 422, "{found}");
+        assert_eq!(found["details"][0]["key"], "upstream[0].policy", "{found}");
+        let message = found["details"][0]["message"].to_string();
+        let says = says.replace('"', "\\\"");
+        assert!(message.contains(&says), "{found}");
+    }
+    assert_eq!(status().await?, before);
     Ok(())
 }

@@ -333,10 +333,14 @@ fn told(outcome: Outcome) -> Response<Full<Bytes>> {
         Outcome::Done(message) => json(StatusCode::OK, json!({ "done": message })),
         Outcome::Planned(plan) => json(StatusCode::OK, json!(plan)),
         Outcome::NotFound(what) => json(StatusCode::NOT_FOUND, json!({ "error": what })),
-        Outcome::Refused(problems) => json(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            json!({ "error": "refused, and nothing was changed", "problems": problems }),
-        ),
+        Outcome::Refused(problems) => {
+            let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+            let error = "refused, and nothing was changed";
+            json(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                json!({ "error": error, "problems": lines, "details": problems }),
+            )
+        }
     }
 }
 

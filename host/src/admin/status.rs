@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::steer::{Plan, Proposal};
+use crate::config;
 
 /// Everything that runs, at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,13 +178,18 @@ pub enum FetchError {
         /// The status of the answer.
         status: u16,
     },
+    /// The configuration that was proposed is refused.
+    Rejected(Vec<config::Problem>),
     /// The answer is longer than any status.
     Body(Box<dyn std::error::Error + Send + Sync>),
     /// The answer is no status: another program, or another version.
     Json(serde_json::Error),
-    /// No whole answer came in time.
-    TimedOut,
+    /// No whole answer came in so long.
+    TimedOut(Duration),
 }
+
+/// For everything that [`fetch_plan`] does, which may compile plugins: as long as the server takes.
+const PLAN_DEADLINE: Duration = Duration::from_secs(60);
 
 /// For everything that [`fetch`] does. A control thread that is busy longer is worth an alarm.
 const FETCH_DEADLINE: Duration = Duration::from_secs(5);
@@ -200,13 +206,13 @@ const STATUS_MAX_BYTES: usize = 16 * 1024 * 1024;
 /// Dropping it closes the connection.
 pub async fn fetch(address: SocketAddr, token: Option<&str>) -> Result<Status, FetchError> {
     let request = Request::get("/api/status").body(Full::default());
-    exchange(address, token, request).await
+    exchange(address, token, request, FETCH_DEADLINE).await
 }
 
 /// Asks a running pointsman what a configuration would change.
 ///
 /// # Errors
-/// As [`fetch`].
+/// As [`fetch`], but after a minute, and [`FetchError::Rejected`].
 pub async fn fetch_plan(
     address: SocketAddr,
     token: Option<&str>,
@@ -214,17 +220,18 @@ pub async fn fetch_plan(
 ) -> Result<Plan, FetchError> {
     let body = serde_json::to_vec(proposal).map_err(FetchError::Json)?;
     let request = Request::post("/api/plan").body(Full::from(body));
-    exchange(address, token, request).await
+    exchange(address, token, request, PLAN_DEADLINE).await
 }
 
 async fn exchange<T: DeserializeOwned>(
     address: SocketAddr,
     token: Option<&str>,
     request: http::Result<Request<Full<Bytes>>>,
+    deadline: Duration,
 ) -> Result<T, FetchError> {
-    match timeout(FETCH_DEADLINE, ask(address, token, request)).await {
+    match timeout(deadline, ask(address, token, request)).await {
         Ok(answer) => answer,
-        Err(_) => Err(FetchError::TimedOut),
+        Err(_) => Err(FetchError::TimedOut(deadline)),
     }
 }
 
@@ -255,15 +262,30 @@ async fn ask<T: DeserializeOwned>(
 }
 
 async fn read(answer: Response<Incoming>) -> Result<Bytes, FetchError> {
-    if answer.status() != 200 {
+    let status = answer.status();
+    if status != 200 && status != 422 {
         return Err(FetchError::Refused {
-            status: answer.status().as_u16(),
+            status: status.as_u16(),
         });
     }
     let body = Limited::new(answer.into_body(), STATUS_MAX_BYTES)
         .collect()
         .await;
-    Ok(body.map_err(FetchError::Body)?.to_bytes())
+    let body = body.map_err(FetchError::Body)?.to_bytes();
+    match status.as_u16() {
+        422 => Err(FetchError::Rejected(
+            serde_json::from_slice::<Rejected>(&body)
+                .map_err(FetchError::Json)?
+                .details,
+        )),
+        _ => Ok(body),
+    }
+}
+
+/// What a configuration that is refused is answered with.
+#[derive(Deserialize)]
+struct Rejected {
+    details: Vec<config::Problem>,
 }
 
 impl From<hyper::Error> for FetchError {
@@ -284,9 +306,12 @@ impl fmt::Display for FetchError {
                 f.write_str("the token is missing or wrong (status 401)")
             }
             Self::Refused { status } => write!(f, "refused with status {status}"),
+            Self::Rejected(problems) => {
+                write!(f, "refused for {} problems", problems.len())
+            }
             Self::Body(_) => f.write_str("the answer could not be read to its end"),
             Self::Json(_) => f.write_str("the answer is no status of this version of pointsman"),
-            Self::TimedOut => write!(f, "no answer within {} s", FETCH_DEADLINE.as_secs()),
+            Self::TimedOut(deadline) => write!(f, "no answer within {} s", deadline.as_secs()),
         }
     }
 }
@@ -298,7 +323,7 @@ impl std::error::Error for FetchError {
             Self::Http(source) => Some(source),
             Self::Body(source) => Some(source.as_ref()),
             Self::Json(source) => Some(source),
-            Self::Refused { .. } | Self::TimedOut => None,
+            Self::Refused { .. } | Self::Rejected(_) | Self::TimedOut(_) => None,
         }
     }
 }

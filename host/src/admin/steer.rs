@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Problem;
+
 /// Something to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
@@ -56,8 +58,8 @@ pub enum Outcome {
     Planned(Plan),
     /// There is no such thing.
     NotFound(String),
-    /// It is wrong, and nothing was changed: every problem, a line each.
-    Refused(Vec<String>),
+    /// It is wrong, and nothing was changed.
+    Refused(Vec<Problem>),
 }
 
 /// What a configuration would change.

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 pub use self::nearest::nearest_plugin;
 pub use self::upstream::{Backend, BackendTls, Dns, Ejection, Health, Probe, Queue, Upstream};
@@ -318,7 +319,7 @@ pub struct Flags {
 }
 
 /// One thing that is wrong with a configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// `upstream[0].connect_timeout_ms`; empty where the text is no TOML at all.
     pub key: String,
@@ -380,13 +381,6 @@ impl UpstreamName {
     /// The bare name.
     pub fn as_str(&self) -> &str {
         &self.0
-    }
-}
-
-impl Problem {
-    /// For programs.
-    pub fn to_json(&self) -> serde_json::Value {
-        serde_json::json!({ "key": self.key, "line": self.line, "message": self.message })
     }
 }
 

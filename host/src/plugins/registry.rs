@@ -376,7 +376,7 @@ impl Registry {
         })
     }
 
-    /// All plugins that have ever been offered, by name.
+    /// All plugins that have been loaded, or should have been, by name.
     pub fn status(&self) -> Vec<PluginStatus> {
         let status = |(name, entry): (&PluginName, &Entry)| PluginStatus {
             name: name.clone(),
@@ -389,7 +389,10 @@ impl Registry {
             is_quarantined: entry.quarantined.is_some(),
             is_unused: entry.unused.is_some(),
         };
-        self.entries.iter().map(status).collect()
+        let is_known = |(_, entry): &(&PluginName, &Entry)| {
+            entry.current.is_some() || entry.last_error.is_some() || entry.unused.is_some()
+        };
+        self.entries.iter().filter(is_known).map(status).collect()
     }
 
     fn job(&self, name: &PluginName, source: Source, bytes: JobBytes) -> Job {

@@ -21,14 +21,14 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::discovery::{self, Discovery};
 use super::health_checks::HealthChecks;
 use super::logs::{self, Logs, Outputs};
-use super::trial::{Compiled, Trial, load_missing};
+use super::trial::{Compiled, Trial, load_missing, try_missing};
 use super::view::Pages;
 use super::{Command, plan, plugin_updates};
 use crate::admin;
 use crate::admin::metrics::{Metrics, ReloadKind, ReloadResult};
 use crate::admin::status::{PluginSource, PluginStatus};
 use crate::admin::steer::{Drainable, Outcome, Proposal};
-use crate::config::{self, Config, Listener, Problem, UpstreamName};
+use crate::config::{self, Config, Listener, PluginName, Problem, UpstreamName};
 use crate::drain::Drainer;
 use crate::listener;
 use crate::log;
@@ -307,7 +307,7 @@ pub(super) async fn reload(control: &RefCell<Control>, cause: Cause) -> Outcome 
     let turn = Arc::clone(&control.borrow().reload_turn);
     let _turn = turn.lock().await;
     if control.borrow().is_leaving() {
-        return Outcome::Refused(vec!["the process is being drained".to_owned()]);
+        return Outcome::Refused(vec![keyless("the process is being drained")]);
     }
     systemd::reloading();
     let outcome = reload_from(control, &file, cause).await;
@@ -333,7 +333,11 @@ async fn reload_from(control: &RefCell<Control>, file: &Path, cause: Cause) -> O
                 Ok((config, outside)) => match open_logs(control, &config).await {
                     Ok(outputs) => {
                         let trial = Trial::new(&Arc::new(config));
-                        let compiled = plugin_updates::compile_missing(control, &trial).await;
+                        let refuse = |name: &PluginName, error| {
+                            plugin_updates::refuse(control, name, &error);
+                        };
+                        let compiled =
+                            plugin_updates::compile_missing(control, &trial, refuse).await;
                         let mut control = control.borrow_mut();
                         control.apply(trial, outside, outputs, compiled)
                     }
@@ -355,8 +359,7 @@ async fn reload_from(control: &RefCell<Control>, file: &Path, cause: Cause) -> O
                 tracing::error!(file = %file.display(), "{problem}");
             }
             tracing::error!(file = %file.display(), problems = problems.len(), "configuration refused: the one in force stays");
-            let lines = problems.iter().map(ToString::to_string).collect();
-            (ReloadResult::Failed, Outcome::Refused(lines))
+            (ReloadResult::Failed, Outcome::Refused(problems))
         }
     };
     if result == ReloadResult::Ok {
@@ -370,12 +373,31 @@ async fn reload_from(control: &RefCell<Control>, file: &Path, cause: Cause) -> O
 pub(super) async fn plan(control: &RefCell<Control>, proposal: Proposal) -> Outcome {
     let Proposal { text, dir } = proposal;
     let before = control.borrow().outside.tls.clone();
-    let (config, outside) = match understand(&dir, text, before).await {
+    let (config, outside) = match understand(&dir, text.clone(), before).await {
         Ok(understood) => understood,
-        Err(problems) => {
-            return Outcome::Refused(problems.iter().map(ToString::to_string).collect());
-        }
+        Err(problems) => return Outcome::Refused(problems),
     };
+    let config = Arc::new(config);
+    let mut problems = check_logs(control, &config).await;
+    let trial = Trial::new(&config);
+    let mut refused = BTreeMap::new();
+    let refuse = |name: &PluginName, error| _ = refused.insert(name.clone(), error);
+    let compiled = plugin_updates::compile_missing(control, &trial, refuse).await;
+    {
+        let mut control = control.borrow_mut();
+        problems.extend(control.changes_of_fixed_keys(&config));
+        problems.extend(try_missing(
+            &mut control.registry,
+            &trial,
+            compiled,
+            &refused,
+        ));
+        problems.extend(control.listeners_not_bound(&config));
+    }
+    if !problems.is_empty() {
+        let located = |problem: Problem| problem.located_in(&text);
+        return Outcome::Refused(problems.into_iter().map(located).collect());
+    }
     let asks = control.borrow().asks.clone();
     let mut census = Census::new();
     for ask in asks {
@@ -399,7 +421,7 @@ async fn read_text(file: &Path) -> Result<String, Vec<Problem>> {
     let path = file.to_owned();
     let read = spawn_blocking(move || std::fs::read_to_string(path)).await;
     read.unwrap_or_else(|panic| Err(io::Error::other(panic)))
-        .map_err(|error| vec![unreadable(error.to_string())])
+        .map_err(|error| vec![keyless(error)])
 }
 
 /// `dir`: where relative paths begin.
@@ -415,21 +437,28 @@ async fn understand(
         Ok((config, outside))
     };
     let read = spawn_blocking(read).await;
-    read.unwrap_or_else(|panic| Err(vec![unreadable(panic.to_string())]))
+    read.unwrap_or_else(|panic| Err(vec![keyless(panic)]))
+}
+
+/// What would be wrong with [`open_logs`].
+async fn check_logs(control: &RefCell<Control>, new: &Arc<Config>) -> Vec<Problem> {
+    let (new, old) = (Arc::clone(new), Arc::clone(&control.borrow().config));
+    let checked = spawn_blocking(move || logs::check(&new, Some(&old))).await;
+    checked.unwrap_or_else(|panic| vec![keyless(panic)])
 }
 
 /// What a new configuration has the logs written to, where that changes.
 async fn open_logs(control: &RefCell<Control>, new: &Config) -> Result<Outputs, Vec<Problem>> {
     let (new, old) = (new.clone(), Arc::clone(&control.borrow().config));
     let opened = spawn_blocking(move || logs::open(&new, Some(&old))).await;
-    opened.unwrap_or_else(|panic| Err(vec![unreadable(panic.to_string())]))
+    opened.unwrap_or_else(|panic| Err(vec![keyless(panic)]))
 }
 
-fn unreadable(message: String) -> Problem {
+fn keyless(message: impl ToString) -> Problem {
     Problem {
         key: String::new(),
         line: None,
-        message,
+        message: message.to_string(),
     }
 }
 
@@ -596,6 +625,18 @@ impl Control {
         self.forget_what_is_gone();
         self.publish();
         Ok(ReloadResult::Ok)
+    }
+
+    /// What [`Control::relisten`] would not be able to open.
+    fn listeners_not_bound(&self, new: &Config) -> Vec<Problem> {
+        let before = listener_keys(&self.config);
+        let added = listener_keys(new).into_keys();
+        let added = added.filter(|key| !before.contains_key(key));
+        let problem = |key: ListenerKey| {
+            let error = listener::bind(key.0, 1).err()?;
+            Some(not_bound(new, key, &error))
+        };
+        added.filter_map(problem).collect()
     }
 
     /// Opens the listeners that are new, before anything else changes; then has those that stay go on

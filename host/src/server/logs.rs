@@ -51,11 +51,13 @@ pub(super) fn reopen(config: &Config) -> (Outputs, Vec<Problem>) {
     (Outputs { error, access }, problems)
 }
 
-/// All that [`open`] would not be able to open. Makes no file.
-pub(super) fn check(config: &Config) -> Vec<Problem> {
+/// All that [`open`] would not be able to open. Makes no file. May block.
+pub(super) fn check(new: &Config, old: Option<&Config>) -> Vec<Problem> {
+    let error = old.is_none_or(|old| old.error_log != new.error_log);
+    let access = old.is_none_or(|old| old.access_log != new.access_log);
     let files = [
-        (ERROR_LOG, config.error_log.file.as_deref()),
-        (ACCESS_LOG, config.access_log.file()),
+        (ERROR_LOG, new.error_log.file.as_deref().filter(|_| error)),
+        (ACCESS_LOG, new.access_log.file().filter(|_| access)),
     ];
     let wrong = |(key, file): (&str, Option<&Path>)| {
         let error = output::check_file(file?).err()?;

@@ -347,7 +347,7 @@ pub fn check(config: &Config) -> Result<(), StartError> {
         Err(StartError::Config(problems)) => problems,
         Err(error) => return Err(error),
     };
-    let problems = [logs::check(config), refused].concat();
+    let problems = [logs::check(config, None), refused].concat();
     match problems.is_empty() {
         true => Ok(()),
         false => Err(StartError::Config(problems)),

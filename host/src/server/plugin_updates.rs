@@ -68,7 +68,8 @@ async fn update(control: &RefCell<Control>, name: PluginName, change: Change) {
     }
 }
 
-fn refuse(control: &RefCell<Control>, name: &PluginName, error: &LoadError) {
+/// Says in log, status and metrics that a file is refused.
+pub(super) fn refuse(control: &RefCell<Control>, name: &PluginName, error: &LoadError) {
     let mut control = control.borrow_mut();
     trial::refuse(&mut control.registry, name, error);
     control
@@ -122,9 +123,13 @@ async fn read(path: PathBuf) -> Result<Vec<u8>, LoadError> {
     read.unwrap_or_else(|error| Err(LoadError::Read(error.to_string())))
 }
 
-/// Compiles what a configuration names and nothing serves yet. A file that cannot be loaded is named in log
-/// and status, and what is embedded under its name stands in.
-pub(super) async fn compile_missing(control: &RefCell<Control>, trial: &Trial) -> Compiled {
+/// Compiles what a configuration names and nothing serves yet. What is embedded under the name of a file that
+/// cannot be loaded stands in; `refused` is told of the file.
+pub(super) async fn compile_missing(
+    control: &RefCell<Control>,
+    trial: &Trial,
+    mut refused: impl FnMut(&PluginName, LoadError),
+) -> Compiled {
     let mut compiled = Compiled::new();
     for name in trial.named().into_keys() {
         let unused = control.borrow().registry.unused(&name).map(Path::to_owned);
@@ -139,7 +144,7 @@ pub(super) async fn compile_missing(control: &RefCell<Control>, trial: &Trial) -
                     compiled.insert(name, generation);
                     continue;
                 }
-                Err(error) => refuse(control, &name, &error),
+                Err(error) => refused(&name, error),
             }
         }
         if control.borrow().registry.catalog().get(&name).is_some() {

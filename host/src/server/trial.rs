@@ -98,15 +98,7 @@ pub(super) fn load_missing(
             None => load_embedded(registry, trial, &name),
         };
         if let Err(error) = tried {
-            let message = match error {
-                LoadError::NotEmbedded => unknown(registry, &name, &key),
-                error => format!("plugin \"{name}\": {error}"),
-            };
-            problems.push(Problem {
-                key,
-                line: None,
-                message,
-            });
+            problems.push(refusal(registry, &name, key, error));
         }
     }
     problems
@@ -132,6 +124,47 @@ pub(super) fn refuse(registry: &mut Registry, name: &PluginName, error: &LoadErr
         .map_or(0, |serving| serving.number);
     tracing::error!(plugin = %name, serving_generation = serving, %error, "plugin refused: what served before goes on serving");
     registry.refuse(name, error);
+}
+
+/// What [`load_missing`] would find wrong; nothing is published. `refused`: files that were to be loaded for
+/// the configuration and cannot be. Blocks.
+pub(super) fn try_missing(
+    registry: &mut Registry,
+    trial: &Trial,
+    mut compiled: Compiled,
+    refused: &BTreeMap<PluginName, LoadError>,
+) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (name, key) in trial.named() {
+        let candidate = compiled.remove(&name);
+        if candidate.is_some_and(|candidate| trial.run(&candidate).is_ok()) {
+            continue;
+        }
+        let tried = match registry.catalog().get(&name) {
+            Some(generation) => trial.run(generation),
+            None => registry.offer_embedded(&name).and_then(|job| match job {
+                Some(job) => trial.run(&job.compile()?),
+                None => Ok(()),
+            }),
+        };
+        if let Err(error) = tried {
+            let error = refused.get(&name).cloned().unwrap_or(error);
+            problems.push(refusal(registry, &name, key, error));
+        }
+    }
+    problems
+}
+
+fn refusal(registry: &Registry, name: &PluginName, key: String, error: LoadError) -> Problem {
+    let message = match error {
+        LoadError::NotEmbedded => unknown(registry, name, &key),
+        error => format!("plugin \"{name}\": {error}"),
+    };
+    Problem {
+        key,
+        line: None,
+        message,
+    }
 }
 
 /// Why there is no plugin of this name: its file was refused, or there is none. `key` refers to it.
