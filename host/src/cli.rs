@@ -28,7 +28,7 @@ pub enum Command {
     Run(Run),
     /// Read a configuration, load every plugin it names, and print all problems
     Check(Check),
-    /// Show what runs: upstreams, backends, sessions, plugins and their generations
+    /// Show what is wrong (exit code 1 then), and what runs: upstreams, backends, sessions, plugins
     Status(Status),
     /// Three backends, the balancer and a client on this machine: rotation, then a live policy swap
     Demo(Demo),

@@ -1,6 +1,6 @@
 //! The `pointsman` program: flags to a configuration, a running server, and an exit code.
 //!
-//! Exit codes: 0 done, 1 what was asked for failed, 2 the call was wrong. Text for people goes to
+//! Exit codes: 0 done, 1 what was asked for failed or there are problems, 2 the call was wrong. Text for people goes to
 //! stderr, results go to stdout.
 
 use std::fmt;
@@ -252,8 +252,13 @@ fn status(flags: &Status) -> Result<()> {
     let fetched = runtime()?.block_on(admin::status::fetch(flags.admin, flags.token.as_deref()));
     let status = fetched?;
     match flags.json {
-        true => print(serde_json::to_string_pretty(&status)? + "\n"),
-        false => print(status),
+        true => print(serde_json::to_string_pretty(&status)? + "\n")?,
+        false => print(&status)?,
+    }
+    match status.problems.len() {
+        0 => Ok(()),
+        1 => bail!("1 problem"),
+        n => bail!("{n} problems"),
     }
 }
 

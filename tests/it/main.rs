@@ -28,6 +28,7 @@ mod observe;
 mod overload;
 mod plugin_attacks;
 mod policies;
+mod problems;
 mod proxy;
 mod relay;
 mod reload;

@@ -262,7 +262,7 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// `2026-07-28T12:34:56.789Z`, RFC 3339. A clock before 1970 shows 1970.
-fn rfc3339(time: SystemTime) -> String {
+pub(super) fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, secs) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let (year, month, day) = civil(days);

@@ -25,6 +25,7 @@ use super::metrics::{
     TargetTotals, Totals, UpgradeResult, UpstreamSample,
 };
 use super::process::Process;
+use super::status::ProblemKind;
 
 const DIRECTIONS: [&str; 2] = ["up", "down"];
 
@@ -101,6 +102,7 @@ impl Collector for Page {
         self.plugins(out)?;
         self.calls(out)?;
         self.reloads(out)?;
+        self.problems(out)?;
         self.process(out)
     }
 }
@@ -407,6 +409,29 @@ impl Page {
             "pointsman_reloads",
             "Reloads, by what was reloaded and how it ended",
             reloads,
+        )?;
+        let last = self.scrape.config_reload;
+        gauge(
+            out,
+            "pointsman_config_last_reload_successful",
+            "1 where the last reading of the configuration was successful, else 0",
+            u64::from(last.is_successful),
+        )?;
+        gauge(
+            out,
+            "pointsman_config_last_reload_success_timestamp_seconds",
+            "When the configuration was last read successfully, in seconds since 1970",
+            seconds(last.succeeded_at),
+        )
+    }
+
+    fn problems(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let problems = ProblemKind::ALL.into_iter().zip(self.scrape.problems);
+        gauges(
+            out,
+            "pointsman_problems",
+            "What is wrong now, by kind; `pointsman status` says what",
+            problems.map(|(kind, n)| ([("kind", kind.label())], n)),
         )
     }
 
@@ -530,7 +555,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::time::Duration;
 
-    use super::super::metrics::{Metrics, PluginSample, TargetKind, UsageSample};
+    use super::super::metrics::{ConfigReload, Metrics, PluginSample, TargetKind, UsageSample};
     use super::*;
 
     #[test]
@@ -584,6 +609,10 @@ mod tests {
             "pointsman_plugin_call_seconds_bucket{le=\"+Inf\",plugin=\"round_robin\",call=\"choose\"} 10",
             "pointsman_reloads_total{kind=\"plugin\",result=\"failed\"} 1",
             "pointsman_reloads_total{kind=\"config\",result=\"unchanged\"} 0",
+            "pointsman_config_last_reload_successful 0",
+            "pointsman_config_last_reload_success_timestamp_seconds 1.5",
+            "pointsman_problems{kind=\"config\"} 3",
+            "pointsman_problems{kind=\"backends_file\"} 0",
             concat!(
                 "pointsman_build_info{version=\"",
                 env!("CARGO_PKG_VERSION"),
@@ -781,6 +810,11 @@ mod tests {
             guest_gauges: vec![("chat".into(), "rooms".into(), 1.5)],
             access_log_dropped: 11,
             error_log_dropped: 12,
+            problems: [0, 0, 3, 0, 0, 0, 0, 0, 0],
+            config_reload: ConfigReload {
+                is_successful: false,
+                succeeded_at: UNIX_EPOCH + Duration::from_millis(1_500),
+            },
         };
         metrics.encode(scrape, format)
     }

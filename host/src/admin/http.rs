@@ -88,7 +88,7 @@ const INDEX: &str = "pointsman\n\n\
     /healthz      200 while the process runs\n\
     /readyz       200 while it takes new connections, else 503\n\
     /metrics      metrics as Prometheus reads them\n\
-    /api/status   what runs, as JSON\n\n\
+    /api/status   what runs and what is wrong, as JSON\n\n\
     POST /api/reload                              read the configuration again\n\
     POST /api/drain?upstream=NAME&backend=ADDR    take a backend out; DELETE puts it back\n\
     POST /api/drain?route=HOST/PATH               take a route out; DELETE puts it back\n";

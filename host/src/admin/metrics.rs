@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use super::exposition;
-use super::status::WorkerStatus;
+use super::status::{ProblemKind, WorkerStatus};
 
 /// All counters of this process. Made at start and passed in; a clone is another handle.
 #[derive(Debug, Clone)]
@@ -175,6 +175,19 @@ pub struct Scrape {
     pub access_log_dropped: u64,
     /// Likewise of the error log.
     pub error_log_dropped: u64,
+    /// How many there are of each kind, in the order of [`ProblemKind::ALL`].
+    pub problems: [u64; ProblemKind::ALL.len()],
+    /// What came of the configuration.
+    pub config_reload: ConfigReload,
+}
+
+/// What came of reading the configuration last; the start counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConfigReload {
+    /// It is in force, or was already.
+    pub is_successful: bool,
+    /// When that was so last.
+    pub succeeded_at: SystemTime,
 }
 
 /// One backend.
@@ -522,6 +535,16 @@ impl Limit {
             Self::MessageTimeout => "message_timeout",
             Self::SendTimeout => "send_timeout",
             Self::BufferedBytes => "max_buffered_bytes",
+        }
+    }
+}
+
+/// As at the start.
+impl Default for ConfigReload {
+    fn default() -> Self {
+        Self {
+            is_successful: true,
+            succeeded_at: SystemTime::now(),
         }
     }
 }

@@ -1,11 +1,11 @@
 //! What runs, as a value: the JSON behind `pointsman status`, the page that a person reads, and
 //! the client that fetches it.
 //!
-//! `server.rs` fills a [`Status`] from the other rooms; this room knows none of them.
+//! `server/` fills a [`Status`] from the other rooms; this room knows none of them.
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, HOST, HeaderValue};
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::access_log::rfc3339;
 use super::steer::{Plan, Proposal};
 use crate::config;
 
@@ -42,6 +43,46 @@ pub struct Status {
     pub plugins: Vec<PluginStatus>,
     /// Open now, over all workers.
     pub sessions: u64,
+    /// What a person has to do something about, gravest first.
+    #[serde(default)]
+    pub problems: Vec<Problem>,
+}
+
+/// Something that is wrong now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What it is about.
+    pub kind: ProblemKind,
+    /// Which one: the name of an upstream or plugin, or the path of a file or folder.
+    pub name: String,
+    /// What is wrong with it.
+    pub message: String,
+    /// When it began, as RFC 3339 says.
+    pub since: String,
+}
+
+/// What a [`Problem`] is about, gravest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProblemKind {
+    /// An upstream without any backend that is up.
+    Upstream,
+    /// A policy that is not loaded.
+    Policy,
+    /// The configuration file is not what is in force.
+    Config,
+    /// A `backends_file` is not what is in force.
+    BackendsFile,
+    /// A name of `dns` is not resolved.
+    Dns,
+    /// The folder of plugins cannot be read.
+    PluginsDir,
+    /// A plugin that is not what its file says, or that fails.
+    Plugin,
+    /// A log file could not be opened again.
+    Log,
+    /// A backend that is down or ejected.
+    Backend,
 }
 
 /// One thread of the data plane.
@@ -345,12 +386,11 @@ impl fmt::Display for Status {
             "pointsman {version}  {state}  up {uptime}  {sessions} sessions\n"
         )?;
 
-        let problems = self.problems();
-        if problems.is_empty() {
+        if self.problems.is_empty() {
             writeln!(f, "no problems")?;
         } else {
             writeln!(f, "PROBLEMS")?;
-            problems
+            self.problems
                 .iter()
                 .try_for_each(|problem| writeln!(f, "  {problem}"))?;
         }
@@ -366,60 +406,72 @@ impl fmt::Display for Status {
     }
 }
 
-impl Status {
-    /// What a person has to do something about, gravest first.
-    pub fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        for upstream in &self.upstreams {
-            if upstream.backends.iter().all(|backend| !backend.is_up) {
-                problems.push(format!("upstream {}: no backend is up", upstream.name));
-            }
+impl Problem {
+    /// `since`: when it began.
+    pub fn new(kind: ProblemKind, name: String, message: String, since: SystemTime) -> Self {
+        Self {
+            kind,
+            name,
+            message,
+            since: rfc3339(since),
         }
-        for upstream in &self.upstreams {
-            for backend in upstream.backends.iter().filter(|backend| !backend.is_up) {
-                let BackendStatus {
-                    address, failures, ..
-                } = backend;
-                let state = match backend.state {
-                    BackendState::Ejected => "ejected",
-                    BackendState::Up | BackendState::Down | BackendState::Draining => "down",
-                };
-                let reason = match &backend.reason {
-                    Some(reason) => one_line(reason).to_string(),
-                    None => format!("{failures} failures"),
-                };
-                problems.push(format!(
-                    "upstream {}: backend {address} is {state} ({reason})",
-                    upstream.name
-                ));
-            }
-        }
-        for upstream in self
-            .upstreams
-            .iter()
-            .filter(|upstream| upstream.policy.generation == 0)
-        {
-            let policy = &upstream.policy.name;
-            problems.push(format!(
-                "upstream {}: policy {policy} is not loaded, round robin decides",
-                upstream.name
-            ));
-        }
-        for plugin in &self.plugins {
-            if let Some(error) = &plugin.last_error {
-                let PluginStatus {
-                    name, generation, ..
-                } = plugin;
-                let serving = match generation {
-                    0 => "not loaded".to_owned(),
-                    generation => format!("generation {generation} serves"),
-                };
-                problems.push(format!("plugin {name}: {serving}: {}", one_line(error)));
-            }
-        }
-        problems
     }
+}
 
+/// One line for people. Plugins, backends and files choose some of the words.
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of = match self.kind {
+            ProblemKind::Upstream | ProblemKind::Backend | ProblemKind::Policy => "upstream ",
+            ProblemKind::Config => "configuration ",
+            ProblemKind::BackendsFile => "backends_file of upstream ",
+            ProblemKind::Dns => "dns of upstream ",
+            ProblemKind::PluginsDir => "plugins.dir ",
+            ProblemKind::Plugin => "plugin ",
+            ProblemKind::Log => "log ",
+        };
+        let Self {
+            name,
+            message,
+            since,
+            ..
+        } = self;
+        let (name, message) = (one_line(name), one_line(message));
+        write!(f, "{of}{name}: {message} (since {})", one_line(since))
+    }
+}
+
+impl ProblemKind {
+    /// In the order of declaration.
+    pub const ALL: [Self; 9] = [
+        Self::Upstream,
+        Self::Policy,
+        Self::Config,
+        Self::BackendsFile,
+        Self::Dns,
+        Self::PluginsDir,
+        Self::Plugin,
+        Self::Log,
+        Self::Backend,
+    ];
+
+    /// As in metrics and JSON.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Upstream => "upstream",
+            Self::Policy => "policy",
+            Self::Config => "config",
+            Self::BackendsFile => "backends_file",
+            Self::Dns => "dns",
+            Self::PluginsDir => "plugins_dir",
+            Self::Plugin => "plugin",
+            Self::Log => "log",
+            Self::Backend => "backend",
+        }
+    }
+}
+
+impl Status {
     fn upstream_table(&self) -> Table {
         let mut table = Table::new([
             "UPSTREAM",
@@ -461,10 +513,11 @@ impl Status {
     fn route_table(&self) -> Table {
         let mut table = Table::new(["HOST", "PATH", "TARGET"]);
         for route in &self.routes {
+            let state = if route.is_draining { ", draining" } else { "" };
             table.row([
                 route.host.as_deref().unwrap_or("any"),
                 &route.path,
-                &route.target,
+                &format!("{}{state}", route.target),
             ]);
         }
         table
@@ -591,6 +644,8 @@ impl fmt::Display for Uptime {
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
 
@@ -602,15 +657,15 @@ mod tests {
 pointsman 0.1.0  ready  up 3 h 12 min  5 sessions
 
 PROBLEMS
-  upstream app: backend 127.0.0.1:3002 is down (no answer)
-  plugin least: generation 3 serves: truncated  at byte 12
+  dns of upstream app: there is no name  app.test (since 2026-11-28T06:00:01.002Z)
+  upstream app: backend 127.0.0.1:3002 is down (no answer) (since 1970-01-01T00:00:00.000Z)
 
 UPSTREAM  POLICY     BACKEND         WEIGHT  STATE         ACTIVE  PENDING  FAILURES
 app       least (3)  127.0.0.1:3001       1  up                 5        1         0
                      127.0.0.1:3002     100  DOWN, backup       0        0        12
 
 HOST           PATH    TARGET
-*.example.org  /chat   upstream app
+*.example.org  /chat   upstream app, draining
 any            /hello  http hello
 
 PLUGIN  GENERATION  SOURCE    KINDS         BYTES  SHA256        LAST LOAD
@@ -638,17 +693,11 @@ WORKER  SESSIONS  CONNECTIONS
     }
 
     #[test]
-    fn an_upstream_without_any_backend_up_is_named_before_all() {
-        let mut status = sample();
-        status.upstreams[0].backends[0].is_up = false;
-        status.upstreams[0].policy.generation = 0;
-        let problems = status.problems();
-        assert_eq!(problems[0], "upstream app: no backend is up");
-        assert_eq!(
-            problems[3],
-            "upstream app: policy least is not loaded, round robin decides"
-        );
-        assert_eq!(problems.len(), 5);
+    fn every_kind_of_problem_has_its_label_and_its_place() {
+        for (place, kind) in ProblemKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, place);
+            assert_eq!(serde_json::json!(kind), kind.label());
+        }
     }
 
     #[test]
@@ -658,6 +707,7 @@ WORKER  SESSIONS  CONNECTIONS
         status.routes.truncate(1);
         status.plugins.truncate(1);
         status.workers.truncate(1);
+        status.problems.truncate(1);
         let expected = serde_json::json!({
             "version": "0.1.0", "uptime_secs": 11_542, "draining": false, "sessions": 5,
             "workers": [{"sessions": 5, "connections": 7}],
@@ -669,7 +719,11 @@ WORKER  SESSIONS  CONNECTIONS
                 }],
                 "waiting": 0,
             }],
-            "routes": [{"host": "*.example.org", "path": "/chat", "target": "upstream app", "draining": false}],
+            "routes": [{"host": "*.example.org", "path": "/chat", "target": "upstream app", "draining": true}],
+            "problems": [{
+                "kind": "dns", "name": "app", "message": "there is no name\n\u{1b}app.test",
+                "since": "2026-11-28T06:00:01.002Z",
+            }],
             "plugins": [{
                 "name": "least", "generation": 3, "source": "file", "kinds": ["policy"], "bytes": 40_123,
                 "sha256": "0123456789abcdef", "last_error": "truncated\n\u{1b}at byte 12\n",
@@ -753,7 +807,7 @@ WORKER  SESSIONS  CONNECTIONS
             host: host.map(str::to_owned),
             path: path.into(),
             target: target.into(),
-            is_draining: false,
+            is_draining: host.is_some(),
         };
         Status {
             version: "0.1.0".into(),
@@ -805,6 +859,20 @@ WORKER  SESSIONS  CONNECTIONS
                 },
             ],
             sessions: 5,
+            problems: vec![
+                Problem::new(
+                    ProblemKind::Dns,
+                    "app".into(),
+                    "there is no name\n\u{1b}app.test".into(),
+                    UNIX_EPOCH + Duration::from_millis(1_795_845_601_002),
+                ),
+                Problem::new(
+                    ProblemKind::Backend,
+                    "app".into(),
+                    "backend 127.0.0.1:3002 is down (no answer)".into(),
+                    UNIX_EPOCH,
+                ),
+            ],
         }
     }
 }

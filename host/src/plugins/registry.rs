@@ -5,6 +5,7 @@
 //! who owns those runs the trials between [`Job::compile`] and [`Registry::publish`].
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -57,11 +58,32 @@ struct Entry {
     current: Option<Serving>,
     previous: Option<Arc<Generation>>,
     last_number: u64,
-    last_error: Option<String>,
+    last_error: Option<LastError>,
     /// The content that failed in service.
     quarantined: Option<[u8; 32]>,
     /// The file in the folder that nothing has referred to since it was written: it is not compiled.
     unused: Option<PathBuf>,
+}
+
+/// What went wrong last with one name.
+#[derive(Debug, Clone)]
+struct LastError {
+    kind: ErrorKind,
+    message: String,
+    /// When it began.
+    since: SystemTime,
+    /// When it was seen last.
+    seen: Instant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ErrorKind {
+    /// The newest file, or the newest generation, does not serve.
+    Refused,
+    /// There is no file any more of what serves.
+    FileGone,
+    /// A call into what serves has failed.
+    Call,
 }
 
 #[derive(Debug)]
@@ -129,10 +151,23 @@ pub struct PluginStatus {
     /// Why the last attempt to load, or the last generation, failed. Cleared by a file that is published or
     /// gone.
     pub last_error: Option<String>,
+    /// What is wrong with it now.
+    pub problem: Option<PluginProblem>,
     /// The present content of the file is not loaded again.
     pub is_quarantined: bool,
     /// Nothing refers to the file, so it is not loaded.
     pub is_unused: bool,
+}
+
+/// What is wrong with a plugin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginProblem {
+    /// What.
+    pub message: String,
+    /// When it began.
+    pub since: SystemTime,
+    /// It is only that its file is gone, which matters where something refers to it.
+    pub is_file_gone: bool,
 }
 
 impl Registry {
@@ -198,10 +233,11 @@ impl Registry {
         let entry = self.entries.entry(name.clone()).or_default();
         if entry.serves(&hash) {
             entry.unused = None;
+            entry.forget_refusal();
             return Ok(None);
         }
         if entry.quarantined == Some(hash) {
-            entry.last_error = Some(LoadError::Quarantined.to_string());
+            entry.note(ErrorKind::Refused, &LoadError::Quarantined);
             return Err(LoadError::Quarantined);
         }
         Ok(Some(self.job(name, source, JobBytes::Read(bytes))))
@@ -272,7 +308,7 @@ impl Registry {
     /// says why. The log line is the caller's, who knows what referred to it.
     pub fn refuse(&mut self, name: &PluginName, error: &LoadError) {
         let entry = self.entries.entry(name.clone()).or_default();
-        entry.last_error = Some(error.to_string());
+        entry.note(ErrorKind::Refused, error);
         entry.unused = None;
     }
 
@@ -323,7 +359,7 @@ impl Registry {
         };
         entry.quarantined = None;
         entry.unused = None;
-        entry.last_error = None;
+        entry.forget_refusal();
         let Some(serving) = &entry.current else {
             self.entries.remove(name);
             return Removal::Nothing;
@@ -336,7 +372,12 @@ impl Registry {
             Ok(Some(job)) => Removal::Embedded(job),
             // The file held what is embedded.
             Ok(None) => Removal::Nothing,
-            Err(_) => Removal::KeepsLast(generation),
+            Err(_) => {
+                if let Some(entry) = self.entries.get_mut(name) {
+                    entry.note(ErrorKind::FileGone, &"its file is gone");
+                }
+                Removal::KeepsLast(generation)
+            }
         }
     }
 
@@ -352,12 +393,14 @@ impl Registry {
             .current
             .as_mut()
             .filter(|serving| serving.generation.number == failure.generation)?;
-        entry.last_error = Some(failure.error.to_string());
-        if !serving.is_beyond_hope(now) {
+        let is_beyond_hope = serving.is_beyond_hope(now);
+        let failed = Arc::clone(&serving.generation);
+        entry.note_at(ErrorKind::Call, &failure.error, now);
+        if !is_beyond_hope {
             return None;
         }
-        let failed = Arc::clone(&serving.generation);
         let previous = entry.previous.take()?;
+        entry.note_at(ErrorKind::Refused, &failure.error, now);
         entry.quarantined = Some(failed.code.sha256);
         entry.last_number += 1;
         let to = Arc::new(previous.renumbered(entry.last_number));
@@ -385,7 +428,8 @@ impl Registry {
                 .as_ref()
                 .map(|serving| Arc::clone(&serving.generation)),
             previous: entry.previous.as_ref().map(|generation| generation.number),
-            last_error: entry.last_error.clone(),
+            last_error: entry.last_error.as_ref().map(|last| last.message.clone()),
+            problem: entry.problem(Instant::now()),
             is_quarantined: entry.quarantined.is_some(),
             is_unused: entry.unused.is_some(),
         };
@@ -409,10 +453,70 @@ impl Registry {
 }
 
 impl Entry {
+    fn note(&mut self, kind: ErrorKind, error: &dyn fmt::Display) {
+        self.note_at(kind, error, Instant::now());
+    }
+
+    /// The same again has begun when it began first.
+    fn note_at(&mut self, kind: ErrorKind, error: &dyn fmt::Display, now: Instant) {
+        let message = error.to_string();
+        let is_same = |last: &&LastError| {
+            last.kind == kind && last.message == message && last.is_current(now)
+        };
+        // A call that fails says nothing about the file that was refused.
+        if kind == ErrorKind::Call
+            && let Some(last) = &self.last_error
+            && last.kind != ErrorKind::Call
+        {
+            return;
+        }
+        let since = self
+            .last_error
+            .as_ref()
+            .filter(is_same)
+            .map(|last| last.since);
+        self.last_error = Some(LastError {
+            kind,
+            since: since.unwrap_or_else(SystemTime::now),
+            message,
+            seen: now,
+        });
+    }
+
+    /// The file that was refused is another now.
+    fn forget_refusal(&mut self) {
+        if self
+            .last_error
+            .as_ref()
+            .is_some_and(|last| last.kind != ErrorKind::Call)
+        {
+            self.last_error = None;
+        }
+    }
+
+    fn problem(&self, now: Instant) -> Option<PluginProblem> {
+        let last = self
+            .last_error
+            .as_ref()
+            .filter(|last| last.is_current(now))?;
+        Some(PluginProblem {
+            message: last.message.clone(),
+            since: last.since,
+            is_file_gone: last.kind == ErrorKind::FileGone,
+        })
+    }
+
     fn serves(&self, hash: &[u8; 32]) -> bool {
         self.current
             .as_ref()
             .is_some_and(|serving| serving.generation.code.sha256 == *hash)
+    }
+}
+
+impl LastError {
+    /// Calls that failed are a problem as long as they were failures of the last minute.
+    fn is_current(&self, now: Instant) -> bool {
+        self.kind != ErrorKind::Call || now.saturating_duration_since(self.seen) < FAILURE_WINDOW
     }
 }
 
@@ -598,6 +702,8 @@ mod tests {
             panic!("gone")
         };
         assert_eq!(kept.number, 1);
+        let problem = registry.status().pop().and_then(|status| status.problem);
+        assert!(problem.is_some_and(|problem| problem.is_file_gone));
         assert_eq!(
             registry.load_embedded(&name).unwrap_err(),
             LoadError::NotEmbedded
@@ -626,6 +732,48 @@ mod tests {
         );
         assert!(registry.status()[0].is_quarantined);
         assert_eq!(load_and_publish(&mut registry, version(3)), 4);
+    }
+
+    #[test]
+    fn a_problem_lasts_until_it_is_over() {
+        let mut registry = registry();
+        let message = |registry: &Registry| {
+            let status = registry.status().pop()?;
+            status.problem.map(|problem| problem.message)
+        };
+        assert_eq!(message(&registry), None);
+        registry
+            .load(&name(), b"half".to_vec(), file())
+            .unwrap_err();
+        let not_wasm = Some(LoadError::NotWasm.to_string());
+        assert_eq!(message(&registry), not_wasm);
+        let _ = registry.file_removed(&name());
+        assert!(registry.status().is_empty(), "nothing is left of it");
+
+        // Refused, and then what serves is there again.
+        load_and_publish(&mut registry, version(1));
+        registry
+            .load(&name(), b"half".to_vec(), file())
+            .unwrap_err();
+        let since = registry.status()[0].problem.clone().map(|p| p.since);
+        registry
+            .load(&name(), b"half".to_vec(), file())
+            .unwrap_err();
+        assert_eq!(registry.status()[0].problem.clone().map(|p| p.since), since);
+        // A call that fails does not hide it.
+        registry.report_failure_at(&failure(1), Instant::now());
+        assert_eq!(message(&registry), not_wasm);
+        let again = registry.load(&name(), version(1), file());
+        assert!(matches!(again, Ok(Loaded::Unchanged)));
+        assert_eq!(message(&registry), None);
+
+        // A call that failed is one for a minute.
+        let minute_ago = Instant::now().checked_sub(FAILURE_WINDOW).unwrap();
+        registry.report_failure_at(&failure(1), minute_ago);
+        assert_eq!(message(&registry), None);
+        assert!(registry.status()[0].last_error.is_some());
+        registry.report_failure_at(&failure(1), Instant::now());
+        assert!(message(&registry).is_some());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
@@ -21,11 +21,12 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::discovery::{self, Discovery};
 use super::health_checks::HealthChecks;
 use super::logs::{self, Logs, Outputs};
+use super::problems::{self, Problems, Subject};
 use super::trial::{Compiled, Trial, load_missing, try_missing};
 use super::view::Pages;
 use super::{Command, plan, plugin_updates};
 use crate::admin;
-use crate::admin::metrics::{Metrics, ReloadKind, ReloadResult};
+use crate::admin::metrics::{ConfigReload, Metrics, ReloadKind, ReloadResult};
 use crate::admin::status::{PluginSource, PluginStatus};
 use crate::admin::steer::{Drainable, Outcome, Proposal};
 use crate::config::{self, Config, Listener, PluginName, Problem, UpstreamName};
@@ -62,6 +63,8 @@ pub(super) struct Control {
     pub(super) site: watch::Sender<Arc<Site>>,
     pub(super) metrics: Metrics,
     pub(super) logs: Logs,
+    pub(super) problems: Problems,
+    pub(super) last_reload: ConfigReload,
     pub(super) drainer: Drainer,
     /// When a drain begins that was announced; none: none was, or it has begun.
     pub(super) drain_at: Option<Instant>,
@@ -123,12 +126,16 @@ async fn run(setup: Setup) {
         workers,
     } = setup;
     let admin_config = control.config.admin.clone();
+    let plugins_dir = control.config.plugins.dir.clone();
     let control = Rc::new(RefCell::new(control));
     // Dropped with this function, and with it all tasks.
     let mut tasks = JoinSet::new();
     tasks.spawn_local(serve_admin(Rc::clone(&control), admin, admin_config));
     let _watch = watched.map(|(watch, changes)| {
         tasks.spawn_local(plugin_updates::run(Rc::clone(&control), changes));
+        let subject = Subject::PluginsDir(plugins_dir.unwrap_or_default());
+        let trouble = watch.trouble();
+        tasks.spawn_local(problems::follow(Rc::clone(&control), subject, trouble));
         watch
     });
     let mut discovery = Discovery::default();
@@ -192,22 +199,29 @@ async fn until(time: Option<Instant>) {
 /// loop, so that a drain does not wait for it. What is wanted several times meanwhile is done once.
 async fn reload_when_wanted(control: Rc<RefCell<Control>>, wanted: Rc<Notify>) {
     let file = control.borrow().file.clone();
-    let (_watch, mut changes) = watch_config(file.as_deref()).unzip();
-    loop {
-        tokio::select! {
-            () = wanted.notified() => {
-                reload(&control, Cause::Asked).await;
-            }
-            Some(change) = next_change(&mut changes) => match change {
-                Change::Written(_) => {
-                    reload(&control, Cause::FileChanged).await;
-                }
-                Change::Gone(path) => {
-                    tracing::warn!(file = %path.display(), "configuration file is gone: the one in force stays");
-                }
-            },
+    let (watch, mut changes) = watch_config(&control, file.as_deref()).unzip();
+    let following = async {
+        if let (Some(file), Some(watch)) = (file, &watch) {
+            let subject = Subject::ConfigWatch(file);
+            problems::follow(Rc::clone(&control), subject, watch.trouble()).await;
         }
-    }
+    };
+    let reloading = async {
+        loop {
+            tokio::select! {
+                () = wanted.notified() => {
+                    reload(&control, Cause::Asked).await;
+                }
+                Some(change) = next_change(&mut changes) => match change {
+                    Change::Written(_) => {
+                        reload(&control, Cause::FileChanged).await;
+                    }
+                    Change::Gone(path) => control.borrow_mut().config_gone(path),
+                },
+            }
+        }
+    };
+    let ((), ()) = tokio::join!(following, reloading);
 }
 
 /// Opens the files of the logs again when it is wanted. One that cannot be opened stays as it is.
@@ -224,10 +238,16 @@ async fn reopen_when_wanted(control: Rc<RefCell<Control>>, wanted: Rc<Notify>) {
                 continue;
             }
         };
+        let mut messages = Vec::new();
         for problem in problems {
             tracing::warn!("log file is not reopened, the old one stays: {problem}");
+            messages.push(format!("not reopened, the old file stays: {problem}"));
         }
-        let control = control.borrow();
+        let mut control = control.borrow_mut();
+        match messages.is_empty() {
+            true => control.problems.over(&Subject::Logs),
+            false => _ = control.problems.report(Subject::Logs, messages),
+        }
         // A reload may have had the logs go elsewhere meanwhile.
         let outputs = outputs.only_for(&config, &control.config);
         if !outputs.is_empty() {
@@ -259,12 +279,18 @@ async fn serve_admin(
 }
 
 /// None: there is no file, or it cannot be watched.
-fn watch_config(file: Option<&Path>) -> Option<(Watch, mpsc::Receiver<Change>)> {
+fn watch_config(
+    control: &RefCell<Control>,
+    file: Option<&Path>,
+) -> Option<(Watch, mpsc::Receiver<Change>)> {
     let file = file?;
     match Watch::file(file) {
         Ok(watched) => Some(watched),
         Err(error) => {
             tracing::warn!(file = %file.display(), %error, "configuration file cannot be watched: SIGHUP reads it again");
+            let message = format!("it cannot be watched, SIGHUP reads it again: {error}");
+            let subject = Subject::ConfigWatch(file.to_owned());
+            control.borrow_mut().problems.report(subject, vec![message]);
             None
         }
     }
@@ -320,10 +346,10 @@ async fn reload_from(control: &RefCell<Control>, file: &Path, cause: Cause) -> O
     let text = read_text(file).await;
     {
         let mut control = control.borrow_mut();
-        if cause == Cause::FileChanged && control.last_read == text.as_ref().ok().cloned() {
+        let last_read = std::mem::replace(&mut control.last_read, text.as_ref().ok().cloned());
+        if cause == Cause::FileChanged && last_read.is_some() && last_read == control.last_read {
             return nothing_new();
         }
-        control.last_read = text.as_ref().ok().cloned();
     }
     let result = match text {
         Ok(text) => {
@@ -350,7 +376,7 @@ async fn reload_from(control: &RefCell<Control>, file: &Path, cause: Cause) -> O
         }
         Err(problems) => Err(problems),
     };
-    let control = control.borrow();
+    let mut control = control.borrow_mut();
     let (result, outcome) = match result {
         Ok(ReloadResult::Unchanged) => (ReloadResult::Unchanged, nothing_new()),
         Ok(result) => (result, Outcome::Done("configuration in force".to_owned())),
@@ -365,6 +391,7 @@ async fn reload_from(control: &RefCell<Control>, file: &Path, cause: Cause) -> O
     if result == ReloadResult::Ok {
         tracing::info!(file = %file.display(), "configuration in force");
     }
+    control.config_read(file, &outcome);
     control.metrics.reloads(ReloadKind::Config, result).add(1);
     outcome
 }
@@ -490,6 +517,28 @@ impl Control {
     fn start_drain(&mut self) {
         self.drain_at = None;
         self.drainer.start(self.config.drain_timeout);
+    }
+
+    /// What came of reading the configuration again.
+    fn config_read(&mut self, file: &Path, outcome: &Outcome) {
+        let subject = Subject::Config(file.to_owned());
+        self.last_reload.is_successful = !matches!(outcome, Outcome::Refused(_));
+        if let Outcome::Refused(problems) = outcome {
+            let refused = |problem| format!("refused, the one in force stays: {problem}");
+            let messages = problems.iter().map(refused).collect();
+            self.problems.report(subject, messages);
+        } else {
+            self.problems.over(&subject);
+            self.last_reload.succeeded_at = SystemTime::now();
+        }
+    }
+
+    fn config_gone(&mut self, file: PathBuf) {
+        tracing::warn!(file = %file.display(), "configuration file is gone: the one in force stays");
+        // When it is back it is read, whatever it says.
+        self.last_read = None;
+        let message = "it is gone, the one in force stays".to_owned();
+        self.problems.report(Subject::Config(file), vec![message]);
     }
 
     /// Makes a snapshot of what holds now, and gives it to the workers.
@@ -619,6 +668,9 @@ impl Control {
         }
         self.relisten(&config)?;
         self.registry.set_limits(AllLimits::new(&config));
+        if !outputs.is_empty() {
+            self.problems.over(&Subject::Logs);
+        }
         self.logs.redirect(&config, outputs);
         self.config = config;
         self.outside = outside;

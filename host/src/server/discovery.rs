@@ -14,6 +14,7 @@ use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
 use super::control::{Control, FoundBy};
+use super::problems::{self, Subject};
 use crate::admin::metrics::{ReloadKind, ReloadResult};
 use crate::config::{self, Config, Dns, Problem, UpstreamName};
 use crate::site::{Connectors, Found, Outside};
@@ -25,6 +26,8 @@ use crate::watch::{Change, Watch};
 const DNS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Answers that are valid for less are asked for no more often than so.
 const DNS_MIN_WAIT: Duration = Duration::from_secs(1);
+/// What could not be begun is tried again after so long.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// The watches under way. Dropping it ends them.
 #[derive(Debug, Default)]
@@ -42,6 +45,9 @@ impl Discovery {
             let stays = of_name.is_some_and(|u| u.backends_file.as_ref() == Some(path));
             if !stays {
                 task.abort();
+                let problems = &mut control.borrow_mut().problems;
+                problems.over(&Subject::BackendsFile(name.clone()));
+                problems.over(&Subject::BackendsFileWatch(name.clone()));
             }
             stays
         });
@@ -50,6 +56,8 @@ impl Discovery {
             let stays = of_name.is_some_and(|u| u.dns.as_ref() == Some(dns));
             if !stays {
                 task.abort();
+                let problems = &mut control.borrow_mut().problems;
+                problems.over(&Subject::Dns(name.clone()));
             }
             stays
         });
@@ -80,35 +88,59 @@ impl Discovery {
 }
 
 async fn watch(control: Rc<RefCell<Control>>, upstream: UpstreamName, path: PathBuf) {
-    let (_watch, mut changes) = match Watch::file(&path) {
-        Ok(watched) => watched,
-        Err(error) => {
-            tracing::error!(%upstream, path = %path.display(), %error, "file of backends cannot be watched");
-            return;
+    let subject = Subject::BackendsFileWatch(upstream.clone());
+    let (watch, mut changes) = loop {
+        let error = match Watch::file(&path) {
+            Ok(watched) => break watched,
+            Err(error) => error.to_string(),
+        };
+        let message = format!("{} cannot be watched: {error}", path.display());
+        if control
+            .borrow_mut()
+            .problems
+            .report(subject.clone(), vec![message])
+        {
+            tracing::error!(%upstream, path = %path.display(), error, "file of backends cannot be watched");
         }
+        sleep(RETRY_AFTER).await;
     };
-    // It may have changed since it was read.
-    update(&control, &upstream, &path).await;
-    while let Some(change) = next(&mut changes).await {
-        match change {
-            Change::Written(_) => update(&control, &upstream, &path).await,
-            Change::Gone(_) => {
-                tracing::warn!(%upstream, path = %path.display(), "file of backends is gone: those found last stay");
+    let trouble = problems::follow(Rc::clone(&control), subject, watch.trouble());
+    let following = async {
+        // It may have changed since it was read.
+        update(&control, &upstream, &path).await;
+        while let Some(change) = next(&mut changes).await {
+            match change {
+                Change::Written(_) => update(&control, &upstream, &path).await,
+                Change::Gone(_) => {
+                    tracing::warn!(%upstream, path = %path.display(), "file of backends is gone: those found last stay");
+                    let message = format!("{} is gone: those found last stay", path.display());
+                    let subject = Subject::BackendsFile(upstream.clone());
+                    control.borrow_mut().problems.report(subject, vec![message]);
+                }
             }
         }
-    }
+    };
+    tokio::join!(trouble, following);
 }
 
 /// Asks again and again, as often as answers are valid.
 async fn ask(control: Rc<RefCell<Control>>, upstream: UpstreamName, dns: Dns) {
-    let resolver = match dns::resolver(&dns) {
-        Ok(resolver) => resolver,
-        Err(error) => {
+    let subject = Subject::Dns(upstream.clone());
+    let resolver = loop {
+        let error = match dns::resolver(&dns) {
+            Ok(resolver) => break resolver,
+            Err(error) => error,
+        };
+        let message = format!("no name can be resolved: {error}");
+        if control
+            .borrow_mut()
+            .problems
+            .report(subject.clone(), vec![message])
+        {
             tracing::error!(%upstream, name = dns.name, error, "no name can be resolved");
-            return;
         }
+        sleep(RETRY_AFTER).await;
     };
-    let mut said = None;
     loop {
         let answer = timeout(DNS_TIMEOUT, dns::ask(&resolver, &dns)).await;
         let answer = answer.unwrap_or_else(|_| Err(format!("no answer in {DNS_TIMEOUT:?}")));
@@ -124,17 +156,17 @@ async fn ask(control: Rc<RefCell<Control>>, upstream: UpstreamName, dns: Dns) {
                 {
                     tracing::info!(%upstream, name = dns.name, backends = n, "backends resolved");
                 }
-                said = None;
+                control.borrow_mut().problems.over(&subject);
                 valid_for
             }
             Err(error) => {
+                let mut control = control.borrow_mut();
+                let message = format!("{} is not resolved: {error}", dns.name);
                 // What lasts is told once.
-                if said.as_ref() != Some(&error) {
+                if control.problems.report(subject.clone(), vec![message]) {
                     tracing::warn!(%upstream, name = dns.name, error, "name not resolved: those found last stay");
-                    let control = control.borrow();
                     let failed = (ReloadKind::Backends, ReloadResult::Failed);
                     control.metrics.reloads(failed.0, failed.1).add(1);
-                    said = Some(error);
                 }
                 dns.refresh
             }
@@ -155,10 +187,13 @@ async fn next(changes: &mut mpsc::Receiver<Change>) -> Option<Change> {
 async fn update(control: &RefCell<Control>, upstream: &UpstreamName, path: &Path) {
     let file = path.to_owned();
     let read = spawn_blocking(move || read(&file)).await;
-    let problems = match read {
+    let problems: Vec<String> = match read {
         Ok(Ok(backends)) => {
             let mut control = control.borrow_mut();
             let n = backends.len();
+            control
+                .problems
+                .over(&Subject::BackendsFile(upstream.clone()));
             if control.found_backends(FoundBy::File, upstream, backends) {
                 tracing::info!(%upstream, path = %path.display(), backends = n, "file of backends in force");
             }
@@ -170,7 +205,17 @@ async fn update(control: &RefCell<Control>, upstream: &UpstreamName, path: &Path
     for problem in &problems {
         tracing::error!(%upstream, path = %path.display(), problem, "file of backends refused: those found last stay");
     }
-    let control = control.borrow();
+    let refused = |problem: &String| {
+        format!(
+            "{} is refused, those found last stay: {problem}",
+            path.display()
+        )
+    };
+    let mut control = control.borrow_mut();
+    let subject = Subject::BackendsFile(upstream.clone());
+    control
+        .problems
+        .report(subject, problems.iter().map(refused).collect());
     let failed = (ReloadKind::Backends, ReloadResult::Failed);
     control.metrics.reloads(failed.0, failed.1).add(1);
 }

@@ -10,6 +10,7 @@ mod health_checks;
 mod logs;
 mod plan;
 mod plugin_updates;
+mod problems;
 mod trial;
 mod view;
 
@@ -27,9 +28,10 @@ use tokio::time::Instant;
 use self::control::Control;
 use self::health_checks::HealthChecks;
 use self::logs::Logs;
+use self::problems::Problems;
 use self::trial::{Outcome, load_plugins};
 use crate::admin::access_log::AccessLog;
-use crate::admin::metrics::Metrics;
+use crate::admin::metrics::{ConfigReload, Metrics};
 use crate::config::{Config, Problem};
 use crate::drain;
 use crate::listener;
@@ -137,8 +139,10 @@ impl Server {
                     refused_files,
                 },
         } = prepare(&config)?;
+        let mut problems = Problems::default();
         for problem in refused_files {
             tracing::error!("{problem}: plugin refused");
+            problems.plugin_file_refused(Path::new(&problem.key), problem.message);
         }
 
         // 3. Publish the first snapshot and start the data plane.
@@ -208,6 +212,8 @@ impl Server {
             site,
             metrics,
             logs,
+            problems,
+            last_reload: ConfigReload::default(),
             drainer,
             drain_at: None,
             asks,

@@ -16,6 +16,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::control::Control;
+use super::problems::Subject;
 use super::trial::{self, Compiled, Trial};
 use crate::admin::metrics::{ReloadKind, ReloadResult};
 use crate::config::PluginName;
@@ -32,12 +33,12 @@ pub(super) async fn run(control: Rc<RefCell<Control>>, mut changes: mpsc::Receiv
     loop {
         if waiting.is_empty() {
             match changes.recv().await {
-                Some(change) => note(&mut waiting, change),
+                Some(change) => note(&control, &mut waiting, change),
                 None => return,
             }
         }
         while let Ok(change) = changes.try_recv() {
-            note(&mut waiting, change);
+            note(&control, &mut waiting, change);
         }
         if let Some((name, change)) = waiting.pop_first() {
             update(&control, name, change).await;
@@ -45,11 +46,19 @@ pub(super) async fn run(control: Rc<RefCell<Control>>, mut changes: mpsc::Receiv
     }
 }
 
-fn note(waiting: &mut BTreeMap<PluginName, Change>, change: Change) {
+fn note(control: &RefCell<Control>, waiting: &mut BTreeMap<PluginName, Change>, change: Change) {
     let (Change::Written(path) | Change::Gone(path)) = &change;
-    match trial::name_of(path) {
-        Ok(name) => _ = waiting.insert(name, change),
-        Err(error) => tracing::warn!(path = %path.display(), %error, "file ignored"),
+    match (trial::name_of(path), &change) {
+        (Ok(name), _) => _ = waiting.insert(name, change),
+        (Err(error), Change::Written(_)) => {
+            tracing::warn!(path = %path.display(), %error, "file ignored");
+            let problems = &mut control.borrow_mut().problems;
+            problems.plugin_file_refused(path, error);
+        }
+        (Err(_), Change::Gone(_)) => {
+            let subject = Subject::PluginFile(path.clone());
+            control.borrow_mut().problems.over(&subject);
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use futures_util::future::LocalBoxFuture;
 use tokio::time::Instant;
 
 use super::control::{self, Cause, Control};
+use super::problems;
 use crate::admin::http::{Readiness, View};
 use crate::admin::metrics::{
     BackendSample, CallSample, Format, PluginSample, Scrape, UpstreamSample, UsageSample,
@@ -52,6 +53,7 @@ impl View for Pages {
             routes: routes(&site),
             plugins: control.plugin_statuses(),
             sessions: control.metrics.sessions(),
+            problems: problems::all(&control),
         }
     }
 
@@ -72,8 +74,12 @@ impl View for Pages {
                 .collect(),
             access_log_dropped: control.logs.access.n_dropped(),
             error_log_dropped: control.logs.error.n_dropped(),
+            config_reload: control.last_reload,
             ..Scrape::default()
         };
+        for problem in problems::all(&control) {
+            scrape.problems[problem.kind as usize] += 1;
+        }
         for plugin in &figures {
             add_figures(&mut scrape, plugin);
         }

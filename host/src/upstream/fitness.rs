@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
@@ -39,9 +39,13 @@ struct Details {
     last_probe_failed: bool,
     /// Why it is down.
     down_for: Option<String>,
+    /// Since when, where it is.
+    down_since: Option<SystemTime>,
     /// When live traffic failed, since the last success; at most as many as eject.
     failures: VecDeque<Instant>,
     ejected_for: Option<String>,
+    /// When it was ejected last.
+    ejected_at: Option<SystemTime>,
     /// How often it was ejected without a good time in between.
     n_ejections: u32,
     last_ejection: Duration,
@@ -136,6 +140,17 @@ impl Fitness {
         (left > 0).then(|| Unfit::Ejected(reason, Duration::from_millis(left)))
     }
 
+    /// Since when it has got nothing new; none: it gets its share.
+    pub fn unfit_since(&self, now: Instant) -> Option<SystemTime> {
+        let details = self.details();
+        match self.health() {
+            HealthState::Down => details.down_since,
+            HealthState::Up | HealthState::Unknown => {
+                details.ejected_at.filter(|_| self.is_ejected(now))
+            }
+        }
+    }
+
     /// How much of its share it gets, in steps of [`RAMP_STEPS`]: all, unless it came back less than
     /// `slow_start` ago.
     pub fn ramp(&self, slow_start: Duration, now: Instant) -> u32 {
@@ -180,6 +195,7 @@ impl Fitness {
             }
             (_, Err(reason)) if is_enough(fall) => {
                 details.down_for = Some(reason.clone());
+                details.down_since = Some(SystemTime::now());
                 self.health.store(HealthState::Down as u8, Relaxed);
                 Some(Turn::Down(reason))
             }
@@ -230,6 +246,7 @@ impl Fitness {
         details.last_ejection = duration;
         details.failures.clear();
         details.ejected_for = Some(reason);
+        details.ejected_at = Some(SystemTime::now());
         self.ejected_until
             .store(self.stamp(now + duration), Relaxed);
         duration
@@ -278,10 +295,16 @@ mod tests {
         (expected[5], expected[9]) = (down, Some(Turn::Up));
         assert_eq!(turns, expected);
         let unlucky = Fitness::default();
+        assert_eq!(unlucky.unfit_since(Instant::now()), None);
         assert!(unlucky.probed(fails(), 2, 3).is_some());
         assert!(!unlucky.is_fit(Instant::now()));
+        let since = unlucky.unfit_since(Instant::now());
+        assert!(since.is_some_and(|since| since <= SystemTime::now()));
+        assert!(unlucky.probed(fails(), 2, 3).is_none());
+        assert_eq!(unlucky.unfit_since(Instant::now()), since);
         unlucky.unprobed();
         assert!(unlucky.is_fit(Instant::now()));
+        assert_eq!(unlucky.unfit_since(Instant::now()), None);
     }
 
     /// As many failures as eject.
@@ -299,8 +322,10 @@ mod tests {
             assert_eq!(fail(&fitness), None, "it is out already");
             advance(Duration::from_secs(seconds) - Duration::from_millis(1)).await;
             assert!(!fitness.is_fit(Instant::now()));
+            assert!(fitness.unfit_since(Instant::now()).is_some());
             advance(Duration::from_millis(1)).await;
             assert!(fitness.is_fit(Instant::now()));
+            assert_eq!(fitness.unfit_since(Instant::now()), None);
         }
         advance(Duration::from_secs(21)).await;
         let first = Some(Duration::from_secs(5));

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
@@ -28,6 +28,8 @@ pub struct Pool {
     pub backends: Vec<Arc<Backend>>,
     /// How they are connected to; none: as it is.
     pub tls: Option<Arc<Tls>>,
+    /// When this set was made.
+    pub since: SystemTime,
     shared: Arc<Shared>,
 }
 
@@ -90,6 +92,8 @@ struct Figures {
     failures: AtomicU64,
     /// Failures since the last success.
     failures_in_a_row: AtomicU32,
+    /// When the first of them was, in milliseconds since 1970.
+    failing_since_ms: AtomicU64,
     latency_us: AtomicU32,
     /// Failures by second, modulo [`WINDOW_SECS`]: the second in the upper half, the count in the lower.
     recent: [AtomicU64; WINDOW_SECS as usize],
@@ -166,6 +170,7 @@ impl Pool {
             backends,
             config,
             tls,
+            since: SystemTime::now(),
             shared,
         }
     }
@@ -359,6 +364,16 @@ impl Backend {
         self.failures_in_a_row() == 0 && self.is_fit(Instant::now())
     }
 
+    /// Since when it has not been up; none: it is.
+    pub fn down_since(&self) -> Option<SystemTime> {
+        let unfit = self.state.fitness.unfit_since(Instant::now());
+        let failing_since = || {
+            let since_ms = self.state.figures.failing_since_ms.load(Relaxed);
+            UNIX_EPOCH + Duration::from_millis(since_ms)
+        };
+        unfit.or_else(|| (self.failures_in_a_row() > 0).then(failing_since))
+    }
+
     /// Whether it may have another session.
     pub fn has_room(&self) -> bool {
         let taken = || self.state.figures.taken.load(Relaxed);
@@ -398,7 +413,11 @@ impl Backend {
     fn failed(&self) {
         let figures = &self.state.figures;
         figures.failures.fetch_add(1, Relaxed);
-        figures.failures_in_a_row.fetch_add(1, Relaxed);
+        if figures.failures_in_a_row.fetch_add(1, Relaxed) == 0 {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH);
+            let since_ms = since.unwrap_or_default().as_millis() as u64;
+            figures.failing_since_ms.store(since_ms, Relaxed);
+        }
         figures.note_failure();
     }
 }
@@ -519,6 +538,7 @@ impl Default for Figures {
             taken: AtomicU32::new(0),
             failures: AtomicU64::new(0),
             failures_in_a_row: AtomicU32::new(0),
+            failing_since_ms: AtomicU64::new(0),
             latency_us: AtomicU32::new(0),
             recent: std::array::from_fn(|_| AtomicU64::new(0)),
         }

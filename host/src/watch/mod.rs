@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use notify::event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind, RenameMode};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use self::ledger::{FILES_MAX, Ledger, Pending, Seen, Settled, Stamp};
@@ -40,6 +40,7 @@ use self::ledger::{FILES_MAX, Ledger, Pending, Seen, Settled, Stamp};
 #[derive(Debug)]
 pub struct Watch {
     existing: Vec<PathBuf>,
+    trouble: watch::Receiver<Option<String>>,
     waker: SyncSender<Noise>,
     is_stopped: Arc<AtomicBool>,
 }
@@ -122,6 +123,11 @@ impl Watch {
     pub fn existing(&self) -> &[PathBuf] {
         &self.existing
     }
+
+    /// Why changes cannot be seen now; none: they can.
+    pub fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.clone()
+    }
 }
 
 impl Drop for Watch {
@@ -199,6 +205,7 @@ struct Watcher {
     has_missed: Arc<AtomicBool>,
     is_stopped: Arc<AtomicBool>,
     changes: mpsc::Sender<Change>,
+    trouble: watch::Sender<Option<String>>,
     last_rescan: Instant,
     next_rescan: Instant,
     /// So that a trouble that lasts is told once.
@@ -218,6 +225,7 @@ fn start(
     };
     let (waker, noise) = sync_channel(NOISE_MAX);
     let (changes, receiver) = mpsc::channel(CHANGES_MAX);
+    let (trouble, told_trouble) = watch::channel(None);
     let is_stopped = Arc::new(AtomicBool::new(false));
     let now = Instant::now();
     let mut watcher = Watcher {
@@ -233,6 +241,7 @@ fn start(
         has_missed: Arc::new(AtomicBool::new(false)),
         is_stopped: Arc::clone(&is_stopped),
         changes,
+        trouble,
         last_rescan: now,
         next_rescan: now + pace.rescan,
         told: None,
@@ -253,6 +262,7 @@ fn start(
     Ok((
         Watch {
             existing,
+            trouble: told_trouble,
             waker,
             is_stopped,
         },
@@ -368,10 +378,12 @@ impl Watcher {
         let listed = match listed {
             Ok(listed) => {
                 self.told = None;
+                self.trouble
+                    .send_if_modified(|trouble| trouble.take().is_some());
                 listed
             }
             Err(error) => {
-                self.tell(&error, "the watched directory cannot be read");
+                self.tell(&error);
                 // Only a directory that is not there says that its files are not there.
                 if !matches!(
                     error.kind(),
@@ -464,10 +476,13 @@ impl Watcher {
         Ok(listed)
     }
 
-    fn tell(&mut self, error: &io::Error, what: &str) {
+    fn tell(&mut self, error: &io::Error) {
         if self.told != Some(error.kind()) {
             self.told = Some(error.kind());
-            tracing::warn!(%error, directory = %self.directory.display(), "{what}");
+            tracing::warn!(%error, directory = %self.directory.display(), "the watched directory cannot be read");
+            let directory = self.directory.display();
+            let message = format!("the folder {directory} cannot be read: {error}");
+            self.trouble.send_replace(Some(message));
         }
     }
 }
@@ -757,12 +772,19 @@ mod tests {
             fs::write(dir.join("x.wasm"), "1").unwrap()
         });
         let directory = story.root.path().join("plugins");
+        let mut trouble = story.watch.trouble();
+        assert_eq!(*trouble.borrow_and_update(), None);
         for _ in 0..2 {
             fs::remove_dir_all(&directory).unwrap();
             story.expect_gone("x.wasm").await;
+            let told = trouble.wait_for(Option::is_some);
+            let told = timeout(Duration::from_secs(20), told).await.unwrap();
+            let message = told.unwrap().clone().unwrap_or_default();
+            assert!(message.contains("plugins cannot be read: "), "{message}");
             fs::create_dir(&directory).unwrap();
             story.write("x.wasm", "1");
             story.expect_written("x.wasm").await;
+            assert_eq!(*trouble.borrow_and_update(), None, "it is over");
         }
         // Moved away and back.
         fs::rename(&directory, story.root.path().join("away")).unwrap();
