@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wasmtime::{Cache, CacheConfig, Config, Engine};
 
@@ -20,6 +20,9 @@ pub const TICK: Duration = Duration::from_millis(1);
 /// After so many ticks without a call the ticker wakes more rarely, and catches up when it does.
 const QUIET_TICKS: u32 = 200;
 const TICKS_PER_QUIET_WAKE: u32 = 10;
+
+/// What a ticker that is woken late makes up for.
+const TICKS_AT_ONCE_MAX: u32 = 1000;
 
 /// Address space kept for a memory when it is made; it moves if it outgrows that. The default of
 /// 4 GiB ends the address space at some 30,000 instances and measured no faster.
@@ -134,9 +137,11 @@ fn cache_directory() -> Option<PathBuf> {
     Some(base.join("pointsman").join("compiled"))
 }
 
-/// Runs until the last [`Engines`] is dropped.
+/// Runs until the last [`Engines`] is dropped. A busy machine may wake it late; then it ticks as often
+/// as it should have, so that calls are not given several times their timeout.
 fn tick(engine: &Engine, activity: &Activity, stopped: &mpsc::Receiver<()>) {
     let mut quiet_ticks = 0;
+    let mut ticked_at = Instant::now();
     loop {
         let n_ticks = if quiet_ticks < QUIET_TICKS {
             1
@@ -147,9 +152,16 @@ fn tick(engine: &Engine, activity: &Activity, stopped: &mpsc::Receiver<()>) {
             Err(RecvTimeoutError::Timeout) => {}
             Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
         }
+        let n_due = ticked_at.elapsed().as_millis() / TICK.as_millis();
+        let n_ticks = u32::try_from(n_due).map_or(TICKS_AT_ONCE_MAX, |n| n.min(TICKS_AT_ONCE_MAX));
         for _ in 0..n_ticks {
             engine.increment_epoch();
         }
+        // Of a machine that slept, the time is lost.
+        ticked_at = match n_ticks < TICKS_AT_ONCE_MAX {
+            true => ticked_at + TICK * n_ticks,
+            false => Instant::now(),
+        };
         let is_busy = activity.has_called.swap(false, Ordering::Relaxed)
             || activity.n_resumable.load(Ordering::Relaxed) > 0;
         quiet_ticks = if is_busy {
