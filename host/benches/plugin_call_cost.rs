@@ -174,6 +174,7 @@ fn handle(bench: &mut Bench, generation: &Arc<Generation>, host: &PluginHost) ->
         session: SessionId(1),
         route: "/echo".to_owned(),
         client_ip: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7)),
+        is_suspect: false,
         host: "app.example.org".to_owned(),
         path: "/echo".to_owned(),
         request_id: "0123456789abcdef".to_owned(),

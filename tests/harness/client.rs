@@ -1,13 +1,13 @@
 //! A decent WebSocket client.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use http::{HeaderName, HeaderValue, Response};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
@@ -53,6 +53,19 @@ impl Client {
     ///
     /// See [`Client::connect`].
     pub async fn connect_with(url: &str, headers: &[(&str, &str)]) -> Result<Self> {
+        Self::open(None, url, headers).await
+    }
+
+    /// Opens `url` from an address of this machine.
+    ///
+    /// # Errors
+    ///
+    /// See [`Client::connect`]; or the address is none of ours.
+    pub async fn connect_from(source: IpAddr, url: &str) -> Result<Self> {
+        Self::open(Some(source), url, &[]).await
+    }
+
+    async fn open(source: Option<IpAddr>, url: &str, headers: &[(&str, &str)]) -> Result<Self> {
         let mut request = url.into_client_request()?;
         for (name, value) in headers {
             let name = HeaderName::from_bytes(name.as_bytes())?;
@@ -67,7 +80,14 @@ impl Client {
             .as_str()
             .parse()?;
         let config = WebSocketConfig::default().max_frame_size(None);
-        let stream = in_time("a connection", TcpStream::connect(address)).await?;
+        let stream = match source {
+            None => in_time("a connection", TcpStream::connect(address)).await?,
+            Some(source) => {
+                let socket = TcpSocket::new_v4()?;
+                socket.bind(SocketAddr::new(source, 0))?;
+                in_time("a connection", socket.connect(address)).await?
+            }
+        };
         stream.set_nodelay(true)?;
         let handshake = async {
             match client_async_with_config(request, stream, Some(config)).await {

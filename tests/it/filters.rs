@@ -1,7 +1,7 @@
 //! The promise: filters see whole messages in order, what they say is done, what they do not want to
 //! see passes as it does without them, and one that fails costs its own sessions and nothing else.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
@@ -427,9 +427,11 @@ async fn p99_moves_by(how: &str) -> Result<Duration> {
     let url = balancer.url("/websocket");
     let mut attack = JoinSet::new();
     attack.spawn(async move {
-        let mut n = 0;
+        let mut n = 0_u32;
         while !*stopped.borrow() {
-            let mut client = Client::connect(&url).await?;
+            // Each time another client: the same one would have to wait.
+            let address = IpAddr::from([127, 0, 2, u8::try_from(n % 250)?]);
+            let mut client = Client::connect_from(address, &url).await?;
             for _ in 1..1000 {
                 client.send(Message::text("hello")).await?;
                 client.receive().await?;

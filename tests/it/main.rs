@@ -4,6 +4,7 @@
 mod admin;
 mod backends;
 mod backends_file;
+mod bystanders;
 mod capacity;
 mod check;
 mod chromium;

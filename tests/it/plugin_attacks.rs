@@ -2,6 +2,7 @@
 //! no handshake fails, and the process stays within its bounds.
 
 use std::fs::{self, File};
+use std::net::IpAddr;
 use std::os::unix::fs::symlink;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -448,14 +449,17 @@ handler = "echo"
     let guest = guests::handler("traps")?;
     let balancer = Balancer::start_with_plugins(toml, &[("storm", &guest)]).await?;
     let chatter = Chatter::start(10, &balancer.url("/echo")).await?;
-    let mut n_trapped = 0;
+    let mut n_trapped = 0_u8;
     eventually("new sessions are refused", PATIENCE, async || {
-        let Ok(mut client) = Client::connect(&balancer.url("/storm")).await else {
+        // Each time another client: the same one would have to wait.
+        let address = IpAddr::from([127, 0, 2, n_trapped]);
+        let url = balancer.url("/storm");
+        let Ok(mut client) = Client::connect_from(address, &url).await else {
             return true;
         };
         // Each in an instance of its own, once the one before is dead.
         let sent = client.send("now!".into()).await;
-        n_trapped += u32::from(sent.is_ok() && client.close_code().await.is_ok());
+        n_trapped += u8::from(sent.is_ok() && client.close_code().await.is_ok());
         false
     })
     .await?;

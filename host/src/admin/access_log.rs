@@ -63,6 +63,8 @@ pub struct Closed<'a> {
     pub session: Session<'a>,
     /// What moved, and whose doing the end was.
     pub report: &'a EndReport,
+    /// Which plugin has ended it by failing, and how.
+    pub reason: Option<&'a str>,
 }
 
 /// A request was answered without a session: plain HTTP, or an upgrade that was refused.
@@ -213,6 +215,7 @@ impl<'a> Closed<'a> {
     fn line(&self, now: SystemTime) -> Line<'a> {
         let report = self.report;
         Line {
+            reason: self.reason,
             bytes_up: Some(report.bytes_up),
             bytes_down: Some(report.bytes_down),
             messages_up: Some(report.messages_up),
@@ -374,6 +377,7 @@ mod tests {
             &Closed {
                 session,
                 report: &report,
+                reason: None,
             }
             .line(UNIX_EPOCH),
             r#"{"event":"close","time":"1970-01-01T00:00:00.000Z","request_id":"r-1","client":"192.0.2.1:5000","route":"/chat","handler":"echo","bytes_up":1,"bytes_down":2,"messages_up":3,"messages_down":4,"duration_ms":1500,"closed_by":"client","close_code":1001}"#,
@@ -387,11 +391,13 @@ mod tests {
             Closed {
                 session,
                 report: &unclosed,
+                reason: Some("plugin instance lost: chat"),
             }
             .line(UNIX_EPOCH),
         )
         .unwrap();
         assert_eq!(line["closed_by"], "host");
+        assert_eq!(line["reason"], "plugin instance lost: chat");
         assert!(line.get("close_code").is_none());
     }
 

@@ -378,7 +378,22 @@ impl Page {
             sample.verdicts.iter().map(of_plugin)
         });
         let help = "What the plugin said of messages";
-        counters(out, "pointsman_plugin_verdicts", help, verdicts)
+        counters(out, "pointsman_plugin_verdicts", help, verdicts)?;
+        let failures = usage.iter().flat_map(|sample| {
+            let of_plugin = |&(scope, n)| (pair(&sample.plugin, "scope", scope), n);
+            sample.session_failures.iter().map(of_plugin)
+        });
+        let help = "Calls for one session that failed, by what ended with them";
+        counters(out, "pointsman_plugin_session_failures", help, failures)?;
+        let lost = all(|sample| sample.sessions_lost);
+        let help = "Sessions that ended because a call for another one took their instance";
+        counters(out, "pointsman_plugin_sessions_lost", help, lost)?;
+        let penalties = usage.iter().flat_map(|sample| {
+            let of_plugin = |&(result, n)| (pair(&sample.plugin, "result", result), n);
+            sample.penalties.iter().map(of_plugin)
+        });
+        let help = "Handshakes of clients that the plugin had failed for";
+        counters(out, "pointsman_plugin_penalties", help, penalties)
     }
 
     fn calls(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -598,6 +613,9 @@ mod tests {
             "pointsman_plugin_dropped_messages_total{plugin=\"chat\"} 1",
             "pointsman_plugin_message_bytes_total{plugin=\"chat\",direction=\"out\"} 20",
             "pointsman_plugin_verdicts_total{plugin=\"chat\",verdict=\"reply\"} 6",
+            "pointsman_plugin_session_failures_total{plugin=\"chat\",scope=\"instance\"} 1",
+            "pointsman_plugin_sessions_lost_total{plugin=\"chat\"} 31",
+            "pointsman_plugin_penalties_total{plugin=\"chat\",result=\"rejected\"} 0",
             "pointsman_plugin_failures_total{plugin=\"round_robin\",kind=\"trap\"} 0",
             "pointsman_plugin_count_total{plugin=\"chat\",name=\"joins\"} 7",
             "pointsman_plugin_value{plugin=\"chat\",name=\"rooms\"} 1.5",
@@ -797,6 +815,9 @@ mod tests {
                 bytes_out: 20,
                 dropped_messages: 1,
                 verdicts: vec![("reply", 6)],
+                session_failures: vec![("session", 8), ("instance", 1)],
+                sessions_lost: 31,
+                penalties: vec![("delayed", 5), ("rejected", 0)],
             }],
             calls: vec![CallSample {
                 plugin: "round_robin".into(),

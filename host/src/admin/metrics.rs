@@ -105,6 +105,8 @@ pub enum UpgradeResult {
     PluginFailed,
     /// There is too much to do, or too little to do it with: 503.
     Overloaded,
+    /// A plugin has failed on what this client sent, and it comes back too soon: 429.
+    Penalized,
     /// The client left before the answer.
     ClientGone,
 }
@@ -254,6 +256,12 @@ pub struct UsageSample {
     pub dropped_messages: u64,
     /// What was said of messages: verdict, how often. Zeros are left out.
     pub verdicts: Vec<(&'static str, u64)>,
+    /// What calls for one session ended by failing: scope, how often.
+    pub session_failures: Vec<(&'static str, u64)>,
+    /// Sessions that ended with the instance that a call for another one took along.
+    pub sessions_lost: u64,
+    /// What became of handshakes of clients that the plugin had failed for: result, how often.
+    pub penalties: Vec<(&'static str, u64)>,
 }
 
 /// How long the calls of one kind into one plugin took.
@@ -487,7 +495,7 @@ impl TargetCounters {
 
 impl UpgradeResult {
     /// In the order of declaration.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Accepted,
         Self::BadRequest,
         Self::NotFound,
@@ -501,6 +509,7 @@ impl UpgradeResult {
         Self::HandlerRefused,
         Self::PluginFailed,
         Self::Overloaded,
+        Self::Penalized,
         Self::ClientGone,
     ];
 
@@ -520,6 +529,7 @@ impl UpgradeResult {
             Self::HandlerRefused => "handler_refused",
             Self::PluginFailed => "plugin_failed",
             Self::Overloaded => "overloaded",
+            Self::Penalized => "penalized",
             Self::ClientGone => "client_gone",
         }
     }

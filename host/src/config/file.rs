@@ -38,6 +38,7 @@ const ON_FAILURE: &[(&str, OnFailure)] =
     &[("close", OnFailure::Close), ("bypass", OnFailure::Bypass)];
 const FILTER: &str =
     "a plugin's name: a lower-case letter, then at most 63 letters, digits, '_' or '-'";
+const MAX_SESSIONS_PER_INSTANCE: usize = 65_536;
 const MAX_QUEUE_MESSAGES: usize = 65_536;
 const MAX_QUEUE_BYTES: usize = 1 << 30;
 
@@ -287,6 +288,12 @@ fn plugin_settings(s: &mut Section<'_, '_>) -> BTreeMap<PluginName, PluginSettin
         let read = s.section(&key, |s| PluginSettings {
             config: s.json("config"),
             isolation: s.word("isolation", ISOLATION).unwrap_or_default(),
+            sessions_per_instance: s.number(
+                "sessions_per_instance",
+                "a number of sessions",
+                1..=MAX_SESSIONS_PER_INSTANCE,
+                PluginSettings::SESSIONS_PER_INSTANCE,
+            ),
             call_timeout: call_timeout(s),
             memory_max_bytes: memory_max_bytes(s),
             http: http_limits(s),
@@ -491,6 +498,7 @@ http_head_timeout_ms = 5000
 [plugin.chat]
 config = { room_limit = 500, since = 2026-01-02T03:04:05Z }
 isolation = "session"
+sessions_per_instance = 8
 call_timeout_ms = 50
 memory_max_bytes = 1048576
 http_idle_timeout_ms = 3600000
@@ -652,6 +660,7 @@ handler = 'echo'
                 PluginSettings {
                     config: serde_json::json!({ "room_limit": 500, "since": "2026-01-02T03:04:05Z" }),
                     isolation: Isolation::Session,
+                    sessions_per_instance: 8,
                     call_timeout: Some(Duration::from_millis(50)),
                     memory_max_bytes: Some(1 << 20),
                     http: HttpLimits {
@@ -1266,6 +1275,7 @@ bind = '127.0.0.1:80'",
         check_root(
             "[plugin.Chat]
 isolation = 'none'
+sessions_per_instance = 0
 [plugin.chat]
 config = { x = inf }
 isolations = 1
@@ -1277,9 +1287,10 @@ echo = 5",
                     PluginName::ALLOWED
                 ),
                 "line 2: plugin.Chat.isolation: 'none' is not allowed: \"shared\" or \"session\"",
-                "line 4: plugin.chat.config.x: inf is not allowed: a finite number",
-                "line 5: plugin.chat.isolations: unknown key: did you mean isolation?",
-                "line 7: plugin.echo: 5 is not allowed: a table",
+                "line 3: plugin.Chat.sessions_per_instance: 0 is not allowed: a number of sessions, 1 to 65536",
+                "line 5: plugin.chat.config.x: inf is not allowed: a finite number",
+                "line 6: plugin.chat.isolations: unknown key: did you mean isolation?",
+                "line 8: plugin.echo: 5 is not allowed: a table",
             ],
         );
         let text = format!("plugin.a.isolation = 'shared'\n{LISTENER}{ROUTE}");

@@ -173,6 +173,8 @@ pub struct PluginSettings {
     pub config: serde_json::Value,
     /// Default shared.
     pub isolation: Isolation,
+    /// That one shared instance holds; 1 to 65,536.
+    pub sessions_per_instance: usize,
     /// For one call; none: as `[plugins]` says.
     pub call_timeout: Option<Duration>,
     /// Per instance; none: as `[plugins]` says.
@@ -450,11 +452,17 @@ impl Config {
     }
 }
 
+impl PluginSettings {
+    /// A trap ends so many sessions at most. More cost less memory; `docs/plugins.md` has the figures.
+    pub const SESSIONS_PER_INSTANCE: usize = 32;
+}
+
 impl Default for PluginSettings {
     fn default() -> Self {
         Self {
             config: serde_json::Value::Object(serde_json::Map::new()),
             isolation: Isolation::Shared,
+            sessions_per_instance: Self::SESSIONS_PER_INSTANCE,
             call_timeout: None,
             memory_max_bytes: None,
             http: HttpLimits::default(),

@@ -10,6 +10,7 @@ use http::header::{self, HeaderValue};
 use http::{StatusCode, request};
 use tokio::net::TcpStream;
 
+use super::blame::blame;
 use super::record::{Place, Record};
 use super::{Answered, Exchange, Next, Refused, target_of};
 use crate::admin::metrics::UpgradeResult;
@@ -42,6 +43,7 @@ pub(super) fn upgrade(
     head: request::Parts,
 ) -> Result<Answered, Box<Refused>> {
     let failed = |error: PluginError| {
+        blame(&exchange.worker, &error, exchange.id(), route);
         Refused::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             UpgradeResult::PluginFailed,
@@ -58,6 +60,7 @@ pub(super) fn upgrade(
         session: SessionId::next(),
         route: route.path.to_string(),
         client_ip: exchange.client_ip,
+        is_suspect: exchange.is_suspect,
         host: exchange.host.clone(),
         path: target_of(&head).to_owned(),
         request_id: exchange.id().to_owned(),
@@ -152,9 +155,15 @@ impl Upgraded {
             buffers,
         );
         drop((handler, facts, early));
+        let mut reason = None;
         poll_fn(move |cx| {
-            let report = ready!(session.poll_report(cx));
-            record.closed(&worker, &report);
+            let polled = session.poll_report(cx);
+            if let Some(error) = session.take_failure() {
+                reason.get_or_insert_with(|| error.reason().into_boxed_str());
+                record.failed(&worker, &error);
+            }
+            let report = ready!(polled);
+            record.closed(&worker, &report, reason.as_deref());
             // Counted until here, and open until the task is dropped.
             let _ = (&count, &window);
             Poll::Ready(())

@@ -234,7 +234,7 @@ impl Upgraded {
         record.opened(&worker);
         poll_fn(move |cx| {
             let report = ready!(session.poll_report(cx));
-            record.closed(&worker, &report);
+            record.closed(&worker, &report, None);
             worker
                 .guests
                 .session_ended(&pool, active.backend(), &report);

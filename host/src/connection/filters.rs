@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 
 use super::at_handler::wanted;
 use super::at_upstream::Upgraded;
+use super::blame::blame;
 use super::{Exchange, Refused, target_of};
 use crate::admin::metrics::UpgradeResult;
 use crate::config::{OnFailure, PluginName, Route};
@@ -68,7 +69,7 @@ impl Filters {
         };
         for name in &route.filters {
             let asking = filters.ask(exchange, route, name, head, asked, to_backend);
-            if let Some(admission) = settle(route, name, asking)? {
+            if let Some(admission) = settle(exchange, route, name, asking)? {
                 hide_subprotocols(&admission.hide_subprotocols, asked, to_backend);
                 set_fields(&admission.set_headers, to_backend);
             }
@@ -172,7 +173,7 @@ impl FilteredUpgrade {
         let registration = worker.register(filters.id, place);
         record.opened(&worker);
         let chain = Chain::open(&filters.all, filters.on_failure);
-        let sees = |from| chain.as_ref().is_ok_and(|chain| chain.wants(from));
+        let sees = |from| chain.0.wants(from);
         let (sees_up, sees_down) = (sees(Direction::FromClient), sees(Direction::FromBackend));
         let compressors = &worker.buffers.compressors;
         let to_client = Codec {
@@ -194,10 +195,19 @@ impl FilteredUpgrade {
             counters,
             buffers,
         );
+        let ends_session = filters.on_failure == OnFailure::Close;
         drop((filters, early, from_backend));
+        let mut reason = None;
         poll_fn(move |cx| {
-            let report = ready!(session.poll_report(cx));
-            record.closed(&worker, &report);
+            let polled = session.poll_report(cx);
+            for error in session.take_failures() {
+                if ends_session {
+                    reason.get_or_insert_with(|| error.reason().into_boxed_str());
+                }
+                record.failed(&worker, &error);
+            }
+            let report = ready!(polled);
+            record.closed(&worker, &report, reason.as_deref());
             worker
                 .guests
                 .session_ended(&pool, active.backend(), &report);
@@ -221,7 +231,7 @@ pub(super) fn admit_plain(
 ) -> Result<(), Box<Refused>> {
     for name in &route.filters {
         let asking = ask_about_plain(exchange, route, name, head, to_backend);
-        if let Some(admission) = settle(route, name, asking)? {
+        if let Some(admission) = settle(exchange, route, name, asking)? {
             set_fields(&admission.set_headers, to_backend);
         }
     }
@@ -261,6 +271,7 @@ fn facts(
         session,
         route: route.path.to_string(),
         client_ip: exchange.client_ip,
+        is_suspect: exchange.is_suspect,
         host: exchange.host.clone(),
         path: target_of(head).to_owned(),
         request_id: exchange.id().to_owned(),
@@ -273,17 +284,18 @@ fn facts(
 
 /// What a filter has said; none: it has failed and is passed by.
 fn settle(
+    exchange: &Exchange,
     route: &Route,
     name: &PluginName,
     asked: Result<Result<Admission, Refusal>, PluginError>,
 ) -> Result<Option<Admission>, Box<Refused>> {
+    if let Err(error) = &asked {
+        blame(&exchange.worker, error, exchange.id(), route);
+    }
     match asked {
         Ok(Ok(admission)) => Ok(Some(admission)),
         Ok(Err(refusal)) => Err(Refused::by_plugin(refusal, UpgradeResult::FilterRefused)),
-        Err(error) if route.on_failure == OnFailure::Bypass => {
-            tracing::debug!(filter = %name, %error, "filter is passed by");
-            Ok(None)
-        }
+        Err(_) if route.on_failure == OnFailure::Bypass => Ok(None),
         Err(error) => Err(Refused::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             UpgradeResult::PluginFailed,

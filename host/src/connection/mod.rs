@@ -3,11 +3,12 @@
 //!
 //! In goes an accepted socket; it moves on, whole, into a session's task when a request was
 //! upgraded. `at_upstream`, `at_handler` and `at_plugin` each answer for one kind of target; `filters` are
-//! on the way to an upstream.
+//! on the way to an upstream. `blame` is what becomes of clients for whom a plugin fails.
 
 mod at_handler;
 mod at_plugin;
 mod at_upstream;
+mod blame;
 mod filters;
 mod record;
 
@@ -140,6 +141,8 @@ struct Exchange {
     client_ip: IpAddr,
     request_id: HeaderValue,
     host: String,
+    /// Whether a plugin of the route has failed for this client lately.
+    is_suspect: bool,
     begun: Instant,
     /// What a session that comes of it counts as.
     slot: Cell<Option<SessionSlot>>,
@@ -201,6 +204,7 @@ async fn answer(
         client_ip: forwarding::client_ip(far_end.ip(), &head.headers, &site.config.trusted_proxies),
         request_id: forwarding::request_id(&head.headers),
         host: String::new(),
+        is_suspect: false,
         begun: Instant::now(),
         slot: Cell::new(None),
         worker,
@@ -279,6 +283,9 @@ impl Exchange {
         let upgrade = handshake::read_upgrade(&head, !body.is_end_stream())?;
         if upgrade.is_some() {
             check_origin(route, &head.headers)?;
+        }
+        self.serve_penalty(&site, route, upgrade.is_some()).await?;
+        if upgrade.is_some() {
             let slot = self.worker.session_slot();
             let slot = slot.ok_or_else(|| overloaded("overload.max_sessions is reached"))?;
             self.slot.set(Some(slot));

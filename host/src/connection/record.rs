@@ -6,10 +6,12 @@ use std::sync::Arc;
 use http::header::HeaderValue;
 use http::{Method, request};
 
+use super::blame::blame;
 use super::{Exchange, log_target};
 use crate::admin::access_log::{Closed, Opened, Session};
 use crate::config::Route;
 use crate::session::EndReport;
+use crate::session::handler::PluginError;
 use crate::upstream::pool::Backend;
 use crate::worker::Worker;
 use crate::worker::guests::PolicyLabel;
@@ -65,8 +67,14 @@ impl Record {
         });
     }
 
-    /// Logs that it has ended.
-    pub(super) fn closed(&self, worker: &Worker, report: &EndReport) {
+    /// A plugin has failed in it.
+    pub(super) fn failed(&self, worker: &Worker, error: &PluginError) {
+        let request_id = self.request_id.to_str().unwrap_or_default();
+        blame(worker, error, request_id, &self.route);
+    }
+
+    /// Logs that it has ended. `reason`: which plugin has ended it by failing.
+    pub(super) fn closed(&self, worker: &Worker, report: &EndReport, reason: Option<&str>) {
         let Some(log) = worker.access_log() else {
             return;
         };
@@ -74,6 +82,7 @@ impl Record {
         log.close(&Closed {
             session: self.session(&route),
             report,
+            reason,
         });
     }
 

@@ -52,7 +52,7 @@ impl Drop for ClientSlot {
     }
 }
 
-/// What counts as one client: who has an IPv6 address has the 64 bits behind its prefix, too (RFC 6177).
+/// What counts as one client. Who has an IPv6 address has the 64 bits behind its prefix, too (RFC 6177).
 pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {

@@ -14,8 +14,8 @@ use crate::config::PluginName;
 /// The longest text of a trap that is kept.
 const TEXT_MAX_BYTES: usize = 512;
 
-/// A guest did not answer. But for [`CallError::Refused`] and [`CallError::Output`] its instance is
-/// dead: make another one.
+/// A guest did not answer. But for [`CallError::Refused`], [`CallError::Output`] and a call for a
+/// session that came back late, its instance is dead: make another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CallError {
     /// It ran past its time.
@@ -78,6 +78,18 @@ impl CallError {
             Self::Refused { .. } => "refused",
             Self::Dead => "dead",
             Self::Resting => "resting",
+        }
+    }
+
+    /// Whether a call was made, and did not do what it should: what counts as a failure.
+    pub(super) fn is_the_guests(&self) -> bool {
+        match self {
+            Self::Timeout { .. }
+            | Self::Silent { .. }
+            | Self::Memory { .. }
+            | Self::Trap { .. }
+            | Self::Output { .. } => true,
+            Self::Refused { .. } | Self::Dead | Self::Resting => false,
         }
     }
 

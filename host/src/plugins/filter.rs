@@ -14,7 +14,7 @@ use super::generation::{Generation, Saved};
 use super::host::PluginHost;
 use super::host_api::HostState;
 use super::load::CallCode;
-use super::sessions::{self, Exports, GuestSession, Wants, into_plugin_error};
+use super::sessions::{self, Exports, GuestSession, Wants};
 use super::stats::Call;
 use crate::config::{PluginSettings, QueueSettings};
 use crate::routing::policy::Refusal;
@@ -49,21 +49,6 @@ impl GuestFilter {
     /// It refuses, and begins afresh.
     pub fn restore(&self, saved: &Saved) -> Result<(), CallError> {
         self.0.restore(saved)
-    }
-
-    fn try_accept(&self, facts: &Facts) -> Result<Result<Admission, Refusal>, CallError> {
-        let Some(first) = self.0.to_ask()? else {
-            return Ok(Ok(Admission::default()));
-        };
-        let mut first = first.borrow_mut();
-        let accepted = first.accept(facts, |filter, store, facts| {
-            filter.call_accept(store, facts)
-        });
-        let answer = match accepted? {
-            Ok(admission) => bindings::admission(admission).map(Ok),
-            Err(refused) => bindings::refusal(Call::Accept, refused).map(Err),
-        };
-        first.guest.check(Call::Accept, answer)
     }
 }
 
@@ -122,12 +107,19 @@ impl Filter for GuestFilter {
     }
 
     fn accept(&self, facts: &Facts) -> Result<Result<Admission, Refusal>, PluginError> {
-        self.try_accept(facts).map_err(into_plugin_error)
+        let accepted = self.0.accept(
+            facts,
+            |filter, store, facts| filter.call_accept(store, facts),
+            |accepted| match accepted {
+                Ok(admission) => bindings::admission(admission).map(Ok),
+                Err(refused) => bindings::refusal(Call::Accept, refused).map(Err),
+            },
+        )?;
+        Ok(accepted.unwrap_or_else(|| Ok(Admission::default())))
     }
 
     fn open(&self, facts: &Facts, outbox: Outbox) -> Result<Box<dyn FilterSession>, PluginError> {
-        let session = self.0.open(facts, outbox).map_err(into_plugin_error)?;
-        Ok(Box::new(session))
+        Ok(Box::new(self.0.open(facts, outbox)?))
     }
 }
 
@@ -141,13 +133,11 @@ impl GuestSession<wire::Guest> {
             ResourceAny,
         ) -> wasmtime::Result<wire::Verdict>,
     ) -> Result<Verdict, PluginError> {
-        let verdict = self.call(call, run).and_then(|verdict| {
-            let checked = bindings::filter_verdict(call, verdict, self.max_message_bytes);
-            self.check(call, checked)
-        });
-        verdict
-            .inspect(|verdict| self.about(|about| about.stats.filter_verdict(verdict)))
-            .map_err(into_plugin_error)
+        let verdict = self.call(call, run)?;
+        let checked = bindings::filter_verdict(call, verdict, self.max_message_bytes);
+        let verdict = self.check(call, checked)?;
+        self.about(|about| about.stats.filter_verdict(&verdict));
+        Ok(verdict)
     }
 }
 
@@ -157,14 +147,20 @@ impl FilterSession for GuestSession<wire::Guest> {
     }
 
     fn message(&mut self, from: Direction, message: Received<'_>) -> Result<Verdict, PluginError> {
-        let from = match from {
+        let direction = match from {
             Direction::FromClient => wire::Direction::FromClient,
             Direction::FromBackend => wire::Direction::FromBackend,
         };
         let lowered = bindings::lower(message);
         self.about(|about| about.stats.shown(message.len()));
-        self.verdict(Call::Message, |filter, store, session| {
-            filter.session().call_message(store, session, from, lowered)
+        let verdict = self.verdict(Call::Message, |filter, store, session| {
+            filter
+                .session()
+                .call_message(store, session, direction, lowered)
+        });
+        verdict.map_err(|error| match from {
+            Direction::FromClient => error,
+            Direction::FromBackend => error.not_the_clients_doing(),
         })
     }
 
@@ -174,12 +170,13 @@ impl FilterSession for GuestSession<wire::Guest> {
         })
     }
 
-    fn closed(self: Box<Self>, report: &EndReport) -> Result<(), PluginError> {
-        let report = bindings::report(report);
+    fn closed(mut self: Box<Self>, report: &EndReport) -> Result<(), PluginError> {
+        let lowered = bindings::report(report);
         let closed = self.call(Call::Closed, |filter, store, session| {
-            filter.session().call_closed(store, session, report)
+            filter.session().call_closed(store, session, lowered)
         });
-        closed.map_err(into_plugin_error)
+        let freed = self.free();
+        closed.and(freed).map_err(|error| error.at_the_end(report))
     }
 }
 

@@ -52,7 +52,8 @@ impl About {
 
     /// Makes what an instance lives in. It still needs its deadline.
     pub(super) fn store(&self) -> Store<HostState> {
-        let state = HostState::new(Arc::clone(&self.share), &self.limits);
+        let grace = self.host.grace();
+        let state = HostState::new(Arc::clone(&self.share), &self.limits, grace);
         let mut store = Store::new(self.generation.code.engines.engine(), state);
         store.limiter(|state| &mut state.memory);
         store.set_hostcall_fuel(self.limits.output_max_bytes());
@@ -60,13 +61,15 @@ impl About {
         store
     }
 
-    /// Counts and tells that a call failed.
+    /// Counts and tells that a call failed. The log line of one that was made for a session names the
+    /// client, so it is written where that is known.
     pub(super) fn failed(&self, call: Call, error: &CallError) {
         self.stats.record_failure(call, error);
         let generation = self.generation.number;
-        self.share
-            .log
-            .write(Level::WARN, &format!("generation {generation}: {error}"));
+        if !call.is_for_a_session() {
+            let line = format!("generation {generation}: {error}");
+            self.share.log.write(Level::WARN, &line);
+        }
         self.host.report(Failure {
             plugin: self.generation.name.clone(),
             generation,
@@ -102,17 +105,31 @@ impl Guest {
         Ok((guest, exports))
     }
 
-    /// Calls the instance within its limits. Any error of wasmtime's leaves it dead.
+    /// Calls the instance within its limits. It is dead after any error but that of a call for a
+    /// session that came back late.
     pub(super) fn call<R>(
         &mut self,
         call: Call,
         run: impl FnOnce(&mut Store<HostState>) -> wasmtime::Result<R>,
     ) -> Result<R, CallError> {
+        match self.call_maybe_late(call, run)? {
+            (result, None) => Ok(result),
+            (_, Some(late)) => Err(late),
+        }
+    }
+
+    /// As [`Guest::call`], for a result that has to be given back to the guest also when it came late.
+    pub(super) fn call_maybe_late<R>(
+        &mut self,
+        call: Call,
+        run: impl FnOnce(&mut Store<HostState>) -> wasmtime::Result<R>,
+    ) -> Result<(R, Option<CallError>), CallError> {
         let Some(store) = &mut self.store else {
             return Err(CallError::Dead);
         };
         let started_ns = monotonic_ns();
-        let ticks = store.data_mut().watch.begin(started_ns);
+        let watch = &mut store.data_mut().watch;
+        let ticks = watch.begin(started_ns, call.is_for_a_session());
         store.set_epoch_deadline(ticks);
         self.about.generation.code.engines.note_call();
 
@@ -121,19 +138,31 @@ impl Guest {
         self.about
             .stats
             .record(call, monotonic_ns().saturating_sub(started_ns));
-        let memory = &mut store.data_mut().memory;
+        let state = store.data_mut();
+        let is_late = state.watch.end();
+        let memory = &mut state.memory;
         if memory.used_bytes() != self.counted_bytes {
             let used = memory.used_bytes();
             self.about.stats.memory_changed(self.counted_bytes, used);
             self.counted_bytes = used;
         }
         let was_refused_memory = memory.take_refused();
-        result.map_err(|error| {
-            let error = CallError::classify(call, &error, &self.about.limits, was_refused_memory);
-            self.kill();
-            self.about.failed(call, &error);
-            error
-        })
+        let limits = &self.about.limits;
+        match result {
+            Ok(result) if is_late => {
+                let timeout = limits.call_timeout;
+                let late = CallError::Timeout { call, timeout };
+                self.about.failed(call, &late);
+                Ok((result, Some(late)))
+            }
+            Ok(result) => Ok((result, None)),
+            Err(error) => {
+                let error = CallError::classify(call, &error, limits, was_refused_memory);
+                self.kill();
+                self.about.failed(call, &error);
+                Err(error)
+            }
+        }
     }
 
     /// A call came back with what `bindings` does not take.

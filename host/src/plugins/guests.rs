@@ -65,7 +65,8 @@ const WASI: &str = r#"
 "#;
 
 /// What every core module of ours begins with: two pages, and an allocator that begins anew when it
-/// has handed out half a page.
+/// has handed out half a page. `$dawdle` takes 40 to 80 ms, between once and five times [`limits`]'
+/// call timeout on any machine.
 const PREAMBLE: &str = r#"
     (memory (export "memory") 2)
     (global $heap (mut i32) (i32.const 65536))
@@ -76,6 +77,13 @@ const PREAMBLE: &str = r#"
         (global.set $heap (i32.add (local.get $at) (local.get 3)))
         (local.get $at))
     (func $spin (loop $again (br $again)))
+    (func $dawdle (local $n i64) (local $x i64)
+        (local.set $n (i64.const 45000000))
+        (loop $again
+            (local.set $x (i64.mul (i64.add (local.get $x) (local.get $n)) (i64.const 0x5851f42d4c957f2d)))
+            (local.set $n (i64.sub (local.get $n) (i64.const 1)))
+            (br_if $again (i64.ne (local.get $n) (i64.const 0))))
+        (i64.store (i32.const 1024) (local.get $x)))
 "#;
 
 /// The functions of a policy. `choose` is the body of that function, whose answer lies at address 16,
@@ -90,7 +98,7 @@ pub(super) fn policy_that_imports(imports: &str, world: &str, choose: &str) -> V
         r#"(module {imports} {PREAMBLE}
             (func (export "pointsman:plugin/policy@0.1.0#configure") (param i32 i32) (result i32) (i32.const 16))
             (func (export "pointsman:plugin/policy@0.1.0#backends-changed") (param i32 i32))
-            (func (export "pointsman:plugin/policy@0.1.0#choose")
+            (func $choose (export "pointsman:plugin/policy@0.1.0#choose")
                 (param i64 i64 i64 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)
                 {choose} (i32.const 16))
             (func (export "pointsman:plugin/policy@0.1.0#placed")
@@ -107,6 +115,11 @@ pub(super) fn policy_that_imports(imports: &str, world: &str, choose: &str) -> V
 /// The functions of a handler that echoes, with a counter of its sessions as its state. `message` is
 /// the body of that function; the message is `(local 1..3)`, the verdict lies at 128: `ignore`.
 pub(super) fn handler(message: &str) -> Vec<u8> {
+    handler_that_opens("", message)
+}
+
+/// The same; `open` is what the constructor of a session does besides.
+pub(super) fn handler_that_opens(open: &str, message: &str) -> Vec<u8> {
     let module = format!(
         r#"(module
             (import "[export]pointsman:plugin/handler@0.1.0" "[resource-new]session"
@@ -118,6 +131,7 @@ pub(super) fn handler(message: &str) -> Vec<u8> {
                 (param $facts i32) (result i32) (i32.const 16))
             (func (export "pointsman:plugin/handler@0.1.0#[constructor]session")
                 (param $facts i32) (result i32)
+                {open}
                 (global.set $sessions (i32.add (global.get $sessions) (i32.const 1)))
                 (call $session (i32.const 7)))
             (func (export "pointsman:plugin/handler@0.1.0#[method]session.interest") (param i32) (result i32)
@@ -213,6 +227,7 @@ pub(super) fn fail_once(handler: &GuestHandler) {
         session: SessionId(1),
         route: String::new(),
         client_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        is_suspect: false,
         host: String::new(),
         path: String::new(),
         request_id: String::new(),

@@ -14,7 +14,7 @@ use super::generation::{Generation, Saved};
 use super::host::PluginHost;
 use super::host_api::HostState;
 use super::load::CallCode;
-use super::sessions::{self, Exports, GuestSession, Wants, into_plugin_error};
+use super::sessions::{self, Exports, GuestSession, Wants};
 use super::stats::Call;
 use crate::config::{PluginSettings, QueueSettings};
 use crate::routing::policy::Refusal;
@@ -52,28 +52,6 @@ impl GuestHandler {
     /// It refuses, and begins afresh.
     pub fn restore(&self, saved: &Saved) -> Result<(), CallError> {
         self.0.restore(saved)
-    }
-
-    fn try_accept(&self, facts: &Facts) -> Result<Result<Option<String>, Refusal>, CallError> {
-        let Some(first) = self.0.to_ask()? else {
-            return Ok(Ok(None));
-        };
-        let mut first = first.borrow_mut();
-        let accepted = first.accept(facts, |handler, store, facts| {
-            handler.call_accept(store, facts)
-        });
-        let answer = match accepted? {
-            Ok(Some(chosen)) if !facts.offered_subprotocols.contains(&chosen) => {
-                let what = "a subprotocol that the client does not offer".to_owned();
-                Err(CallError::Output {
-                    call: Call::Accept,
-                    what,
-                })
-            }
-            Ok(chosen) => Ok(Ok(chosen)),
-            Err(refused) => bindings::refusal(Call::Accept, refused).map(Err),
-        };
-        first.guest.check(Call::Accept, answer)
     }
 }
 
@@ -127,12 +105,26 @@ impl Handler for GuestHandler {
     }
 
     fn accept(&self, facts: &Facts) -> Result<Result<Option<String>, Refusal>, PluginError> {
-        self.try_accept(facts).map_err(into_plugin_error)
+        let accepted = self.0.accept(
+            facts,
+            |handler, store, facts| handler.call_accept(store, facts),
+            |accepted| match accepted {
+                Ok(Some(chosen)) if !facts.offered_subprotocols.contains(&chosen) => {
+                    let what = "a subprotocol that the client does not offer".to_owned();
+                    Err(CallError::Output {
+                        call: Call::Accept,
+                        what,
+                    })
+                }
+                Ok(chosen) => Ok(Ok(chosen)),
+                Err(refused) => bindings::refusal(Call::Accept, refused).map(Err),
+            },
+        )?;
+        Ok(accepted.unwrap_or(Ok(None)))
     }
 
     fn open(&self, facts: &Facts, outbox: Outbox) -> Result<Box<dyn HandlerSession>, PluginError> {
-        let session = self.0.open(facts, outbox).map_err(into_plugin_error)?;
-        Ok(Box::new(session))
+        Ok(Box::new(self.0.open(facts, outbox)?))
     }
 }
 
@@ -146,13 +138,11 @@ impl GuestSession<wire::Guest> {
             ResourceAny,
         ) -> wasmtime::Result<wire::Verdict>,
     ) -> Result<Verdict, PluginError> {
-        let verdict = self.call(call, run).and_then(|verdict| {
-            let checked = bindings::verdict(call, verdict, self.max_message_bytes);
-            self.check(call, checked)
-        });
-        verdict
-            .inspect(|verdict| self.about(|about| about.stats.handler_verdict(verdict)))
-            .map_err(into_plugin_error)
+        let verdict = self.call(call, run)?;
+        let checked = bindings::verdict(call, verdict, self.max_message_bytes);
+        let verdict = self.check(call, checked)?;
+        self.about(|about| about.stats.handler_verdict(&verdict));
+        Ok(verdict)
     }
 }
 
@@ -181,12 +171,13 @@ impl HandlerSession for GuestSession<wire::Guest> {
         })
     }
 
-    fn closed(self: Box<Self>, report: &EndReport) -> Result<(), PluginError> {
-        let report = bindings::report(report);
+    fn closed(mut self: Box<Self>, report: &EndReport) -> Result<(), PluginError> {
+        let lowered = bindings::report(report);
         let closed = self.call(Call::Closed, |handler, store, session| {
-            handler.session().call_closed(store, session, report)
+            handler.session().call_closed(store, session, lowered)
         });
-        closed.map_err(into_plugin_error)
+        let freed = self.free();
+        closed.and(freed).map_err(|error| error.at_the_end(report))
     }
 }
 
@@ -203,24 +194,54 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::Isolation;
+    use crate::config::{Isolation, PluginName};
     use crate::plugins::guests;
+    use crate::plugins::limits::monotonic_ns;
     use crate::session::outbox::{Inbox, Outbound, outbox};
     use crate::session::{Ender, SessionId};
 
-    /// Traps at a message of four bytes, never returns from one of five, else echoes.
+    /// Traps at a message of four bytes, never returns from one of five, takes longer than it may for one of
+    /// six, else echoes.
     const MOODY: &str = "(if (i32.eq (local.get 3) (i32.const 4)) (then unreachable))
         (if (i32.eq (local.get 3) (i32.const 5)) (then (call $spin)))
+        (if (i32.eq (local.get 3) (i32.const 6)) (then (call $dawdle)))
         (i32.store8 (i32.const 128) (i32.const 1))";
 
     fn handler(message: &str, isolation: Isolation) -> (GuestHandler, PluginHost) {
+        of_instances(message, isolation, PluginSettings::SESSIONS_PER_INSTANCE)
+    }
+
+    fn of_instances(
+        message: &str,
+        isolation: Isolation,
+        sessions_per_instance: usize,
+    ) -> (GuestHandler, PluginHost) {
         let generation = guests::load(&guests::handler(message)).unwrap();
         let host = guests::host();
         let settings = PluginSettings {
             isolation,
+            sessions_per_instance,
             ..PluginSettings::default()
         };
         (generation.handler(&settings, &host).unwrap(), host)
+    }
+
+    /// `open`: what the constructor does besides.
+    fn handler_with(message: &str, open: &str) -> (GuestHandler, PluginHost) {
+        let generation = guests::load(&guests::handler_that_opens(open, message)).unwrap();
+        let host = guests::host();
+        let settings = PluginSettings::default();
+        (generation.handler(&settings, &host).unwrap(), host)
+    }
+
+    fn figures(host: &PluginHost) -> crate::plugins::stats::Sum {
+        let name = PluginName::parse("guest").unwrap();
+        crate::plugins::stats::sum([&*host.stats(&name)].into_iter())
+    }
+
+    fn n_open(host: &PluginHost) -> u64 {
+        let name = PluginName::parse("guest").unwrap();
+        host.share(&name).topics.n_sessions()
     }
 
     fn facts(session: u64) -> Facts {
@@ -228,6 +249,7 @@ mod tests {
             session: SessionId(session),
             route: "/echo".to_owned(),
             client_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            is_suspect: false,
             host: "localhost".to_owned(),
             path: "/echo?x=1".to_owned(),
             request_id: "1".to_owned(),
@@ -239,8 +261,16 @@ mod tests {
     }
 
     fn open(handler: &GuestHandler, session: u64) -> (Box<dyn HandlerSession>, Inbox) {
+        open_by(handler, &facts(session))
+    }
+
+    fn open_by(handler: &GuestHandler, facts: &Facts) -> (Box<dyn HandlerSession>, Inbox) {
         let (outbox, inbox) = outbox(QueueSettings::default());
-        (handler.open(&facts(session), outbox).unwrap(), inbox)
+        (handler.open(facts, outbox).unwrap(), inbox)
+    }
+
+    fn lost() -> Option<Outbound> {
+        Some(Outbound::Failed(PluginName::parse("guest").unwrap()))
     }
 
     fn waiting(inbox: &mut Inbox) -> Option<Outbound> {
@@ -282,13 +312,7 @@ mod tests {
         assert_eq!(session.opened().unwrap(), Verdict::Ignore);
         assert_eq!(session.message(text("hi")).unwrap(), Verdict::Echo);
         session.closed(&report()).unwrap();
-        assert_eq!(
-            host.share(&handler.0.about.generation.name)
-                .topics
-                .n_sessions(),
-            0
-        );
-        assert_eq!(handler.0.n_sessions(), 0);
+        assert_eq!(n_open(&host), 0);
     }
 
     #[test]
@@ -297,10 +321,14 @@ mod tests {
             let (handler, _) = handler(MOODY, Isolation::Shared);
             let (mut first, mut first_inbox) = open(&handler, 1);
             let (mut second, mut second_inbox) = open(&handler, 2);
-            assert!(first.message(text(hostile)).is_err());
-            assert_eq!(waiting(&mut second_inbox), Some(Outbound::Failed));
+            let error = first.message(text(hostile)).unwrap_err();
+            let call = error.call.unwrap();
+            assert_eq!((call.call, call.session), ("message", SessionId(1)));
+            assert_eq!((call.n_lost, call.is_clients_doing), (Some(1), true));
+            assert_eq!(waiting(&mut second_inbox), lost());
             assert_eq!(waiting(&mut first_inbox), None);
-            assert!(second.message(text("hi")).is_err());
+            let error = second.message(text("hi")).unwrap_err();
+            assert_eq!(error.call, None, "it has done nothing");
             assert!(second.tick().is_err());
             second.closed(&report()).unwrap_err();
             drop(first);
@@ -321,17 +349,122 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_instance_is_full_at_some_time() {
+    fn a_call_that_comes_back_late_costs_its_own_session_alone() {
         let (handler, host) = handler(MOODY, Isolation::Shared);
-        let sessions: Vec<_> = (0..1025).map(|id| open(&handler, id)).collect();
+        let (mut first, _first_inbox) = open(&handler, 1);
+        let (mut second, mut second_inbox) = open(&handler, 2);
+        for n in 1..=3 {
+            let error = first.message(text("dawdle")).unwrap_err();
+            assert!(error.message.contains("longer than 20 ms"), "{error}");
+            assert_eq!(error.call.unwrap().n_lost, None, "the instance lives");
+            let figures = figures(&host);
+            assert_eq!(
+                (figures.session_failures, figures.sessions_lost),
+                ([n, 0], 0)
+            );
+        }
+        assert_eq!(waiting(&mut second_inbox), None);
+        assert_eq!(second.message(text("hi")).unwrap(), Verdict::Echo);
+        drop(first);
+        assert_eq!(n_open(&host), 1);
+    }
+
+    #[test]
+    fn without_grace_a_late_call_is_stopped_in_time() {
+        let (handler, host) = handler(MOODY, Isolation::Shared);
+        let (mut first, _first_inbox) = open(&handler, 1);
+        let (_second, mut second_inbox) = open(&handler, 2);
+        while host.grace().charge(1_000_000, monotonic_ns()) {}
+        let error = first.message(text("dawdle")).unwrap_err();
+        assert_eq!(error.call.unwrap().n_lost, Some(1));
+        assert_eq!(waiting(&mut second_inbox), lost());
+        let figures = figures(&host);
+        assert_eq!(
+            (figures.session_failures, figures.sessions_lost),
+            ([0, 1], 1)
+        );
+    }
+
+    #[test]
+    fn a_session_that_begins_late_is_given_back() {
+        let (handler, host) = handler_with(
+            "(i32.store8 (i32.const 128) (i32.const 1))",
+            "(call $dawdle)",
+        );
+        let (outbox, _inbox) = outbox(QueueSettings::default());
+        let error = handler.open(&facts(1), outbox).unwrap_err();
+        assert_eq!(error.call.unwrap().call, "open");
+        assert_eq!(n_open(&host), 0);
+        let saved = handler.save().unwrap().unwrap();
+        assert_eq!(saved.bytes, [0; 4], "the guest has no session left");
+    }
+
+    #[test]
+    fn what_a_client_has_not_caused_is_not_held_against_it() {
+        let (handler, _) = handler("unreachable", Isolation::Session);
+        let ended = |by| {
+            let (mut session, _inbox) = open(&handler, 1);
+            let error = session.message(text("hi")).unwrap_err();
+            let ended_by = EndReport {
+                ended_by: by,
+                ..report()
+            };
+            error.at_the_end(&ended_by).call.unwrap().is_clients_doing
+        };
+        assert!(ended(Ender::Client));
+        assert!(!ended(Ender::Operator));
+    }
+
+    #[test]
+    fn a_shared_instance_holds_so_many_and_no_more() {
+        let (handler, host) = of_instances(MOODY, Isolation::Shared, 4);
+        let mut sessions: Vec<_> = (0..9).map(|id| open(&handler, id)).collect();
+        assert_eq!(handler.0.n_instances(), 3);
+        let (first, _) = &mut sessions[0];
+        let error = first.message(text("trap")).unwrap_err();
+        assert_eq!(error.call.unwrap().n_lost, Some(3));
+        let inboxes = sessions.iter_mut().map(|(_, inbox)| waiting(inbox));
+        assert_eq!(inboxes.flatten().count(), 3);
         assert_eq!(handler.0.n_instances(), 2);
         drop(sessions);
+        assert_eq!(handler.0.n_instances(), 1, "the oldest stays");
         let _session = open(&handler, 1);
-        assert_eq!(handler.0.n_instances(), 1);
-        let figures = crate::plugins::stats::sum(
-            [&*host.stats(&handler.0.about.generation.name)].into_iter(),
-        );
-        assert_eq!(figures.n_instances, 1);
+        assert_eq!(figures(&host).n_instances, 1);
+    }
+
+    #[test]
+    fn suspects_share_no_instance_with_others() {
+        let (handler, host) = handler(MOODY, Isolation::Shared);
+        let (_other, mut other_inbox) = open(&handler, 1);
+        let suspect = |session| Facts {
+            is_suspect: true,
+            ..facts(session)
+        };
+        let (mut first, _first_inbox) = open_by(&handler, &suspect(2));
+        let (_second, mut second_inbox) = open_by(&handler, &suspect(3));
+        assert_eq!(figures(&host).n_instances, 2);
+        let error = first.message(text("trap")).unwrap_err();
+        assert_eq!(error.call.unwrap().n_lost, Some(1));
+        assert_eq!(waiting(&mut other_inbox), None);
+        assert_eq!(waiting(&mut second_inbox), lost());
+    }
+
+    #[test]
+    fn a_storm_of_suspects_does_not_close_the_door_to_others() {
+        let (handler, _) = handler(MOODY, Isolation::Shared);
+        let suspect = Facts {
+            is_suspect: true,
+            ..facts(1)
+        };
+        let storm = || {
+            let (outbox, _inbox) = outbox(QueueSettings::default());
+            let mut session = handler.open(&suspect, outbox)?;
+            session.message(text("trap"))
+        };
+        let is_resting = |error: &PluginError| error.message.contains("rests");
+        assert!((0..100).any(|_| storm().is_err_and(|error| is_resting(&error))));
+        let (mut other, _inbox) = open(&handler, 2);
+        assert_eq!(other.message(text("hi")).unwrap(), Verdict::Echo);
     }
 
     #[test]
@@ -345,7 +478,9 @@ mod tests {
         let (handler, _) = handler(large, Isolation::Shared);
         let (mut session, _inbox) = open(&handler, 1);
         let error = session.message(text("hi")).unwrap_err();
-        assert!(error.0.contains("1048577 bytes"), "{error}");
+        assert!(error.message.contains("1048577 bytes"), "{error}");
+        let call = error.call.unwrap();
+        assert_eq!(call.n_lost, None, "the instance has done no harm");
     }
 
     #[test]

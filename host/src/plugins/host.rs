@@ -8,15 +8,18 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::failure::Failure;
-use super::limits::{AllLimits, Limits};
+use super::grace::Grace;
+use super::limits::{AllLimits, Limits, monotonic_ns};
 use super::share::Share;
-use super::stats::{self, PluginFigures, PluginStats};
+use super::stats::{self, Penalty, PluginFigures, PluginStats};
 use crate::config::PluginName;
 
 /// A worker's leave to make instances. The control plane makes one for each worker.
 #[derive(Debug, Clone)]
 pub struct PluginHost {
     worker: usize,
+    /// The worker's.
+    grace: Arc<Grace>,
     plugins: Arc<Shares>,
     /// None in trials, whose failures are answered to the caller.
     failures: Option<mpsc::Sender<Failure>>,
@@ -43,6 +46,7 @@ impl PluginHost {
         let failures = Some(failures);
         Self {
             worker,
+            grace: Arc::new(Grace::new(monotonic_ns())),
             plugins,
             failures,
         }
@@ -52,6 +56,7 @@ impl PluginHost {
     pub fn for_trial(limits: Limits) -> Self {
         Self {
             worker: usize::MAX,
+            grace: Arc::new(Grace::new(monotonic_ns())),
             plugins: Arc::new(Shares::new(limits.into())),
             failures: None,
         }
@@ -59,6 +64,10 @@ impl PluginHost {
 
     pub(super) fn worker(&self) -> usize {
         self.worker
+    }
+
+    pub(super) fn grace(&self) -> Arc<Grace> {
+        Arc::clone(&self.grace)
     }
 
     pub(super) fn limits(&self, plugin: &PluginName) -> Limits {
@@ -93,6 +102,11 @@ impl PluginHost {
         let stats = Arc::new(PluginStats::new(plugin.clone(), self.worker));
         all.push(Arc::clone(&stats));
         stats
+    }
+
+    /// Counts a handshake of a client for whom a call of this plugin has failed lately.
+    pub fn penalized(&self, plugin: &PluginName, penalty: Penalty) {
+        self.stats(plugin).penalized(penalty);
     }
 
     /// Tells the control plane. When its queue is full it has been told often enough.
@@ -165,6 +179,9 @@ fn figures(share: &Share, stats: &[Arc<PluginStats>]) -> PluginFigures {
         bytes_in: sum.bytes_in,
         bytes_out: sum.bytes_out,
         verdicts: sum.verdicts,
+        session_failures: sum.session_failures,
+        sessions_lost: sum.sessions_lost,
+        penalties: sum.penalties,
         n_sessions: share.topics.n_sessions(),
         dropped_messages: share.topics.n_dropped(),
         dropped_log_lines: share.log.n_dropped(),

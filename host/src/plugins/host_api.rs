@@ -24,6 +24,7 @@ use super::bindings::pointsman::plugin::{
     clock, log, metrics, random, sessions, store, topics, types,
 };
 use super::bindings::{close_reason, message};
+use super::grace::Grace;
 use super::kv::KeepError;
 use super::limits::{CallWatch, HttpLimits, Limits, MemoryLimit, monotonic_ns};
 use super::share::Share;
@@ -54,12 +55,12 @@ pub(super) struct HostState {
 }
 
 impl HostState {
-    pub(super) fn new(share: Arc<Share>, limits: &Limits) -> Self {
+    pub(super) fn new(share: Arc<Share>, limits: &Limits, grace: Arc<Grace>) -> Self {
         let mut wasi_http = WasiHttpCtx::new();
         wasi_http.set_field_size_limit(FIELDS_MAX_BYTES);
         Self {
             memory: MemoryLimit::new(limits),
-            watch: CallWatch::new(limits),
+            watch: CallWatch::new(limits, grace),
             wasi: wasi::context(&share.log),
             wasi_http,
             table: wasi::table(),

@@ -4,12 +4,14 @@
 //! bounds that `bindings` holds results against. Knows nothing of what a call is about.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::{ResourceLimiter, UpdateDeadline};
 
 use super::engine::TICK;
+use super::grace::Grace;
 use crate::config::{self, Config, PluginName, PluginSettings};
 
 /// Largest file that is loaded.
@@ -46,6 +48,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Some runtimes make a pollable for each write and let go of none before the end: enough for bodies of some
 /// 500 MB in pieces of 8 KiB, in 15 MB of memory.
 const RESOURCES_MAX: usize = 65_536;
+/// A call that may overrun is stopped at the latest when it has run so many times its timeout past it.
+const OVERRUN_FACTOR: u64 = 4;
 
 const TABLE_ELEMENTS_MAX: usize = 100_000;
 const TABLES_MAX: usize = 64;
@@ -188,31 +192,44 @@ fn nanoseconds(clock: ClockId) -> u64 {
 /// A busy machine may take the processor away in the midst of a call of one microsecond, which is
 /// not the guest's doing. So the wall clock only arms the watch, at half the timeout; from then on
 /// the thread's own time counts, up to the other half. On an idle machine that is the timeout.
+///
+/// A call that may overrun is stopped later, as far as the worker has [`Grace`] for it: stopping it is a
+/// trap, which takes every session of the instance along.
 #[derive(Debug)]
 pub(super) struct CallWatch {
     timeout_ns: u64,
+    grace: Arc<Grace>,
     started_ns: u64,
     /// The thread's time when half the timeout was over.
     armed_at_cpu_ns: Option<u64>,
+    may_overrun: bool,
+    /// How much of its overrun has been charged.
+    charged_ns: u64,
 }
 
 impl CallWatch {
-    pub(super) fn new(limits: &Limits) -> Self {
+    /// `grace`: the worker's.
+    pub(super) fn new(limits: &Limits, grace: Arc<Grace>) -> Self {
         Self {
             timeout_ns: limits
                 .call_timeout
                 .as_nanos()
                 .try_into()
                 .unwrap_or(u64::MAX),
+            grace,
             started_ns: 0,
             armed_at_cpu_ns: None,
+            may_overrun: false,
+            charged_ns: 0,
         }
     }
 
     /// A call begins: the number of ticks until [`CallWatch::expired`] is to be asked.
-    pub(super) fn begin(&mut self, now_ns: u64) -> u64 {
+    pub(super) fn begin(&mut self, now_ns: u64, may_overrun: bool) -> u64 {
         self.started_ns = now_ns;
         self.armed_at_cpu_ns = None;
+        self.may_overrun = may_overrun;
+        self.charged_ns = 0;
         (self.timeout_ns / 2 / TICK.as_nanos() as u64).max(1)
     }
 
@@ -224,14 +241,44 @@ impl CallWatch {
             self.armed_at_cpu_ns = Some(cpu_ns);
             return UpdateDeadline::Continue(1);
         };
-        let wall_ns = monotonic_ns().saturating_sub(self.started_ns);
-        let is_over = cpu_ns.saturating_sub(armed_at) >= self.timeout_ns / 2
-            || wall_ns >= self.timeout_ns.saturating_mul(WALL_CLOCK_FACTOR);
-        if is_over {
-            UpdateDeadline::Interrupt
-        } else {
-            UpdateDeadline::Continue(1)
+        let now_ns = monotonic_ns();
+        let wall_ns = now_ns.saturating_sub(self.started_ns);
+        if wall_ns >= self.timeout_ns.saturating_mul(WALL_CLOCK_FACTOR) {
+            return UpdateDeadline::Interrupt;
         }
+        let ran_ns = cpu_ns.saturating_sub(armed_at);
+        match ran_ns.checked_sub(self.timeout_ns / 2) {
+            None => UpdateDeadline::Continue(1),
+            Some(over_ns) if self.may_go_on(over_ns, now_ns) => UpdateDeadline::Continue(1),
+            Some(_) => UpdateDeadline::Interrupt,
+        }
+    }
+
+    /// The call has come back. True: past its time.
+    pub(super) fn end(&mut self) -> bool {
+        let Some(armed_at) = self.armed_at_cpu_ns.filter(|_| self.may_overrun) else {
+            return false;
+        };
+        let ran_ns = thread_cpu_ns().saturating_sub(armed_at);
+        let Some(over_ns) = ran_ns.checked_sub(self.timeout_ns / 2) else {
+            return false;
+        };
+        self.charge(over_ns, monotonic_ns());
+        true
+    }
+
+    fn may_go_on(&mut self, over_ns: u64, now_ns: u64) -> bool {
+        if !self.may_overrun || over_ns >= self.timeout_ns.saturating_mul(OVERRUN_FACTOR) {
+            return false;
+        }
+        self.charge(over_ns, now_ns)
+    }
+
+    /// False: no grace is left.
+    fn charge(&mut self, over_ns: u64, now_ns: u64) -> bool {
+        let charged_ns = std::mem::replace(&mut self.charged_ns, over_ns);
+        self.grace
+            .charge(over_ns.saturating_sub(charged_ns), now_ns)
     }
 }
 
@@ -320,6 +367,21 @@ mod tests {
         }
     }
 
+    fn watch(timeout_ms: u64) -> CallWatch {
+        let grace = Arc::new(Grace::new(monotonic_ns()));
+        CallWatch::new(&limits(timeout_ms), grace)
+    }
+
+    /// Keeps this thread busy for so long.
+    fn run(milliseconds: u64) {
+        let until_ns = thread_cpu_ns() + milliseconds * 1_000_000;
+        while thread_cpu_ns() < until_ns {}
+    }
+
+    fn goes_on(watch: &mut CallWatch) -> bool {
+        matches!(watch.expired(), UpdateDeadline::Continue(1))
+    }
+
     #[test]
     fn what_one_plugin_is_not_allowed_otherwise_is_as_all_are() {
         let read = |lines: &str| {
@@ -353,11 +415,7 @@ mod tests {
     #[test]
     fn the_watch_is_armed_at_half_the_timeout() {
         let check = |timeout_ms, ticks| {
-            assert_eq!(
-                CallWatch::new(&limits(timeout_ms)).begin(0),
-                ticks,
-                "{timeout_ms} ms"
-            );
+            assert_eq!(watch(timeout_ms).begin(0, false), ticks, "{timeout_ms} ms");
         };
         check(1, 1);
         check(2, 1);
@@ -367,13 +425,34 @@ mod tests {
 
     #[test]
     fn a_call_that_did_not_run_is_given_more_time_until_the_wall_clock_ends_it() {
-        let mut watch = CallWatch::new(&limits(10_000));
-        watch.begin(monotonic_ns());
-        assert!(matches!(watch.expired(), UpdateDeadline::Continue(1)));
-        assert!(matches!(watch.expired(), UpdateDeadline::Continue(1)));
-        watch.begin(monotonic_ns().saturating_sub(200_000_000_000));
-        assert!(matches!(watch.expired(), UpdateDeadline::Continue(1)));
-        assert!(matches!(watch.expired(), UpdateDeadline::Interrupt));
+        let mut watch = watch(10_000);
+        watch.begin(monotonic_ns(), false);
+        assert!(goes_on(&mut watch) && goes_on(&mut watch));
+        assert!(!watch.end());
+        watch.begin(monotonic_ns().saturating_sub(200_000_000_000), true);
+        assert!(goes_on(&mut watch));
+        assert!(!goes_on(&mut watch));
+    }
+
+    #[test]
+    fn a_call_that_may_overrun_has_five_times_its_timeout_while_there_is_grace() {
+        let mut watch = watch(10);
+        for may_overrun in [true, false] {
+            watch.begin(monotonic_ns(), may_overrun);
+            assert!(goes_on(&mut watch));
+            run(6);
+            assert_eq!(goes_on(&mut watch), may_overrun);
+            assert_eq!(watch.end(), may_overrun);
+        }
+        watch.begin(monotonic_ns(), true);
+        assert!(goes_on(&mut watch));
+        run(5 + 40);
+        assert!(!goes_on(&mut watch), "five times");
+        while watch.grace.charge(1_000_000, monotonic_ns()) {}
+        watch.begin(monotonic_ns(), true);
+        assert!(goes_on(&mut watch));
+        run(6);
+        assert!(!goes_on(&mut watch), "no grace is left");
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod engine;
 pub mod failure;
 pub mod filter;
 pub mod generation;
+mod grace;
 mod guest;
 #[cfg(test)]
 mod guests;
@@ -29,6 +30,7 @@ mod kv;
 pub mod limits;
 pub mod load;
 mod log_lines;
+mod placement;
 pub mod policy;
 pub mod registry;
 mod sessions;

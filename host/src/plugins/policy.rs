@@ -363,7 +363,7 @@ mod tests {
     fn recursion_without_end_is_a_trap() {
         let error = choose(
             &mut guest(
-                "(drop (call 4 (local.get 0) (i64.const 0) (i64.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)))",
+                "(drop (call $choose (local.get 0) (i64.const 0) (i64.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)))",
             ),
             0,
         );

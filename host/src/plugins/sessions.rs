@@ -1,16 +1,20 @@
-//! Plugins that have sessions: instances that hold many of them, or one each.
+//! Plugins that have sessions: instances that hold a bounded number of them, or one each.
 //!
 //! What a session is called for is [`Exports`]' business; `handler` and `filter` are the two kinds. A
 //! trap takes its instance along, and with it every session that the instance holds; each of them
-//! hears of it by its outbox. New sessions get a new instance.
+//! hears of it by its outbox. New sessions get a new instance. Clients for whom a call has failed
+//! lately share instances with each other, and with nobody else. Which instance takes which session
+//! is `placement`'s business.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
-use std::rc::Rc;
+use std::net::IpAddr;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Instant;
 
+use tracing::Level;
 use wasmtime::Store;
 use wasmtime::component::{Instance, ResourceAny};
 
@@ -24,14 +28,13 @@ use super::guest::{About, Guest};
 use super::host::PluginHost;
 use super::host_api::HostState;
 use super::load::CallCode;
+use super::placement::Placement;
 use super::stats::Call;
 use crate::config::{Isolation, PluginSettings};
+use crate::overload::clients::network;
 use crate::session::SessionId;
-use crate::session::handler::{Facts, PluginError};
+use crate::session::handler::{Facts, FailedCall, PluginError};
 use crate::session::outbox::Outbox;
-
-/// Sessions that one shared instance holds. A trap loses so many at most.
-const SESSIONS_PER_INSTANCE_MAX: usize = 1024;
 
 /// What a kind of plugin exports.
 pub(super) trait Exports: Clone {
@@ -71,24 +74,47 @@ pub(super) struct Host<X> {
     pub(super) settings: PluginSettings,
     pub(super) wanted_headers: Vec<String>,
     pub(super) wants_accept: bool,
-    /// Those that take sessions. The first is kept when it has none, for `accept` and for state.
-    instances: RefCell<Vec<SharedInstance<X>>>,
+    /// Its oldest instance stays when it has no session, for `accept` and for state.
+    usual: Rc<Pool<X>>,
+    /// For clients for whom a call has failed lately.
+    suspects: Rc<Pool<X>>,
+}
+
+/// Instances that take sessions, none of them dead.
+struct Pool<X> {
+    placement: RefCell<Placement<Rc<SharedInstance<X>>>>,
     breaker: Breaker,
 }
 
-type SharedInstance<X> = Rc<RefCell<SessionsInstance<X>>>;
+/// An instance of some sessions.
+pub(super) struct SharedInstance<X> {
+    /// In its pool.
+    number: u64,
+    /// None is left when its generation makes no more sessions, and there never was one where each session has
+    /// an instance.
+    pool: Weak<Pool<X>>,
+    inside: RefCell<SessionsInstance<X>>,
+}
 
-pub(super) struct SessionsInstance<X> {
-    pub(super) guest: Guest,
-    pub(super) exports: X,
+struct SessionsInstance<X> {
+    guest: Guest,
+    exports: X,
     state: Option<state::Guest>,
     sessions: HashMap<SessionId, Outbox>,
+    /// It is dead, and its sessions have been told.
+    is_buried: bool,
+}
+
+/// A session's place at an instance. Dropping it makes room.
+struct Seat<X> {
+    instance: Rc<SharedInstance<X>>,
+    client_ip: IpAddr,
 }
 
 /// One session at an instance. Dropping it frees it.
 pub(super) struct GuestSession<X: Exports> {
     id: SessionId,
-    instance: SharedInstance<X>,
+    seat: Seat<X>,
     /// None once it has been given back.
     resource: Option<ResourceAny>,
     pub(super) interest: X::Interest,
@@ -102,7 +128,8 @@ impl<X: Exports> Host<X> {
         host: &PluginHost,
     ) -> Result<Self, CallError> {
         let about = About::new(generation, host);
-        let (first, wants) = SessionsInstance::new(about.clone(), settings)?;
+        let usual = Rc::new(Pool::new(settings, true));
+        let wants = usual.grow(&about, settings)?.1;
         Ok(Self {
             about,
             settings: settings.clone(),
@@ -112,126 +139,190 @@ impl<X: Exports> Host<X> {
                 .map(|name| name.to_ascii_lowercase())
                 .collect(),
             wants_accept: wants.accept,
-            instances: RefCell::new(vec![first]),
-            breaker: Breaker::default(),
+            usual,
+            suspects: Rc::new(Pool::new(settings, false)),
         })
     }
 
-    /// What it knows, for the one that takes its place: of several instances, what the first one that
+    /// What it knows, for the one that takes its place: of several instances, what the oldest one that
     /// is alive knows. None: it has nothing to hand over.
     pub(super) fn save(&self) -> Result<Option<Saved>, CallError> {
-        let instances = self.instances.borrow();
-        let mut instances = instances.iter();
-        let Some(first) = instances.find(|instance| !instance.borrow().guest.is_dead()) else {
+        let Some(oldest) = self.usual.placement.borrow().oldest() else {
             return Ok(None);
         };
-        let mut first = first.borrow_mut();
-        let Some(state) = first.state.clone() else {
-            return Ok(None);
-        };
-        let saved = first.guest.save(&state);
-        first.notice_death(None);
-        saved.map(Some)
+        let saved = oldest.inside.borrow_mut().save();
+        oldest.bury(None);
+        saved
     }
 
     /// Takes over what the one before knew; nothing happens if it keeps no state. Call it before the
     /// first session.
     pub(super) fn restore(&self, saved: &Saved) -> Result<(), CallError> {
-        let first = self.first()?;
-        let mut first = first.borrow_mut();
-        match first.state.clone() {
-            Some(state) => first.guest.restore(&state, saved),
-            None => Ok(()),
-        }
+        let oldest = self.oldest(&self.usual)?;
+        let restored = oldest.inside.borrow_mut().restore(saved);
+        oldest.bury(None);
+        restored
     }
 
-    /// Who has to be asked before a session is accepted, if the plugin wants that.
-    pub(super) fn to_ask(&self) -> Result<Option<SharedInstance<X>>, CallError> {
-        self.breaker.check(Instant::now())?;
-        self.wants_accept.then(|| self.first()).transpose()
-    }
-
-    /// An instance that is alive, whether it is full or not.
-    fn first(&self) -> Result<SharedInstance<X>, CallError> {
-        let mut instances = self.instances.borrow_mut();
-        instances.retain(|instance| self.is_alive(instance));
-        if let Some(first) = instances.first() {
-            return Ok(Rc::clone(first));
+    /// Asks `accept`, if the plugin wants that; otherwise, none.
+    pub(super) fn accept<R, A>(
+        &self,
+        facts: &Facts,
+        run: impl FnOnce(&X, &mut Store<HostState>, types::Facts<'_>) -> wasmtime::Result<R>,
+        lift: impl FnOnce(R) -> Result<A, CallError>,
+    ) -> Result<Option<A>, PluginError> {
+        let pool = self.pool(facts);
+        pool.breaker
+            .check(Instant::now())
+            .map_err(into_plugin_error)?;
+        if !self.wants_accept {
+            return Ok(None);
         }
-        let instance = self.make()?;
-        instances.push(Rc::clone(&instance));
-        Ok(instance)
+        let oldest = self.oldest(pool).map_err(into_plugin_error)?;
+        let accepted = oldest.inside.borrow_mut().accept(facts, run, lift);
+        accepted
+            .map(Some)
+            .map_err(|error| oldest.failed(Call::Accept, error, facts.session, facts.client_ip))
     }
 
     /// Begins a session, on an instance that has room for it.
-    pub(super) fn open(&self, facts: &Facts, outbox: Outbox) -> Result<GuestSession<X>, CallError> {
-        let instance = self.roomy()?;
-        let (resource, interest) = instance.borrow_mut().open(facts, outbox)?;
-        Ok(GuestSession {
-            id: facts.session,
-            instance,
-            resource: Some(resource),
-            interest,
-            max_message_bytes: facts.max_message_bytes,
-        })
+    pub(super) fn open(
+        &self,
+        facts: &Facts,
+        outbox: Outbox,
+    ) -> Result<GuestSession<X>, PluginError> {
+        let instance = self.place(facts).map_err(into_plugin_error)?;
+        let seat = Seat::take(instance, facts.client_ip);
+        let opened = seat.instance.inside.borrow_mut().open(facts, outbox);
+        match opened {
+            Ok((resource, interest)) => Ok(GuestSession {
+                id: facts.session,
+                seat,
+                resource: Some(resource),
+                interest,
+                max_message_bytes: facts.max_message_bytes,
+            }),
+            Err(error) => Err(seat.failed(Call::Open, error, facts.session)),
+        }
     }
 
-    fn roomy(&self) -> Result<SharedInstance<X>, CallError> {
-        self.breaker.check(Instant::now())?;
+    fn place(&self, facts: &Facts) -> Result<Rc<SharedInstance<X>>, CallError> {
+        let pool = self.pool(facts);
+        pool.breaker.check(Instant::now())?;
         if self.settings.isolation == Isolation::Session {
-            return self.make();
+            let made = SharedInstance::new(&self.about, &self.settings, 0, Weak::new());
+            let made = made.inspect_err(|_| pool.breaker.failed(Instant::now()));
+            return Ok(made?.0);
         }
-        let mut instances = self.instances.borrow_mut();
-        let mut is_first = true;
-        instances.retain(|instance| {
-            let has_sessions = !instance.borrow().sessions.is_empty();
-            let is_kept = self.is_alive(instance) && (is_first || has_sessions);
-            is_first &= !is_kept;
-            is_kept
-        });
-        let has_room = |instance: &&SharedInstance<X>| {
-            instance.borrow().sessions.len() < SESSIONS_PER_INSTANCE_MAX
+        let found = pool.placement.borrow().find(network(facts.client_ip));
+        match found {
+            Some(instance) => Ok(instance),
+            None => Ok(pool.grow(&self.about, &self.settings)?.0),
+        }
+    }
+
+    fn pool(&self, facts: &Facts) -> &Rc<Pool<X>> {
+        match facts.is_suspect {
+            true => &self.suspects,
+            false => &self.usual,
+        }
+    }
+
+    /// An instance that is alive, whether it is full or not.
+    fn oldest(&self, pool: &Rc<Pool<X>>) -> Result<Rc<SharedInstance<X>>, CallError> {
+        let found = pool.placement.borrow().oldest();
+        match found {
+            Some(instance) => Ok(instance),
+            None => Ok(pool.grow(&self.about, &self.settings)?.0),
+        }
+    }
+}
+
+impl<X: Exports> Pool<X> {
+    fn new(settings: &PluginSettings, keeps_oldest: bool) -> Self {
+        let placement = Placement::new(settings.sessions_per_instance, keeps_oldest);
+        Self {
+            placement: RefCell::new(placement),
+            breaker: Breaker::default(),
+        }
+    }
+
+    /// Makes one more instance.
+    fn grow(
+        self: &Rc<Self>,
+        about: &About,
+        settings: &PluginSettings,
+    ) -> Result<(Rc<SharedInstance<X>>, Wants), CallError> {
+        let number = self.placement.borrow_mut().next_number();
+        let (instance, wants) = SharedInstance::new(about, settings, number, Rc::downgrade(self))
+            .inspect_err(|_| self.breaker.failed(Instant::now()))?;
+        let mut placement = self.placement.borrow_mut();
+        placement.add(number, Rc::clone(&instance));
+        Ok((instance, wants))
+    }
+}
+
+impl<X: Exports> SharedInstance<X> {
+    fn new(
+        about: &About,
+        settings: &PluginSettings,
+        number: u64,
+        pool: Weak<Pool<X>>,
+    ) -> Result<(Rc<Self>, Wants), CallError> {
+        let (inside, wants) = SessionsInstance::new(about.clone(), settings)?;
+        let instance = Self {
+            number,
+            pool,
+            inside: RefCell::new(inside),
         };
-        if let Some(instance) = instances.iter().find(has_room) {
-            return Ok(Rc::clone(instance));
+        Ok((Rc::new(instance), wants))
+    }
+}
+
+impl<X> SharedInstance<X> {
+    /// Takes an instance that has died out of its pool, and tells its sessions, but for the one that knows
+    /// by its error. Says how many were told; none: it is alive, or this was done before.
+    fn bury(&self, caller: Option<SessionId>) -> Option<usize> {
+        let n_lost = self.inside.borrow_mut().bury(caller)?;
+        if let Some(pool) = self.pool.upgrade() {
+            pool.placement.borrow_mut().remove(self.number);
+            pool.breaker.failed(Instant::now());
         }
-        let instance = self.make()?;
-        instances.push(Rc::clone(&instance));
-        Ok(instance)
+        Some(n_lost)
     }
 
-    /// Counts the dead, each of which is asked about once.
-    fn is_alive(&self, instance: &SharedInstance<X>) -> bool {
-        let is_alive = !instance.borrow().guest.is_dead();
-        if !is_alive {
-            self.breaker.failed(Instant::now());
+    /// A call for a session has failed: what that cost, and who it was.
+    fn failed(
+        &self,
+        call: Call,
+        error: CallError,
+        session: SessionId,
+        client: IpAddr,
+    ) -> PluginError {
+        let n_lost = self.bury(Some(session));
+        if !error.is_the_guests() {
+            return into_plugin_error(error);
         }
-        is_alive
-    }
-
-    fn make(&self) -> Result<SharedInstance<X>, CallError> {
-        let made = SessionsInstance::new(self.about.clone(), &self.settings);
-        let (instance, _) = made.inspect_err(|_| self.breaker.failed(Instant::now()))?;
-        Ok(instance)
-    }
-
-    #[cfg(test)]
-    pub(super) fn n_instances(&self) -> usize {
-        self.instances.borrow().len()
-    }
-
-    #[cfg(test)]
-    pub(super) fn n_sessions(&self) -> usize {
-        let instances = self.instances.borrow();
-        instances.iter().map(|i| i.borrow().sessions.len()).sum()
+        let inside = self.inside.borrow();
+        let about = &inside.guest.about;
+        about.stats.session_failed(n_lost);
+        PluginError {
+            message: error.to_string(),
+            call: Some(Box::new(FailedCall {
+                plugin: about.generation.name.clone(),
+                generation: about.generation.number,
+                call: call.name(),
+                session,
+                client,
+                is_clients_doing: call != Call::Tick,
+                n_lost,
+            })),
+        }
     }
 }
 
 impl<X: Exports> SessionsInstance<X> {
-    fn new(
-        about: About,
-        settings: &PluginSettings,
-    ) -> Result<(SharedInstance<X>, Wants), CallError> {
+    fn new(about: About, settings: &PluginSettings) -> Result<(Self, Wants), CallError> {
         let (mut guest, (exports, state)) =
             Guest::new(about, |code, store, instance: &Instance| {
                 let exports = X::load(code, store, instance)?;
@@ -254,24 +345,38 @@ impl<X: Exports> SessionsInstance<X> {
             exports,
             state,
             sessions: HashMap::new(),
+            is_buried: false,
         };
-        Ok((Rc::new(RefCell::new(instance)), wants))
+        Ok((instance, wants))
     }
 
-    /// Calls `accept`.
-    pub(super) fn accept<R>(
+    fn save(&mut self) -> Result<Option<Saved>, CallError> {
+        match &self.state {
+            Some(state) => self.guest.save(state).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn restore(&mut self, saved: &Saved) -> Result<(), CallError> {
+        match &self.state {
+            Some(state) => self.guest.restore(state, saved),
+            None => Ok(()),
+        }
+    }
+
+    fn accept<R, A>(
         &mut self,
         facts: &Facts,
         run: impl FnOnce(&X, &mut Store<HostState>, types::Facts<'_>) -> wasmtime::Result<R>,
-    ) -> Result<R, CallError> {
+        lift: impl FnOnce(R) -> Result<A, CallError>,
+    ) -> Result<A, CallError> {
         let lowered = LoweredFacts::new(facts);
         let lists = lowered.lists();
         let exports = &self.exports;
         let accepted = self.guest.call(Call::Accept, |store| {
             run(exports, store, lowered.facts(&lists))
-        });
-        self.notice_death(None);
-        accepted
+        })?;
+        self.guest.check(Call::Accept, lift(accepted))
     }
 
     /// The constructor may use the session's id already, so it is known before.
@@ -285,44 +390,47 @@ impl<X: Exports> SessionsInstance<X> {
         self.sessions.insert(id, outbox);
         let lowered = LoweredFacts::new(facts);
         let lists = lowered.lists();
-        let exports = self.exports.clone();
-        let opened = self.call(id, Call::Open, |store| {
+        let exports = &self.exports;
+        let opened = self.guest.call_maybe_late(Call::Open, |store| {
             exports.open(store, lowered.facts(&lists))
         });
-        if opened.is_err() {
-            self.forget(id);
-        }
-        opened
-    }
-
-    fn call<R>(
-        &mut self,
-        caller: SessionId,
-        call: Call,
-        run: impl FnOnce(&mut Store<HostState>) -> wasmtime::Result<R>,
-    ) -> Result<R, CallError> {
-        let result = self.guest.call(call, run);
-        self.notice_death(Some(caller));
-        result
-    }
-
-    /// Tells the sessions of a dead instance, but for the one that knows by its error.
-    fn notice_death(&mut self, caller: Option<SessionId>) {
-        if !self.guest.is_dead() {
-            return;
-        }
-        for (id, outbox) in self.sessions.drain() {
-            self.guest.about.share.topics.leave(id);
-            if Some(id) != caller {
-                outbox.fail();
+        match opened {
+            Ok((opened, None)) => Ok(opened),
+            Ok(((resource, _), Some(late))) => {
+                // What is wrong with that is told by the instance's death alone.
+                let _ = self.end(id, resource);
+                Err(late)
+            }
+            Err(error) => {
+                self.forget(id);
+                Err(error)
             }
         }
     }
 
-    fn end(&mut self, id: SessionId, resource: ResourceAny) {
+    fn end(&mut self, id: SessionId, resource: ResourceAny) -> Result<(), CallError> {
         self.forget(id);
-        // An error is counted and leaves the instance dead, which is all that there is to do.
-        let _ = self.call(id, Call::Closed, |store| resource.resource_drop(store));
+        self.guest
+            .call(Call::Closed, |store| resource.resource_drop(store))
+    }
+}
+
+impl<X> SessionsInstance<X> {
+    fn bury(&mut self, caller: Option<SessionId>) -> Option<usize> {
+        if self.is_buried || !self.guest.is_dead() {
+            return None;
+        }
+        self.is_buried = true;
+        let about = &self.guest.about;
+        let mut n_lost = 0;
+        for (id, outbox) in self.sessions.drain() {
+            about.share.topics.leave(id);
+            if Some(id) != caller {
+                outbox.fail(&about.generation.name);
+                n_lost += 1;
+            }
+        }
+        Some(n_lost)
     }
 
     fn forget(&mut self, id: SessionId) {
@@ -332,22 +440,49 @@ impl<X: Exports> SessionsInstance<X> {
     }
 }
 
+impl<X> Seat<X> {
+    fn take(instance: Rc<SharedInstance<X>>, client_ip: IpAddr) -> Self {
+        let seat = Self {
+            instance,
+            client_ip,
+        };
+        if let Some(pool) = seat.instance.pool.upgrade() {
+            let mut placement = pool.placement.borrow_mut();
+            placement.enter(seat.instance.number, network(client_ip));
+        }
+        seat
+    }
+
+    fn failed(&self, call: Call, error: CallError, session: SessionId) -> PluginError {
+        self.instance.failed(call, error, session, self.client_ip)
+    }
+}
+
+impl<X> Drop for Seat<X> {
+    fn drop(&mut self) {
+        // Nothing is dropped while a pool is looked at, so this is free unless a panic is under way.
+        if let Some(pool) = self.instance.pool.upgrade()
+            && let Ok(mut placement) = pool.placement.try_borrow_mut()
+        {
+            placement.leave(self.instance.number, network(self.client_ip));
+        }
+    }
+}
+
 impl<X: Exports> GuestSession<X> {
     pub(super) fn call<R>(
         &self,
         call: Call,
         run: impl FnOnce(&X, &mut Store<HostState>, ResourceAny) -> wasmtime::Result<R>,
-    ) -> Result<R, CallError> {
+    ) -> Result<R, PluginError> {
         let Some(resource) = self.resource else {
-            return Err(CallError::Dead);
+            return Err(into_plugin_error(CallError::Dead));
         };
-        let mut instance = self.instance.borrow_mut();
-        let SessionsInstance { guest, exports, .. } = &mut *instance;
+        let mut inside = self.seat.instance.inside.borrow_mut();
+        let SessionsInstance { guest, exports, .. } = &mut *inside;
         let result = guest.call(call, |store| run(exports, store, resource));
-        if result.is_err() {
-            instance.notice_death(Some(self.id));
-        }
-        result
+        drop(inside);
+        result.map_err(|error| self.seat.failed(call, error, self.id))
     }
 
     /// A call came back with what `bindings` took, or did not take.
@@ -355,24 +490,45 @@ impl<X: Exports> GuestSession<X> {
         &self,
         call: Call,
         checked: Result<R, CallError>,
-    ) -> Result<R, CallError> {
-        self.instance.borrow().guest.check(call, checked)
+    ) -> Result<R, PluginError> {
+        let checked = self
+            .seat
+            .instance
+            .inside
+            .borrow()
+            .guest
+            .check(call, checked);
+        checked.map_err(|error| self.seat.failed(call, error, self.id))
+    }
+
+    /// Gives the session back to the guest.
+    pub(super) fn free(&mut self) -> Result<(), PluginError> {
+        let Some(resource) = self.resource.take() else {
+            return Ok(());
+        };
+        // Calls return before anything is dropped, so this is free unless a panic is under way.
+        let Ok(mut inside) = self.seat.instance.inside.try_borrow_mut() else {
+            return Ok(());
+        };
+        let freed = inside.end(self.id, resource);
+        drop(inside);
+        freed.map_err(|error| self.seat.failed(Call::Closed, error, self.id))
     }
 
     /// For what a session has to count.
     pub(super) fn about<R>(&self, read: impl FnOnce(&About) -> R) -> R {
-        read(&self.instance.borrow().guest.about)
+        read(&self.seat.instance.inside.borrow().guest.about)
     }
 }
 
 impl<X: Exports> Drop for GuestSession<X> {
     fn drop(&mut self) {
-        let Some(resource) = self.resource.take() else {
-            return;
-        };
-        // Calls return before anything is dropped, so this is free unless a panic is under way.
-        if let Ok(mut instance) = self.instance.try_borrow_mut() {
-            instance.end(self.id, resource);
+        // Nobody else hears of it here.
+        if let Err(error) = self.free()
+            && error.call.is_some()
+        {
+            let line = format!("session {}: {error}", self.id.0);
+            self.about(|about| about.share.log.write(Level::WARN, &line));
         }
     }
 }
@@ -423,7 +579,7 @@ impl<'a> LoweredFacts<'a> {
 }
 
 pub(super) fn into_plugin_error(error: CallError) -> PluginError {
-    PluginError(error.to_string())
+    PluginError::new(error.to_string())
 }
 
 impl<X: Exports> fmt::Debug for Host<X> {
@@ -432,7 +588,6 @@ impl<X: Exports> fmt::Debug for Host<X> {
         f.debug_struct("Host")
             .field("plugin", &generation.name)
             .field("generation", &generation.number)
-            .field("n_instances", &self.instances.borrow().len())
             .finish_non_exhaustive()
     }
 }
@@ -442,5 +597,12 @@ impl<X: Exports> fmt::Debug for GuestSession<X> {
         f.debug_struct("GuestSession")
             .field("id", &self.id)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+impl<X> Host<X> {
+    pub(super) fn n_instances(&self) -> usize {
+        self.usual.placement.borrow().n_instances()
     }
 }

@@ -39,6 +39,21 @@ pub const VERDICTS: [&str; 8] = [
     "forward", "replace", "drop", "answer", "ignore", "echo", "reply", "close",
 ];
 
+/// What a failed call for a session ended, in the order of [`PluginFigures::session_failures`].
+pub const FAILURE_SCOPES: [&str; 2] = ["session", "instance"];
+
+/// What became of handshakes of penalized clients, in the order of [`PluginFigures::penalties`].
+pub const PENALTIES: [&str; 2] = ["delayed", "rejected"];
+
+/// What becomes of a handshake of a client for whom a call has failed lately.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Penalty {
+    /// It waits.
+    Delayed,
+    /// It is answered with a 429.
+    Rejected,
+}
+
 /// What the host calls a guest for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Call {
@@ -94,6 +109,28 @@ impl Call {
         Self::Http,
     ];
 
+    /// Whether a client is at its other end: then there is one who can be named if it fails, and whose
+    /// session alone may end.
+    pub(super) fn is_for_a_session(self) -> bool {
+        match self {
+            Self::Accept
+            | Self::Open
+            | Self::Opened
+            | Self::Message
+            | Self::Tick
+            | Self::Closed => true,
+            Self::Instantiate
+            | Self::Configure
+            | Self::BackendsChanged
+            | Self::Choose
+            | Self::Placed
+            | Self::SessionEnded
+            | Self::Save
+            | Self::Restore
+            | Self::Http => false,
+        }
+    }
+
     /// As in the contract.
     pub fn name(self) -> &'static str {
         match self {
@@ -132,6 +169,9 @@ pub(super) struct PluginStats {
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
     verdicts: [AtomicU64; VERDICTS.len()],
+    session_failures: [AtomicU64; FAILURE_SCOPES.len()],
+    sessions_lost: AtomicU64,
+    penalties: [AtomicU64; PENALTIES.len()],
     calls: [CallCounters; Call::ALL.len()],
 }
 
@@ -153,6 +193,9 @@ impl PluginStats {
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
             verdicts: Default::default(),
+            session_failures: Default::default(),
+            sessions_lost: AtomicU64::new(0),
+            penalties: Default::default(),
             calls: Default::default(),
         }
     }
@@ -175,6 +218,17 @@ impl PluginStats {
         {
             add(counter, 1);
         }
+    }
+
+    /// A call for a session failed. `n_lost`: how many others its instance took along; none: it lives on.
+    pub(super) fn session_failed(&self, n_lost: Option<usize>) {
+        add(&self.session_failures[usize::from(n_lost.is_some())], 1);
+        add(&self.sessions_lost, n_lost.unwrap_or_default() as u64);
+    }
+
+    /// A client that is penalized has asked for a session.
+    pub(super) fn penalized(&self, penalty: Penalty) {
+        add(&self.penalties[penalty as usize], 1);
     }
 
     /// A session was shown a message.
@@ -250,6 +304,12 @@ pub struct PluginFigures {
     pub bytes_out: u64,
     /// By [`VERDICTS`].
     pub verdicts: [u64; VERDICTS.len()],
+    /// Calls for one session that failed, by [`FAILURE_SCOPES`].
+    pub session_failures: [u64; FAILURE_SCOPES.len()],
+    /// Sessions that ended because a call for another one took their instance.
+    pub sessions_lost: u64,
+    /// Handshakes of clients for whom a call had failed, by [`PENALTIES`].
+    pub penalties: [u64; PENALTIES.len()],
     /// Sessions open at its handler or filter.
     pub n_sessions: u64,
     /// Messages that a full queue did not take, and closes that one did not.
@@ -287,6 +347,9 @@ pub(super) struct Sum {
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
     pub(super) verdicts: [u64; VERDICTS.len()],
+    pub(super) session_failures: [u64; FAILURE_SCOPES.len()],
+    pub(super) sessions_lost: u64,
+    pub(super) penalties: [u64; PENALTIES.len()],
     /// Those that were made.
     pub(super) calls: Vec<(Call, CallFigures)>,
 }
@@ -301,9 +364,10 @@ pub(super) fn sum<'a>(workers: impl Iterator<Item = &'a PluginStats>) -> Sum {
         sum.memory_bytes = sum.memory_bytes.wrapping_add(read(&stats.memory_bytes));
         sum.bytes_in += read(&stats.bytes_in);
         sum.bytes_out += read(&stats.bytes_out);
-        for (sum, verdicts) in sum.verdicts.iter_mut().zip(&stats.verdicts) {
-            *sum += read(verdicts);
-        }
+        sum.sessions_lost += read(&stats.sessions_lost);
+        add_all(&mut sum.verdicts, &stats.verdicts);
+        add_all(&mut sum.session_failures, &stats.session_failures);
+        add_all(&mut sum.penalties, &stats.penalties);
         for (sum, counters) in figures.iter_mut().zip(&stats.calls) {
             sum.add(counters);
         }
@@ -321,12 +385,14 @@ impl CallFigures {
     fn add(&mut self, counters: &CallCounters) {
         self.n_calls += counters.n_calls.load(Ordering::Relaxed);
         self.sum_ns += counters.sum_ns.load(Ordering::Relaxed);
-        for (sum, bucket) in self.buckets.iter_mut().zip(&counters.buckets) {
-            *sum += bucket.load(Ordering::Relaxed);
-        }
-        for (sum, failures) in self.failures.iter_mut().zip(&counters.failures) {
-            *sum += failures.load(Ordering::Relaxed);
-        }
+        add_all(&mut self.buckets, &counters.buckets);
+        add_all(&mut self.failures, &counters.failures);
+    }
+}
+
+fn add_all(sums: &mut [u64], counters: &[AtomicU64]) {
+    for (sum, counter) in sums.iter_mut().zip(counters) {
+        *sum += counter.load(Ordering::Relaxed);
     }
 }
 

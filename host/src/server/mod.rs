@@ -159,6 +159,7 @@ impl Server {
         let clients = Arc::default();
         let counters = (0..config.workers).map(|index| metrics.worker(index));
         let held = Arc::new(HeldByAll::new(counters.collect()));
+        let penalties = Arc::default();
         let (givers, givens) = worker::giving(config.workers);
         let (asks, asked) = worker::asking(config.workers);
         let mut addresses = Vec::new();
@@ -189,6 +190,7 @@ impl Server {
                 plugin_host: registry.host(index),
                 loads: Arc::clone(&loads),
                 clients: Arc::clone(&clients),
+                penalties: Arc::clone(&penalties),
                 descriptors,
                 givers: givers.clone(),
                 given,

@@ -17,7 +17,9 @@ use crate::admin::status::{
 };
 use crate::admin::steer::{Order, Outcome};
 use crate::config::{Route, Target};
-use crate::plugins::stats::{BUCKETS_NS, FAILURE_KINDS, PluginFigures, VERDICTS};
+use crate::plugins::stats::{
+    BUCKETS_NS, FAILURE_KINDS, FAILURE_SCOPES, PENALTIES, PluginFigures, VERDICTS,
+};
 use crate::site::Site;
 use crate::upstream::fitness::{HealthState, Unfit};
 use crate::upstream::pool::{Backend, Pool};
@@ -242,6 +244,12 @@ fn add_figures(scrape: &mut Scrape, plugin: &PluginFigures) {
             .zip(plugin.verdicts)
             .filter(|&(_, n)| n > 0)
             .collect(),
+        session_failures: FAILURE_SCOPES
+            .into_iter()
+            .zip(plugin.session_failures)
+            .collect(),
+        sessions_lost: plugin.sessions_lost,
+        penalties: PENALTIES.into_iter().zip(plugin.penalties).collect(),
     });
     scrape.failures.extend(
         FAILURE_KINDS

@@ -13,7 +13,7 @@ use tokio::time::Interval;
 use super::handler::{CloseReason, Facts, Message, PluginError, Received};
 use super::outbox::{Inbox, Outbound, Outbox, outbox};
 use super::{EndReport, ticks};
-use crate::config::{OnFailure, QueueSettings};
+use crate::config::{OnFailure, PluginName, QueueSettings};
 use crate::routing::policy::Refusal;
 
 /// Makes sessions. One per plugin generation and worker.
@@ -126,7 +126,15 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Chain {
     links: Vec<Link>,
+    failures: Failures,
+}
+
+/// What went wrong at the filters of one session.
+#[derive(Debug)]
+struct Failures {
     on_failure: OnFailure,
+    /// Until they are taken.
+    all: Vec<PluginError>,
 }
 
 #[derive(Debug)]
@@ -163,41 +171,45 @@ pub(super) enum Aside {
 }
 
 impl Chain {
-    /// Begins the session at each filter. `Err`: one has failed, and the session is to end.
-    ///
-    /// # Errors
-    /// See above; the others are told nothing.
+    /// Begins the session at each filter. With a reason: one has failed, the others are told nothing, and
+    /// the session is to end.
     pub fn open(
         filters: &[(Rc<dyn Filter>, Facts)],
         on_failure: OnFailure,
-    ) -> Result<Self, CloseReason> {
-        let mut links = Vec::with_capacity(filters.len());
+    ) -> (Self, Option<CloseReason>) {
+        let mut chain = Self {
+            links: Vec::with_capacity(filters.len()),
+            failures: Failures {
+                on_failure,
+                all: Vec::new(),
+            },
+        };
         for (filter, facts) in filters {
             let (outbox, inbox) = outbox(filter.queue());
             let session = match filter.open(facts, outbox) {
                 Ok(session) => session,
-                Err(error) => {
-                    fails(&error, on_failure)?;
-                    continue;
-                }
+                Err(error) => match chain.failures.add(error) {
+                    Ok(()) => continue,
+                    Err(reason) => {
+                        chain.links.clear();
+                        return (chain, Some(reason));
+                    }
+                },
             };
             let interest = session.interest();
-            links.push(Link {
+            chain.links.push(Link {
                 session: Some(session),
                 interest,
                 inbox,
                 ticks: ticks(interest.tick_interval_ms),
             });
         }
-        Ok(Self { links, on_failure })
+        (chain, None)
     }
 
-    /// No filter at all.
-    pub(super) fn empty() -> Self {
-        Self {
-            links: Vec::new(),
-            on_failure: OnFailure::Close,
-        }
+    /// What went wrong since this was last asked.
+    pub(super) fn take_failures(&mut self) -> Vec<PluginError> {
+        std::mem::take(&mut self.failures.all)
     }
 
     /// Whether any wants messages that go this way.
@@ -210,7 +222,6 @@ impl Chain {
 
     /// Shows a message to each that wants it, until one stops it.
     pub(super) fn pass(&mut self, from: Direction, message: Received<'_>) -> Passage {
-        let on_failure = self.on_failure;
         let mut changed: Option<Message> = None;
         for i in 0..self.links.len() {
             let place = match from {
@@ -228,7 +239,7 @@ impl Chain {
             if !link.interest.from(from).has(shown) {
                 continue;
             }
-            let verdict = link.ask(on_failure, |session| session.message(from, shown));
+            let verdict = link.ask(&mut self.failures, |session| session.message(from, shown));
             match verdict {
                 Ok(None | Some(Verdict::Forward)) => {}
                 Ok(Some(Verdict::Replace(message))) => changed = Some(message),
@@ -242,14 +253,14 @@ impl Chain {
 
     /// The next that a filter does by itself. Asked when the client takes what it is sent.
     pub(super) fn poll_aside(&mut self, cx: &mut Context<'_>) -> Poll<Aside> {
-        let on_failure = self.on_failure;
+        let failures = &mut self.failures;
         for link in &mut self.links {
             while let Poll::Ready(outbound) = link.inbox.poll_next(cx) {
                 match outbound {
                     Outbound::Send(message) => return Poll::Ready(Aside::Send(vec![message])),
                     Outbound::Close(reason) => return Poll::Ready(Aside::Close(reason)),
-                    Outbound::Failed => {
-                        if let Err(reason) = link.lost(on_failure) {
+                    Outbound::Failed(plugin) => {
+                        if let Err(reason) = link.lost(&plugin, failures) {
                             return Poll::Ready(Aside::Close(reason));
                         }
                     }
@@ -259,7 +270,7 @@ impl Chain {
                 && let Some(ticks) = &mut link.ticks
                 && ticks.poll_tick(cx).is_ready()
             {
-                match link.ask(on_failure, |session| session.tick()) {
+                match link.ask(failures, |session| session.tick()) {
                     Ok(Some(Verdict::Answer(messages))) => {
                         return Poll::Ready(Aside::Send(messages));
                     }
@@ -275,12 +286,11 @@ impl Chain {
 
     /// What ends the session, whatever waits: for a client that takes nothing.
     pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
-        let on_failure = self.on_failure;
         for link in &mut self.links {
             match link.inbox.poll_end(cx) {
                 Poll::Ready(Outbound::Close(reason)) => return Poll::Ready(reason),
-                Poll::Ready(Outbound::Failed) => {
-                    if let Err(reason) = link.lost(on_failure) {
+                Poll::Ready(Outbound::Failed(plugin)) => {
+                    if let Err(reason) = link.lost(&plugin, &mut self.failures) {
                         return Poll::Ready(reason);
                     }
                 }
@@ -293,8 +303,10 @@ impl Chain {
     /// Tells each that the session is over.
     pub(super) fn closed(&mut self, report: &EndReport) {
         for session in self.links.drain(..).filter_map(|link| link.session) {
-            if let Err(error) = session.closed(report) {
-                tracing::debug!(%error, "filter failed at the end of a session");
+            if let Err(error) = session.closed(report)
+                && error.call.is_some()
+            {
+                self.failures.all.push(error);
             }
         }
     }
@@ -304,7 +316,7 @@ impl Link {
     /// None: it is passed by.
     fn ask(
         &mut self,
-        on_failure: OnFailure,
+        failures: &mut Failures,
         call: impl FnOnce(&mut dyn FilterSession) -> Result<Verdict, PluginError>,
     ) -> Result<Option<Verdict>, CloseReason> {
         let Some(session) = self.session.as_deref_mut() else {
@@ -314,15 +326,26 @@ impl Link {
             Ok(verdict) => Ok(Some(verdict)),
             Err(error) => {
                 self.session = None;
-                fails(&error, on_failure).map(|()| None)
+                failures.add(error).map(|()| None)
             }
         }
     }
 
     /// Its instance is dead.
-    fn lost(&mut self, on_failure: OnFailure) -> Result<(), CloseReason> {
+    fn lost(&mut self, plugin: &PluginName, failures: &mut Failures) -> Result<(), CloseReason> {
         self.session = None;
-        fails(&PluginError("its instance is dead".to_owned()), on_failure)
+        failures.add(PluginError::instance_lost(plugin))
+    }
+}
+
+impl Failures {
+    /// Whether the session goes on without the filter that has failed.
+    fn add(&mut self, error: PluginError) -> Result<(), CloseReason> {
+        self.all.push(error);
+        match self.on_failure {
+            OnFailure::Bypass => Ok(()),
+            OnFailure::Close => Err(CloseReason::plugin_failed()),
+        }
     }
 }
 
@@ -341,14 +364,5 @@ impl Kinds {
             Received::Text(_) => self.text,
             Received::Binary(_) => self.binary,
         }
-    }
-}
-
-/// Whether a session goes on without a filter that has failed.
-fn fails(error: &PluginError, on_failure: OnFailure) -> Result<(), CloseReason> {
-    tracing::debug!(%error, "filter failed");
-    match on_failure {
-        OnFailure::Bypass => Ok(()),
-        OnFailure::Close => Err(CloseReason::plugin_failed()),
     }
 }

@@ -30,7 +30,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::buffers::{Buffers, Held};
 use super::filter::{Aside, Chain, Direction, Passage};
-use super::handler::{CloseReason, Message, Received};
+use super::handler::{CloseReason, Message, PluginError, Received};
 use super::pace::Pace;
 use super::speaker::{Speaker, UNSENT_MAX_BYTES};
 use super::{EndReport, Ender, OpenCount, Order, Registration};
@@ -138,20 +138,16 @@ enum Told {
 }
 
 impl Filtered {
-    /// Begins at the moment of the call. `chain`: none where a filter failed that has to be there.
+    /// Begins at the moment of the call. `chain`: with a reason where a filter failed that has to be there.
     pub fn new(
         (client_stream, client): (TcpStream, Codec),
         (backend_stream, backend): (BackendStream, Codec),
-        chain: Result<Chain, CloseReason>,
+        (chain, failed): (Chain, Option<CloseReason>),
         registration: Registration,
         counters: Arc<TargetCounters>,
         buffers: Rc<Buffers>,
     ) -> Self {
         let _open = OpenCount::new(&counters);
-        let (chain, failed) = match chain {
-            Ok(chain) => (chain, None),
-            Err(reason) => (Chain::empty(), Some(reason)),
-        };
         let held = Held::new(buffers, &registration.control);
         let bytes_up = client.early.len() as u64;
         counters.bytes_up.add(bytes_up);
@@ -177,6 +173,11 @@ impl Filtered {
             session.close(Ender::Plugin, &reason);
         }
         session
+    }
+
+    /// What went wrong at the filters since this was last asked: ask after each poll.
+    pub fn take_failures(&mut self) -> Vec<PluginError> {
+        self.chain.take_failures()
     }
 
     /// Ready once the session is over; only dropping is left then. A method and no future, as

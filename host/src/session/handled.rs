@@ -50,6 +50,8 @@ pub struct Handled {
     speaker: Speaker,
     /// None: it failed when the session was opened.
     handler: Option<Box<dyn HandlerSession>>,
+    /// What went wrong at the handler, until it is taken.
+    failure: Option<Box<PluginError>>,
     interest: Interest,
     inbox: Inbox,
     ticks: Option<Pin<Box<Interval>>>,
@@ -93,9 +95,10 @@ impl Handled {
         counters: Arc<TargetCounters>,
         buffers: Rc<Buffers>,
     ) -> Self {
-        let handler = handler
-            .inspect_err(|error| tracing::debug!(%error, "handler failed"))
-            .ok();
+        let (handler, failure) = match handler {
+            Ok(handler) => (Some(handler), None),
+            Err(error) => (None, Some(Box::new(error))),
+        };
         let interest = handler
             .as_ref()
             .map_or(Interest::NONE, |handler| handler.interest());
@@ -110,6 +113,7 @@ impl Handled {
             has_send_timeout: false,
             speaker: Speaker::new(encoder),
             handler,
+            failure,
             interest,
             inbox,
             ticks: super::ticks(interest.tick_interval_ms),
@@ -124,8 +128,16 @@ impl Handled {
             bytes_down: 0,
             messages_up: 0,
         };
-        session.ask(|handler| handler.opened());
+        match session.failure {
+            None => session.ask(|handler| handler.opened()),
+            Some(_) => session.close(Ender::Plugin, CloseReason::plugin_failed()),
+        }
         session
+    }
+
+    /// What went wrong at the handler since this was last asked: ask after each poll.
+    pub fn take_failure(&mut self) -> Option<Box<PluginError>> {
+        self.failure.take()
     }
 
     /// Ready once the session is over; only dropping is left then. A method and no future, as
@@ -144,8 +156,10 @@ impl Handled {
             messages_up: self.messages_up,
             messages_down: self.speaker.messages,
         };
-        if let Some(Err(error)) = self.handler.take().map(|handler| handler.closed(&report)) {
-            tracing::debug!(%error, "handler failed at the end of a session");
+        if let Some(Err(error)) = self.handler.take().map(|handler| handler.closed(&report))
+            && error.call.is_some()
+        {
+            self.failure = Some(Box::new(error));
         }
         Poll::Ready(report)
     }
@@ -241,7 +255,7 @@ impl Handled {
         match outbound {
             Outbound::Send(message) => self.send(&message),
             Outbound::Close(reason) => self.close(Ender::Plugin, reason),
-            Outbound::Failed => self.close(Ender::Plugin, CloseReason::plugin_failed()),
+            Outbound::Failed(plugin) => self.fail(PluginError::instance_lost(&plugin)),
         }
     }
 
@@ -283,10 +297,10 @@ impl Handled {
             if !is_wanted {
                 continue;
             }
-            let verdict = match handler {
-                Some(handler) => handler.message(received),
-                None => Err(PluginError("it did not begin".to_owned())),
+            let Some(handler) = handler else {
+                continue;
             };
+            let verdict = handler.message(received);
             if matches!(verdict, Ok(Verdict::Echo)) {
                 speaker.message(received);
                 self.counters.messages_down.add(1);
@@ -299,7 +313,7 @@ impl Handled {
     fn ask(&mut self, call: impl FnOnce(&mut dyn HandlerSession) -> Result<Verdict, PluginError>) {
         let verdict = match self.handler.as_deref_mut() {
             Some(handler) => call(handler),
-            None => Err(PluginError("it did not begin".to_owned())),
+            None => return,
         };
         self.obey(verdict);
     }
@@ -310,11 +324,13 @@ impl Handled {
             Ok(Verdict::Ignore | Verdict::Echo) => {}
             Ok(Verdict::Reply(messages)) => messages.iter().for_each(|message| self.send(message)),
             Ok(Verdict::Close(reason)) => self.close(Ender::Plugin, reason),
-            Err(error) => {
-                tracing::debug!(%error, "handler failed");
-                self.close(Ender::Plugin, CloseReason::plugin_failed());
-            }
+            Err(error) => self.fail(error),
         }
+    }
+
+    fn fail(&mut self, error: PluginError) {
+        self.failure = Some(Box::new(error));
+        self.close(Ender::Plugin, CloseReason::plugin_failed());
     }
 
     fn send(&mut self, message: &Message) {

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use bytes::Bytes;
 
 use super::outbox::Outbox;
-use super::{EndReport, SessionId};
-use crate::config::QueueSettings;
+use super::{EndReport, Ender, SessionId};
+use crate::config::{PluginName, QueueSettings};
 use crate::routing::policy::Refusal;
 
 /// Makes sessions. One per plugin generation and worker.
@@ -75,6 +75,8 @@ pub struct Facts {
     pub route: String,
     /// The client, behind trusted proxies the one they vouch for.
     pub client_ip: IpAddr,
+    /// Whether a call for this client has failed lately: then its sessions are kept apart from those of others.
+    pub is_suspect: bool,
     /// In lower case, without port.
     pub host: String,
     /// Path and query, as received.
@@ -196,12 +198,88 @@ impl CloseReason {
 }
 
 /// A handler or filter could not go on.
-#[derive(Debug)]
-pub struct PluginError(pub String);
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginError {
+    /// For people.
+    pub message: String,
+    /// The call that failed, where it was one that was made for this very client.
+    pub call: Option<Box<FailedCall>>,
+}
+
+/// A call that was made for one client, and failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailedCall {
+    /// Of which plugin.
+    pub plugin: PluginName,
+    /// That plugin's.
+    pub generation: u64,
+    /// As in the plugin contract: `message`, ...
+    pub call: &'static str,
+    /// For which session.
+    pub session: SessionId,
+    /// Whose that is: [`Facts::client_ip`].
+    pub client: IpAddr,
+    /// Whether the client's request, message or close was what the call was about. A tick is the clock's doing, and a
+    /// filter sees a backend's messages, too.
+    pub is_clients_doing: bool,
+    /// Other sessions that ended with the plugin's instance; none: the instance lives on.
+    pub n_lost: Option<usize>,
+}
+
+impl FailedCall {
+    /// What it ended: `session`, or the whole `instance`.
+    pub fn scope(&self) -> &'static str {
+        match self.n_lost {
+            None => "session",
+            Some(_) => "instance",
+        }
+    }
+}
+
+impl PluginError {
+    /// One that is nobody's call.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            call: None,
+        }
+    }
+
+    /// For a session whose instance went down in a call for another one.
+    pub fn instance_lost(plugin: &PluginName) -> Self {
+        Self::new(format!("plugin instance lost: {plugin}"))
+    }
+
+    /// What ended a session, for its line in the access log.
+    pub fn reason(&self) -> String {
+        match &self.call {
+            Some(call) => format!("plugin call failed: {}: {self}", call.plugin),
+            None => self.message.clone(),
+        }
+    }
+
+    /// The same; but the client has not caused it.
+    pub fn not_the_clients_doing(mut self) -> Self {
+        if let Some(call) = &mut self.call {
+            call.is_clients_doing = false;
+        }
+        self
+    }
+
+    /// The same, of a call that told the plugin that a session is over: who ended it has caused it.
+    pub fn at_the_end(self, report: &EndReport) -> Self {
+        match report.ended_by {
+            Ender::Client => self,
+            Ender::Backend | Ender::Plugin | Ender::Operator | Ender::Host => {
+                self.not_the_clients_doing()
+            }
+        }
+    }
+}
 
 impl fmt::Display for PluginError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.message)
     }
 }
 

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::TRY_AGAIN_LATER;
 use super::handler::{CloseReason, Message};
-use crate::config::{QueueSettings, SlowConsumer};
+use crate::config::{PluginName, QueueSettings, SlowConsumer};
 
 /// What a plugin sends other than by verdict.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,8 +18,8 @@ pub enum Outbound {
     Send(Message),
     /// The session ends.
     Close(CloseReason),
-    /// The instance that holds the session is dead.
-    Failed,
+    /// The instance of this plugin that holds the session is dead.
+    Failed(PluginName),
 }
 
 /// What became of a message.
@@ -87,10 +87,10 @@ impl Outbox {
     }
 
     /// The session's instance is dead.
-    pub fn fail(&self) {
+    pub fn fail(&self, plugin: &PluginName) {
         let mut queue = lock(&self.0);
         if !queue.is_ended {
-            queue.end(Outbound::Failed);
+            queue.end(Outbound::Failed(plugin.clone()));
         }
         wake(queue);
     }
@@ -193,7 +193,7 @@ impl Outbound {
     fn n_bytes(&self) -> usize {
         match self {
             Self::Send(message) => message.payload.len(),
-            Self::Close(_) | Self::Failed => 0,
+            Self::Close(_) | Self::Failed(_) => 0,
         }
     }
 }
@@ -287,13 +287,15 @@ mod tests {
             let (outbox, mut inbox) = small(SlowConsumer::DropNewest);
             outbox.send(message("a"));
             assert_eq!(inbox.poll_end(&cx), Poll::Pending);
-            outbox.fail();
-            outbox.fail();
+            let plugin = PluginName::parse("chat").unwrap();
+            let failed = Outbound::Failed(plugin.clone());
+            outbox.fail(&plugin);
+            outbox.fail(&plugin);
             assert_eq!(outbox.send(message("late")), Sent::Ended);
             if overtakes {
-                assert_eq!(inbox.poll_end(&cx), Poll::Ready(Outbound::Failed));
+                assert_eq!(inbox.poll_end(&cx), Poll::Ready(failed));
             } else {
-                let expected = [sends(&["a"]), vec![Outbound::Failed]].concat();
+                let expected = [sends(&["a"]), vec![failed]].concat();
                 assert_eq!(all(&mut inbox), expected);
             }
             assert_eq!(inbox.poll_next(&cx), Poll::Pending);

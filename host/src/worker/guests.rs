@@ -20,6 +20,7 @@ use crate::plugins::handler::GuestHandler;
 use crate::plugins::host::PluginHost;
 use crate::plugins::limits::Limits;
 use crate::plugins::policy::GuestPolicy;
+use crate::plugins::stats::Penalty;
 use crate::routing::chooser::{Chooser, Plan, RequestFacts};
 use crate::routing::policy::{Policy as _, PolicyError};
 use crate::session::EndReport;
@@ -227,14 +228,14 @@ impl Guests {
         name: &PluginName,
     ) -> Result<Rc<G>, PluginError> {
         let generation = site.plugins.get(name);
-        let generation = generation.ok_or_else(|| PluginError("it is not loaded".to_owned()))?;
+        let generation = generation.ok_or_else(|| PluginError::new("it is not loaded"))?;
         let mut all = all.borrow_mut();
         let before = all.get(name);
         if let Some(before) = before.filter(|before| before.is_for(site, generation)) {
             return Ok(Rc::clone(&before.guest));
         }
         let made = G::make(generation, &site.config.plugin_settings(name), &self.host);
-        let guest = Rc::new(made.map_err(|error| PluginError(error.to_string()))?);
+        let guest = Rc::new(made.map_err(|error| PluginError::new(error.to_string()))?);
         if let Some(before) = before {
             let saved = before.guest.save();
             hand_over(generation, saved, |saved| guest.restore(saved));
@@ -247,6 +248,11 @@ impl Guests {
         };
         all.insert(name.clone(), at_work);
         Ok(guest)
+    }
+
+    /// Counts what became of a handshake of a client that this plugin has failed for.
+    pub fn penalized(&self, plugin: &PluginName, penalty: Penalty) {
+        self.host.penalized(plugin, penalty);
     }
 
     /// Lets an HTTP plugin answer.

@@ -12,7 +12,7 @@ pub mod loads;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
@@ -34,6 +34,7 @@ use crate::overload::clients::{ClientSlot, Clients};
 use crate::overload::descriptors::Descriptors;
 use crate::overload::handshakes::Handshakes;
 use crate::overload::lag::Lag;
+use crate::overload::penalties::Penalties;
 use crate::plugins::host::PluginHost;
 use crate::proxy::Connections;
 use crate::relay::pipe::Pipe;
@@ -78,6 +79,8 @@ pub struct Setup {
     pub loads: Arc<Loads>,
     /// All workers' connections by client.
     pub clients: Arc<Clients>,
+    /// Clients that plugins have failed for, on all workers.
+    pub penalties: Arc<Penalties>,
     /// Of the process.
     pub descriptors: Descriptors,
     /// The way to every worker, this one included.
@@ -174,6 +177,8 @@ pub struct Worker {
     pub guests: Guests,
     loads: Arc<Loads>,
     clients: Arc<Clients>,
+    /// Clients that plugins have failed for, on all workers.
+    pub penalties: Arc<Penalties>,
     /// Of the process.
     pub descriptors: Descriptors,
     /// Connections that have not asked for anything yet.
@@ -230,6 +235,7 @@ async fn run(setup: Setup) {
         guests: Guests::new(setup.plugin_host),
         loads: setup.loads,
         clients: setup.clients,
+        penalties: setup.penalties,
         descriptors: setup.descriptors,
         handshakes: Rc::default(),
         index: setup.index,
@@ -333,7 +339,7 @@ impl Worker {
         }
         let mut client_slot = None;
         if let Some(max) = limits.max_connections_per_client
-            && !self.is_trusted(client)
+            && !self.is_trusted(client.ip())
         {
             client_slot = self.clients.enter(client.ip(), max);
             if client_slot.is_none() {
@@ -366,8 +372,8 @@ impl Worker {
     }
 
     /// A proxy that is believed speaks for many clients.
-    fn is_trusted(&self, client: SocketAddr) -> bool {
-        let client = client.ip().to_canonical();
+    pub fn is_trusted(&self, client: IpAddr) -> bool {
+        let client = client.to_canonical();
         let site = self.site.borrow();
         let mut trusted = site.config.trusted_proxies.iter();
         trusted.any(|network| network.contains(&client))
