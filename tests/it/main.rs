@@ -33,6 +33,7 @@ mod problems;
 mod proxy;
 mod relay;
 mod reload;
+mod shipped_plugins;
 mod signals;
 mod slow_start;
 mod socketio;

@@ -9,6 +9,13 @@ use crate::history::History;
 /// Characters in the name of a room or of a person.
 const MAX_NAME_LEN: usize = 64;
 
+/// A byte of a text may be written with so many: `\u0061`.
+const MAX_WRITTEN_BYTES: usize = 6;
+
+/// Around a text, or in a request without one: room and name, with 768 bytes each if every character of
+/// them is written as two escapes, and signs and spaces.
+const MAX_OTHER_BYTES: usize = 4096;
+
 /// What an operator may say. Numbers are wider than what is allowed, for errors that say what is.
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -65,6 +72,23 @@ impl TryFrom<Config> for Settings {
                 ttl: Duration::from_secs(ttl_secs),
             },
         })
+    }
+}
+
+impl Settings {
+    /// Refuses what no request can be as long as, before anything looks at it.
+    ///
+    /// # Errors
+    ///
+    /// The text is for the client.
+    pub(crate) fn check_length(&self, message: &str) -> Result<(), String> {
+        let max_bytes = MAX_WRITTEN_BYTES * self.max_text_bytes + MAX_OTHER_BYTES;
+        match message.len() {
+            n if n <= max_bytes => Ok(()),
+            n => Err(format!(
+                "message: {n} bytes are not allowed: {max_bytes} at most"
+            )),
+        }
     }
 }
 

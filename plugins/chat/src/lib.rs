@@ -112,10 +112,8 @@ impl HandlerSession for ChatSession {
         let Message::Text(text) = message else {
             return Verdict::Ignore;
         };
-        let request = match text.trim_start().starts_with('{') {
-            true => serde_json::from_str(&text).map_err(|error| error.to_string()),
-            false => Ok(Request::Say { text }),
-        };
+        let request = self.settings.check_length(&text);
+        let request = request.and_then(|()| Request::read(text));
         let verdict = request.and_then(|request| match request {
             Request::Say { text } => self.say(&text),
             Request::Join { room, name } => self.join(room, name),
@@ -418,6 +416,25 @@ mod tests {
     }
 
     #[test]
+    fn every_text_and_every_name_may_be_written_with_escapes() {
+        let mut host = start(json!({"max_text_bytes": 1000}));
+        let mut ada = open(&mut host, "room=r");
+        let written = |c: &str, n: usize| c.repeat(n);
+        let name = written(r"\ud83e\udd80", 64);
+        let join = format!(r#"{{"type":"join","room":"{name}","name":"{name}"}}"#);
+        assert_eq!(replied(&ada.text(&join))["type"], "welcome");
+        let say = format!(
+            r#" {{ "type" : "say", "text" : "{}" }}"#,
+            written(r"\u0061", 1000)
+        );
+        assert_eq!(ada.text(&say), Verdict::Ignore);
+        assert_eq!(received(&ada)[0]["text"], "a".repeat(1000));
+        // What is not known is passed over.
+        let others = r#"{"type":"who","x":{"y":[{}]},"z":1,"z":1}"#;
+        assert_eq!(replied(&ada.text(others))["type"], "who");
+    }
+
+    #[test]
     fn a_full_room_refuses_and_has_room_again_when_one_leaves() {
         let mut host = start(json!({"room_limit": 2}));
         let mut ada = open(&mut host, "room=r");
@@ -483,12 +500,28 @@ mod tests {
             r#"room: "a\0" is not"#,
         );
         check(r#"{"type":"join","name":""}"#, "name: 0 characters");
-        let long = "ä".repeat(100_000);
+        check(
+            r#"{"type":"say","text":"a","text":"a"}"#,
+            "duplicate field `text`",
+        );
+        check(r#"{"type":"who","type":"who"}"#, "duplicate field `type`");
+        let long = "ä".repeat(1000);
         check(&format!(r#"{{"type":"{long}"}}"#), "unknown variant");
         check(
             &format!(r#"{{"type":"join","room":"{long}"}}"#),
-            "room: 100000 characters",
+            "room: 1000 characters",
         );
+        // Longer than any request, whatever it is.
+        let n_bytes = 6 * 3 + 4096;
+        check(&"{".repeat(n_bytes), "key must be a string");
+        for text in ["{", " ", "\"k\":1,", "a"] {
+            let text = text.repeat(n_bytes + 1);
+            let expected = format!(
+                "message: {} bytes are not allowed: {n_bytes} at most",
+                text.len()
+            );
+            check(&text, &expected);
+        }
         assert_eq!(received(&ada), [] as [Value; 0]);
 
         for query in ["room=%00", "name=%7F", &format!("room={}", "a".repeat(65))] {

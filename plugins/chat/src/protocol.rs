@@ -3,8 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 /// What a client sends.
-#[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
 pub(crate) enum Request {
     Say {
         text: String,
@@ -14,6 +12,44 @@ pub(crate) enum Request {
         name: Option<String>,
     },
     Who,
+}
+
+/// Of all kinds of requests. What else a client writes is passed over, and takes no memory.
+#[derive(Deserialize)]
+struct Fields {
+    #[serde(rename = "type")]
+    kind: String,
+    text: Option<String>,
+    room: Option<String>,
+    name: Option<String>,
+}
+
+impl Request {
+    /// What does not begin as an object is said as it is.
+    ///
+    /// # Errors
+    ///
+    /// The text is for the client. It quotes what it sent, and may be as long.
+    pub(crate) fn read(message: String) -> Result<Self, String> {
+        if !message.trim_start().starts_with('{') {
+            return Ok(Self::Say { text: message });
+        }
+        let fields: Fields = serde_json::from_str(&message).map_err(|error| error.to_string())?;
+        match fields.kind.as_str() {
+            "say" => match fields.text {
+                Some(text) => Ok(Self::Say { text }),
+                None => Err("missing field `text`".to_owned()),
+            },
+            "join" => Ok(Self::Join {
+                room: fields.room,
+                name: fields.name,
+            }),
+            "who" => Ok(Self::Who),
+            other => Err(format!(
+                "unknown variant `{other}`, expected one of `say`, `join`, `who`"
+            )),
+        }
+    }
 }
 
 /// What clients are sent.

@@ -15,7 +15,15 @@ use pointsman_sdk::{
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{json::Outcome, pointer::Pointer};
+use crate::{
+    json::{Limits, Outcome},
+    pointer::{Pointer, Pointers},
+};
+
+/// Codes of RFC 6455 section 7.4.1: "inconsistent with the type of the message", and "too big for it to
+/// process".
+const INVALID_PAYLOAD: u16 = 1007;
+const TOO_BIG: u16 = 1009;
 
 /// What an operator may say.
 #[derive(Debug, Deserialize)]
@@ -32,6 +40,28 @@ pub struct Config {
     directions: Directions,
     #[serde(default)]
     on_invalid: OnInvalid,
+    /// The longest text, before and after, in bytes. This and the next may rise with the operator's
+    /// `call_timeout_ms`.
+    #[serde(default = "default_max_bytes")]
+    max_bytes: u64,
+    /// How much work a message may ask for; see [`Limits`].
+    #[serde(default = "default_max_steps")]
+    max_steps: u64,
+}
+
+/// As long as messages are unless the route says otherwise.
+const DEFAULT_MAX_BYTES: u64 = 1 << 20;
+/// With the longest text the worst of these take 4.5 ms of the 10 that a call has.
+const DEFAULT_MAX_STEPS: u64 = 200_000;
+/// Of both.
+const MAX_BOUND: usize = 16 << 20;
+
+fn default_max_bytes() -> u64 {
+    DEFAULT_MAX_BYTES
+}
+
+fn default_max_steps() -> u64 {
+    DEFAULT_MAX_STEPS
 }
 
 /// As JSON.
@@ -60,11 +90,12 @@ pub struct Redact {
 /// What holds for every session.
 #[derive(Debug)]
 struct Rules {
-    pointers: Vec<Pointer>,
+    pointers: Pointers,
     /// As JSON; none: what is found is removed.
     replacement: Option<String>,
     directions: Directions,
     on_invalid: OnInvalid,
+    limits: Limits,
 }
 
 impl Filter for Redact {
@@ -76,6 +107,20 @@ impl Filter for Redact {
         if config.remove && config.replacement.is_some() {
             problems.push("replacement: not allowed with remove = true".to_owned());
         }
+        let mut bound = |key, value| {
+            bound(key, value).unwrap_or_else(|problem| {
+                problems.push(problem);
+                0
+            })
+        };
+        let limits = Limits {
+            max_bytes: bound("max_bytes", config.max_bytes),
+            max_steps: bound("max_steps", config.max_steps),
+        };
+        let pointers = Pointers::new(&pointers).unwrap_or_else(|problem| {
+            problems.push(format!("pointers: {problem}"));
+            Pointers::default()
+        });
         if !problems.is_empty() {
             return Err(problems.join("; "));
         }
@@ -88,6 +133,7 @@ impl Filter for Redact {
             replacement: (!config.remove).then_some(replacement),
             directions: config.directions,
             on_invalid: config.on_invalid,
+            limits,
         };
         Ok(Self {
             rules: Rc::new(rules),
@@ -102,6 +148,13 @@ impl Filter for Redact {
 }
 
 pointsman_sdk::export!(Redact: filter);
+
+fn bound(key: &str, value: u64) -> Result<usize, String> {
+    match usize::try_from(value) {
+        Ok(bound @ 1..=MAX_BOUND) => Ok(bound),
+        _ => Err(format!("{key}: {value} is not allowed: 1 to {MAX_BOUND}")),
+    }
+}
 
 /// Those that are fit, and what is wrong with the others.
 fn pointers(config: &Config) -> (Vec<Pointer>, Vec<String>) {
@@ -138,11 +191,9 @@ impl FilterSession for RedactedSession {
         let Message::Text(text) = message else {
             return Verdict::Forward;
         };
-        match json::redact(
-            &text,
-            &self.rules.pointers,
-            self.rules.replacement.as_deref(),
-        ) {
+        let rules = &*self.rules;
+        let replacement = rules.replacement.as_deref();
+        match json::redact(&text, &rules.pointers, replacement, rules.limits) {
             Outcome::Unchanged => Verdict::Forward,
             Outcome::Redacted(text) => {
                 metrics::count("messages_redacted", 1);
@@ -150,15 +201,22 @@ impl FilterSession for RedactedSession {
             }
             Outcome::TooLong => {
                 metrics::count("messages_too_long", 1);
-                Verdict::Close(Close::new(1009, "too long when redacted"))
+                let reason = match text.len() > rules.limits.max_bytes {
+                    true => "too long to be redacted",
+                    false => "too long when redacted",
+                };
+                Verdict::Close(Close::new(TOO_BIG, reason))
+            }
+            Outcome::TooMuchWork => {
+                metrics::count("messages_too_much_work", 1);
+                Verdict::Close(Close::new(TOO_BIG, "too much work to be redacted"))
             }
             Outcome::NotJson => {
                 metrics::count("messages_not_json", 1);
-                match self.rules.on_invalid {
+                match rules.on_invalid {
                     OnInvalid::Forward => Verdict::Forward,
                     OnInvalid::Drop => Verdict::Drop,
-                    // RFC 6455 section 7.4.1: "inconsistent with the type of the message".
-                    OnInvalid::Close => Verdict::Close(Close::new(1007, "not JSON")),
+                    OnInvalid::Close => Verdict::Close(Close::new(INVALID_PAYLOAD, "not JSON")),
                 }
             }
         }
@@ -248,12 +306,32 @@ mod tests {
     }
 
     #[test]
-    fn a_message_does_not_grow_beyond_bounds() {
-        let mut session = open(json!({"pointers": ["/*"], "directions": "from_client"}));
-        let numbers = format!("[{}1]", "1,".repeat(200_000));
-        let closed = Verdict::Close(Close::new(1009, "too long when redacted"));
-        assert_eq!(session.from_client(Message::text(numbers)), closed);
+    fn a_message_that_is_or_would_be_too_long_never_passes() {
+        let check = |bound: u64, message: &str, expected| {
+            for on_invalid in ["forward", "drop", "close"] {
+                let config =
+                    json!({"pointers": ["/*"], "on_invalid": on_invalid, "max_bytes": bound});
+                let verdict = open(config).from_backend(Message::text(message));
+                assert_eq!(verdict, expected, "{on_invalid}");
+            }
+        };
+        let grown = Verdict::Close(Close::new(1009, "too long when redacted"));
+        check(14, "[1]", replaced("[\"[redacted]\"]"));
+        check(13, "[1]", grown);
+        let long = Verdict::Close(Close::new(1009, "too long to be redacted"));
+        check(5, "{\"a\":1}", long.clone());
+        check(5, "no JSON", long);
         assert_eq!(counted("messages_too_long"), 1);
+    }
+
+    #[test]
+    fn a_message_that_is_too_much_work_never_passes() {
+        let mut session = open(json!({"pointers": ["/a"], "directions": "from_client"}));
+        let values = |n: usize| Message::text(format!("[{}1]", "1,".repeat(n - 2)));
+        assert_eq!(session.from_client(values(200_000)), Verdict::Forward);
+        let closed = Verdict::Close(Close::new(1009, "too much work to be redacted"));
+        assert_eq!(session.from_client(values(200_001)), closed);
+        assert_eq!(counted("messages_too_much_work"), 1);
     }
 
     #[test]
@@ -281,7 +359,16 @@ mod tests {
         check(
             json!({"pointers": ["/a"], "removed": true}),
             "unknown field `removed`, expected one of `pointers`, `replacement`, `remove`, \
-             `directions`, `on_invalid`",
+             `directions`, `on_invalid`, `max_bytes`, `max_steps`",
+        );
+        check(
+            json!({"pointers": ["/a"], "max_bytes": 0, "max_steps": 16_777_217}),
+            "max_bytes: 0 is not allowed: 1 to 16777216; \
+             max_steps: 16777217 is not allowed: 1 to 16777216",
+        );
+        check(
+            json!({"pointers": vec!["/a"; 129]}),
+            "pointers: 129 are not allowed: 1 to 128",
         );
     }
 }
