@@ -5,7 +5,7 @@
 
 use std::env;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -116,8 +116,7 @@ fn config(cache: Option<Cache>) -> Config {
 /// Wasmtime's own cache of compiled code. It is optional: failing to set it up costs compile time.
 pub(super) fn cache() -> Option<Cache> {
     let directory = cache_directory()?;
-    let mut config = CacheConfig::new();
-    config.with_directory(&directory);
+    let config = cache_config(&directory);
     match Cache::new(config) {
         Ok(cache) => Some(cache),
         Err(error) => {
@@ -125,6 +124,17 @@ pub(super) fn cache() -> Option<Cache> {
             None
         }
     }
+}
+
+/// Without what wasmtime does by default to code that was loaded 256 times: it is compressed again, as well
+/// as can be, by the process that loads it, which takes 128 MiB of memory meanwhile.
+fn cache_config(directory: &Path) -> CacheConfig {
+    let mut config = CacheConfig::new();
+    let level = config.baseline_compression_level();
+    config
+        .with_directory(directory)
+        .with_optimized_compression_level(level);
+    config
 }
 
 fn cache_directory() -> Option<PathBuf> {
@@ -169,5 +179,19 @@ fn tick(engine: &Engine, activity: &Activity, stopped: &mpsc::Receiver<()>) {
         } else {
             (quiet_ticks + n_ticks).min(QUIET_TICKS)
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_that_is_loaded_often_is_not_compressed_again() {
+        let config = cache_config(Path::new("/cache"));
+        assert_eq!(
+            config.optimized_compression_level(),
+            config.baseline_compression_level()
+        );
     }
 }
