@@ -17,7 +17,6 @@
 //!
 //! The session is over when neither is heard any more and both have taken what they were told.
 
-use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -32,12 +31,13 @@ use super::buffers::{Buffers, Held};
 use super::filter::{Aside, Chain, Direction, Passage};
 use super::handler::{CloseReason, Message, PluginError, Received};
 use super::pace::Pace;
+use super::send_timeout::SendTimeout;
 use super::speaker::{Speaker, UNSENT_MAX_BYTES};
 use super::{EndReport, Ender, OpenCount, Order, Registration};
 use crate::admin::metrics::{Limit, TargetCounters};
 use crate::frames::FrameTracker;
 use crate::messages::{Decoder, Encoder, Incoming, UnderWay, Violation};
-use crate::relay::stream::{Stream as _, set_send_timeout};
+use crate::relay::stream::Stream as _;
 use crate::upstream::tls::BackendStream;
 
 /// RFC 6455 sections 7.4.1 and 11.7.
@@ -63,8 +63,7 @@ pub struct Filtered {
     begun: Instant,
     end: Option<(Ender, Option<u16>)>,
     is_cut: bool,
-    /// The kernel ends the client's connection if it takes nothing for so long.
-    has_send_timeout: bool,
+    send_timeout: SendTimeout,
     owed: Option<Owed>,
     bytes_up: u64,
     bytes_down: u64,
@@ -164,7 +163,7 @@ impl Filtered {
             begun: Instant::now(),
             end: None,
             is_cut: false,
-            has_send_timeout: false,
+            send_timeout: SendTimeout::default(),
             owed: None,
             bytes_up,
             bytes_down: 0,
@@ -205,7 +204,7 @@ impl Filtered {
     /// Says what is held, and whether it should be looked at before long.
     fn account(&mut self) {
         self.held.demand(self.n_held());
-        let is_sending = self.client.speaker.rest().is_some() || self.has_send_timeout;
+        let is_sending = self.client.speaker.rest().is_some() || self.send_timeout.is_set();
         let is_under_way = [&self.client, &self.backend].map(Side::under_way) != [None, None];
         self.registration
             .control
@@ -284,12 +283,8 @@ impl Filtered {
     fn look(&mut self) {
         let route = &self.registration.control.place.route;
         let is_sending = self.client.speaker.rest().is_some();
-        if is_sending != self.has_send_timeout {
-            let timeout = is_sending.then_some(route.send_timeout);
-            // A failure says that the client is gone, which the next write finds, too.
-            let set = set_send_timeout(&self.client_stream, timeout);
-            self.has_send_timeout = set.is_ok() && is_sending;
-        }
+        self.send_timeout
+            .follow(&self.client_stream, is_sending, route.send_timeout);
         let (now, allowed) = (Instant::now(), route.message_timeout);
         // While others have to take something first, a side is not heard.
         let is_heard = [
@@ -659,8 +654,7 @@ impl Filtered {
                 }
                 Poll::Ready(Err(error)) => {
                     let is_client = direction == Direction::FromBackend;
-                    if is_client && self.has_send_timeout && error.kind() == io::ErrorKind::TimedOut
-                    {
+                    if is_client && self.send_timeout.has_ended(&error) {
                         self.held.buffers().counters.ended_by(Limit::SendTimeout);
                         self.ends(Ender::Host, None);
                     }

@@ -14,7 +14,6 @@
 //!    └─ a violation: our Close ──> Refusing ── flushed, shut down, their end ─> Done
 //! ```
 
-use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,11 +29,12 @@ use super::handler::{
 };
 use super::outbox::{Inbox, Outbound};
 use super::pace::Pace;
+use super::send_timeout::SendTimeout;
 use super::speaker::Speaker;
 use super::{EndReport, Ender, OpenCount, Order, Registration};
 use crate::admin::metrics::{Limit, TargetCounters};
 use crate::messages::{Decoder, Encoder, Incoming, Violation};
-use crate::relay::stream::{Stream as _, set_send_timeout};
+use crate::relay::stream::Stream as _;
 
 /// A session at a handler.
 #[derive(Debug)]
@@ -45,8 +45,7 @@ pub struct Handled {
     /// out first.
     unread: Vec<u8>,
     pace: Pace,
-    /// The kernel ends the connection if the client takes nothing for so long.
-    has_send_timeout: bool,
+    send_timeout: SendTimeout,
     speaker: Speaker,
     /// None: it failed when the session was opened.
     handler: Option<Box<dyn HandlerSession>>,
@@ -110,7 +109,7 @@ impl Handled {
             decoder,
             unread: early.to_vec(),
             pace: Pace::default(),
-            has_send_timeout: false,
+            send_timeout: SendTimeout::default(),
             speaker: Speaker::new(encoder),
             handler,
             failure,
@@ -194,7 +193,7 @@ impl Handled {
     fn account(&mut self) {
         self.held.demand(self.n_held());
         let is_under_way = self.decoder.under_way().is_some();
-        let is_sending = self.speaker.rest().is_some() || self.has_send_timeout;
+        let is_sending = self.speaker.rest().is_some() || self.send_timeout.is_set();
         let control = &self.registration.control;
         control.want_looks(is_under_way || is_sending);
     }
@@ -372,11 +371,8 @@ impl Handled {
     fn look(&mut self) {
         let is_sending = self.speaker.rest().is_some();
         let route = &self.registration.control.place.route;
-        if is_sending != self.has_send_timeout {
-            let timeout = is_sending.then_some(route.send_timeout);
-            // A failure says that the client is gone, which the next write finds, too.
-            self.has_send_timeout = set_send_timeout(&self.stream, timeout).is_ok() && is_sending;
-        }
+        self.send_timeout
+            .follow(&self.stream, is_sending, route.send_timeout);
         // While it has to take what it is sent first, the client is not heard.
         let under_way = self.decoder.under_way().filter(|_| !is_sending);
         let timeout = route.message_timeout;
@@ -455,7 +451,7 @@ impl Handled {
                     self.speaker.took(n);
                 }
                 Err(error) => {
-                    if self.has_send_timeout && error.kind() == io::ErrorKind::TimedOut {
+                    if self.send_timeout.has_ended(&error) {
                         self.held.buffers().counters.ended_by(Limit::SendTimeout);
                         self.ends(Ender::Host, None);
                     }

@@ -14,6 +14,7 @@ pub mod handler;
 pub mod outbox;
 mod pace;
 pub mod relayed;
+mod send_timeout;
 mod speaker;
 
 use std::cell::{Cell, RefCell};
