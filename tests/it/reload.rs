@@ -27,6 +27,30 @@ async fn counted(balancer: &Balancer, result: &str) -> Result<()> {
     Ok(())
 }
 
+/// What `check --against-running` says of a file, in words and as its one JSON document; both times with
+/// this exit code.
+async fn check_against_running(
+    balancer: &Balancer,
+    file: &str,
+    code: i32,
+) -> Result<(String, Value)> {
+    let admin = balancer.admin_address().to_string();
+    let check = [
+        "check",
+        "--config",
+        file,
+        "--against-running",
+        "--admin",
+        &admin,
+    ];
+    let in_words = pointsman(&check).await?;
+    assert_eq!(in_words.code, Some(code), "{in_words:?}");
+    let as_json = pointsman(&[&check[..], &["--json"]].concat()).await?;
+    assert_eq!(as_json.code, Some(code), "{as_json:?}");
+    let document = serde_json::from_str(&as_json.stdout).context("one document")?;
+    Ok((in_words.stdout, document))
+}
+
 #[tokio::test]
 async fn a_changed_configuration_is_in_force_for_new_sockets_and_leaves_the_open_ones() -> Result<()>
 {
@@ -283,18 +307,8 @@ async fn a_plan_says_what_changes_and_whom_it_touches() -> Result<()> {
     let file = folder.path().join("new.toml");
     std::fs::write(&file, text)?;
 
-    let admin = balancer.admin_address().to_string();
     let name = file.display().to_string();
-    let check = [
-        "check",
-        "--config",
-        &name,
-        "--against-running",
-        "--admin",
-        &admin,
-    ];
-    let ended = pointsman(&check).await?;
-    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let (said, found) = check_against_running(&balancer, &name, 0).await?;
     let expected = format!(
         "~ upstream app (policy round_robin -> random)\n\
          - upstream app: backend {a}: ends 2 sessions\n\
@@ -302,10 +316,7 @@ async fn a_plan_says_what_changes_and_whom_it_touches() -> Result<()> {
          - route /echo: ends 1 session\n\
          4 changes, which end 3 sessions\n"
     );
-    assert_eq!(ended.stdout, expected);
-    let ended = pointsman(&[&check[..], &["--json"]].concat()).await?;
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    let found: Value = serde_json::from_str(&ended.stdout).context("one document")?;
+    assert_eq!(said, expected);
     assert_eq!(found["file"], name.as_str());
     assert_eq!(found["problems"], serde_json::json!([]));
     assert_eq!(found["changes"].as_array().map(Vec::len), Some(4));
@@ -324,7 +335,6 @@ async fn a_plan_is_refused_for_what_a_reload_would_be_refused_for() -> Result<()
     let toml = app("round_robin", &[backend.address()]);
     let balancer = Balancer::start(&toml).await?;
     let running = std::fs::read_to_string(balancer.config_file())?;
-    let admin = balancer.admin_address().to_string();
     let folder = tempfile::TempDir::new()?;
     std::fs::create_dir(folder.path().join("plugins"))?;
     let file = folder.path().join("new.toml");
@@ -364,22 +374,10 @@ async fn a_plan_is_refused_for_what_a_reload_would_be_refused_for() -> Result<()
     ] {
         assert_ne!(text, running, "{key}");
         std::fs::write(&file, &text)?;
-        let check = [
-            "check",
-            "--config",
-            &name,
-            "--against-running",
-            "--admin",
-            &admin,
-        ];
-        let ended = pointsman(&check).await?;
-        assert_eq!(ended.code, Some(1), "{ended:?}");
+        let (said, found) = check_against_running(&balancer, &name, 1).await?;
         let line = at(&text, of).context("it is in the file")?;
         let expected = format!("{name}: line {line}: {key}: ");
-        assert!(ended.stdout.starts_with(&expected), "{expected}: {ended:?}");
-        let ended = pointsman(&[&check[..], &["--json"]].concat()).await?;
-        assert_eq!(ended.code, Some(1), "{ended:?}");
-        let found: Value = serde_json::from_str(&ended.stdout).context("one document")?;
+        assert!(said.starts_with(&expected), "{expected}: {said}");
         assert_eq!(
             found["problems"].as_array().map(Vec::len),
             Some(1),
