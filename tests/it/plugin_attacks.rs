@@ -101,6 +101,11 @@ async fn files_that_attack_are_refused_by_name_and_what_serves_goes_on() -> Resu
             guests::stranger("unknown_import")?,
             "acme:db/sql",
         ),
+        (
+            "packages that depend on each other, without end for a parser",
+            include_bytes!("../../fuzz/seeds/plugin/module-of-packages-in-a-circle").to_vec(),
+            "crashes the compiler",
+        ),
     ];
     for (what, bytes, why) in &attacks {
         site.refuses(bytes, why).await.context(*what)?;

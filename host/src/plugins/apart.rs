@@ -118,7 +118,7 @@ pub(super) fn try_compile(bytes: &[u8], timeout: Duration) -> Result<(), LoadErr
     match wait(&mut child, timeout) {
         Ok(Some(status)) if status.code() == Some(PANICKED) => Err(LoadError::Broken),
         Ok(Some(status)) if status.signal().is_some() => Err(LoadError::CompileBounds(format!(
-            "wants more than {} GiB of memory, or nests so deeply that the compiler crashes",
+            "crashes the compiler: it wants more than {} GiB of memory, nests too deeply, or its packages depend on each other",
             MEMORY_MAX_BYTES >> 30
         ))),
         Ok(Some(status)) if status.success() => Ok(()),
