@@ -93,6 +93,25 @@ async fn five_mistakes_are_all_named_with_key_and_line() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_ca_file_that_cannot_be_used_is_named_with_its_own_line() -> Result<()> {
+    let upstream = "[[upstream]]\nname = \"app\"\nbackends = [\"127.0.0.1:3001\"]\n";
+    let route =
+        "[[route]]\npath = \"/*\"\nupstream = \"app\"\n[[listener]]\nbind = \"127.0.0.1:0\"\n";
+    for (tls, line) in [
+        ("tls = { ca = \"none.pem\" }\n", 4),
+        (
+            "[upstream.tls]\nserver_name = \"app\"\nca = \"none.pem\"\n",
+            6,
+        ),
+    ] {
+        let (code, said) = check(&format!("{upstream}{tls}{route}")).await?;
+        assert_eq!(code, Some(1));
+        ensure!(names(&said, "upstream[0].tls.ca", line), "{tls}:\n{said}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_good_file_passes() -> Result<()> {
     let (code, said) = check(GOOD).await?;
     assert_eq!(code, Some(0), "{said}");

@@ -206,7 +206,7 @@ async fn certificates_are_read_again_by_a_reload_and_wrong_ones_are_refused() ->
     let answer = balancer.order("POST", "/api/reload").await?;
     assert_eq!(answer.status, 422);
     assert!(
-        answer.text().contains("upstream[0].tls: "),
+        answer.text().contains("upstream[0].tls.ca: "),
         "{}",
         answer.text()
     );

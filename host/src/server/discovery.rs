@@ -232,7 +232,10 @@ pub(super) fn read_all(config: &Config, before: &Connectors) -> Result<Outside, 
             match Tls::new(config, before.get(&upstream.name)) {
                 Ok(made) => _ = tls.insert(upstream.name.clone(), made),
                 Err(message) => problems.push(Problem {
-                    key: format!("upstream[{i}].tls"),
+                    key: match config.ca {
+                        Some(_) => format!("upstream[{i}].tls.ca"),
+                        None => format!("upstream[{i}].tls"),
+                    },
                     line: None,
                     message,
                 }),
