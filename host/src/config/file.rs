@@ -48,7 +48,7 @@ const MAX_CONNECTIONS: usize = 10_000_000;
 pub(super) const MAX_TIMEOUT_MS: u64 = 600_000;
 /// Longest silence in the middle of something: a day.
 const MAX_SILENCE_MS: u64 = 86_400_000;
-/// The least is what a request without a body needs, many times over; the most takes some 200 MB.
+/// The least is what a request without a body needs, many times over; the most takes some 130 MB.
 const HTTP_RESOURCES: RangeInclusive<usize> = 256..=1_000_000;
 const MAX_DRAIN_SECS: u64 = 86_400;
 const MAX_DRAIN_DELAY_SECS: u64 = 3600;

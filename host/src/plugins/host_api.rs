@@ -41,7 +41,7 @@ const FIELDS_MAX_BYTES: usize = 64 << 10;
 const LARGE_RESOURCES_MAX: usize = 256;
 
 /// What may be written to an HTTP body at a time, and so what is kept of it until it is sent.
-const BODY_CHUNK_BYTES: usize = 64 << 10;
+const BODY_CHUNK_BYTES: usize = 256 << 10;
 
 /// What the host keeps for one instance.
 pub(super) struct HostState {

@@ -47,7 +47,7 @@ const HEAD_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 /// As other servers give a far end that is silent.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Some runtimes make a pollable for each write and let go of none before the end: enough for bodies of some
-/// 500 MB in pieces of 8 KiB, in 15 MB of memory.
+/// 500 MB in pieces of 8 KiB, in 8 MB of memory.
 const RESOURCES_MAX: usize = 65_536;
 /// A call that may overrun is stopped at the latest when it has run so many times its timeout past it.
 const OVERRUN_FACTOR: u64 = 4;
