@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -15,9 +16,10 @@ use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use crate::body::Body;
+use crate::body::passing::Passing;
 use crate::upstream::dial::{self, Deadlines, Destination, DialError};
 
 /// Connections kept for one backend by one worker.
@@ -55,10 +57,11 @@ impl Connections {
         to: Destination<'_>,
         mut request: Request<Body>,
         deadlines: Deadlines,
+        passing: &Passing,
     ) -> Result<Response<Incoming>, ProxyError> {
         let key = key(to);
         while let Some(mut sender) = self.take(&key) {
-            match exchange(&mut sender, request, deadlines.response).await {
+            match exchange(&mut sender, request, deadlines.response, passing).await {
                 // The backend closed it while it was idle: the next, or a new one.
                 Err(ProxyError::NotSent(_, unsent)) => request = *unsent,
                 Ok(response) => return self.keep(key, sender, response),
@@ -69,7 +72,7 @@ impl Connections {
             Ok(sender) => sender,
             Err(error) => return Err(ProxyError::NotSent(error, Box::new(request))),
         };
-        let response = exchange(&mut sender, request, deadlines.response).await?;
+        let response = exchange(&mut sender, request, deadlines.response, passing).await?;
         self.keep(key, sender, response)
     }
 
@@ -142,21 +145,31 @@ async fn connect(
     Ok(sender)
 }
 
+/// One exchange over one connection. The backend's time for the head of its response does not run while the
+/// rest of the request's body has to come from the client.
 async fn exchange(
     sender: &mut SendRequest<Body>,
     request: Request<Body>,
-    deadline: Duration,
+    timeout: Duration,
+    passing: &Passing,
 ) -> Result<Response<Incoming>, ProxyError> {
-    match timeout(deadline, sender.try_send_request(request)).await {
-        Ok(Ok(response)) => Ok(response),
-        Ok(Err(mut refused)) => Err(match refused.take_message() {
-            Some(unsent) => {
-                ProxyError::NotSent(DialError::Exchange(refused.into_error()), Box::new(unsent))
-            }
-            None => ProxyError::Lost(DialError::Exchange(refused.into_error())),
-        }),
-        Err(_) => Err(ProxyError::Lost(DialError::ResponseTimeout(deadline))),
-    }
+    let mut deadline = Instant::now() + timeout;
+    let mut response = pin!(sender.try_send_request(request));
+    let responded = loop {
+        if let Ok(responded) = timeout_at(deadline, response.as_mut()).await {
+            break responded;
+        }
+        deadline = passing.client_held_up_until() + timeout;
+        if deadline <= Instant::now() {
+            return Err(ProxyError::Lost(DialError::ResponseTimeout(timeout)));
+        }
+    };
+    responded.map_err(|mut refused| match refused.take_message() {
+        Some(unsent) => {
+            ProxyError::NotSent(DialError::Exchange(refused.into_error()), Box::new(unsent))
+        }
+        None => ProxyError::Lost(DialError::Exchange(refused.into_error())),
+    })
 }
 
 impl fmt::Debug for Kept {

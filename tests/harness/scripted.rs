@@ -1,6 +1,7 @@
 //! A backend that says exactly what a test tells it to, byte for byte, and keeps what it was sent.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +21,10 @@ pub enum Reply {
     SayLate(Duration, String),
     /// Write this, and read on; for what is not text.
     SayBytes(Vec<u8>),
+    /// Write these with so much time between, and read on.
+    SayInPieces(Vec<String>, Duration),
+    /// Read so many bytes, then write this, and read on.
+    SayWhenRead(usize, String),
     /// Write this, and close the connection.
     SayAndHangUp(String),
     /// Close the connection with nothing said.
@@ -33,6 +38,7 @@ pub enum Reply {
 pub struct ScriptedBackend {
     address: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
+    n_open: Arc<AtomicUsize>,
     _server: JoinSet<()>,
 }
 
@@ -49,11 +55,19 @@ impl ScriptedBackend {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let heads = Arc::<Mutex<Vec<String>>>::default();
+        let n_open = Arc::<AtomicUsize>::default();
         let mut server = JoinSet::new();
-        server.spawn(serve(listener, Arc::new(script), Arc::clone(&heads)));
+        let script: Arc<Script> = Arc::new(script);
+        server.spawn(serve(
+            listener,
+            script,
+            Arc::clone(&heads),
+            Arc::clone(&n_open),
+        ));
         Ok(Self {
             address,
             heads,
+            n_open,
             _server: server,
         })
     }
@@ -61,6 +75,11 @@ impl ScriptedBackend {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Connections that the other side has not closed.
+    pub fn n_open(&self) -> usize {
+        self.n_open.load(Ordering::SeqCst)
     }
 
     /// The heads received so far, as they came.
@@ -91,12 +110,22 @@ pub fn accept_upgrade(head: &str, more: &[&str]) -> String {
     answer + "\r\n"
 }
 
-async fn serve(listener: TcpListener, script: Arc<Script>, heads: Arc<Mutex<Vec<String>>>) {
+async fn serve(
+    listener: TcpListener,
+    script: Arc<Script>,
+    heads: Arc<Mutex<Vec<String>>>,
+    n_open: Arc<AtomicUsize>,
+) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => if let Ok((stream, _)) = accepted {
-                connections.spawn(connection(stream, Arc::clone(&script), Arc::clone(&heads)));
+                n_open.fetch_add(1, Ordering::SeqCst);
+                let (script, heads, n_open) = (Arc::clone(&script), Arc::clone(&heads), Arc::clone(&n_open));
+                connections.spawn(async move {
+                    connection(stream, script, heads).await;
+                    n_open.fetch_sub(1, Ordering::SeqCst);
+                });
             },
             Some(_) = connections.join_next() => {}
         }
@@ -115,12 +144,28 @@ async fn connection(mut stream: TcpStream, script: Arc<Script>, heads: Arc<Mutex
     if let Reply::SayLate(after, _) = &reply {
         sleep(*after).await;
     }
+    if let Reply::SayInPieces(pieces, pause) = &reply {
+        for piece in pieces {
+            if stream.write_all(piece.as_bytes()).await.is_err() {
+                return;
+            }
+            sleep(*pause).await;
+        }
+    }
+    if let Reply::SayWhenRead(n, _) = &reply {
+        let mut room = vec![0; *n];
+        if stream.read_exact(&mut room).await.is_err() {
+            return;
+        }
+    }
     let (bytes, reads_on) = match reply {
-        Reply::Say(text) | Reply::SayLate(_, text) => (text.into_bytes(), true),
+        Reply::Say(text) | Reply::SayLate(_, text) | Reply::SayWhenRead(_, text) => {
+            (text.into_bytes(), true)
+        }
         Reply::SayBytes(bytes) => (bytes, true),
         Reply::SayAndHangUp(text) => (text.into_bytes(), false),
         Reply::HangUp => (Vec::new(), false),
-        Reply::Nothing => (Vec::new(), true),
+        Reply::SayInPieces(..) | Reply::Nothing => (Vec::new(), true),
     };
     if stream.write_all(&bytes).await.is_err() || !reads_on {
         return;

@@ -229,8 +229,35 @@ impl Wire {
         Ok(std::mem::take(&mut self.unread))
     }
 
+    /// Waits for the other side to end the connection, and says whether it did so by a reset: what came
+    /// before cannot be taken for whole then.
+    ///
+    /// # Errors
+    ///
+    /// It does not in time.
+    pub async fn is_reset(&mut self) -> Result<bool> {
+        let mut room = [0; 16 * 1024];
+        loop {
+            let read = async {
+                match self.stream.read(&mut room).await {
+                    Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => Ok(None),
+                    other => other.map(Some),
+                }
+            };
+            match in_time("the end of the connection", read).await? {
+                None => return Ok(true),
+                Some(0) => return Ok(false),
+                Some(_) => {}
+            }
+        }
+    }
+
     /// Exactly `n` bytes.
-    async fn take(&mut self, n: usize) -> Result<Vec<u8>> {
+    ///
+    /// # Errors
+    ///
+    /// The connection ends first.
+    pub async fn take(&mut self, n: usize) -> Result<Vec<u8>> {
         while self.unread.len() < n {
             ensure!(
                 self.fill("more bytes").await?,

@@ -5,16 +5,22 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use pointsman_tests::{Balancer, PATIENCE, eventually, guests};
+use pointsman_tests::{Balancer, PATIENCE, Wire, eventually, guests};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 const PIECE_BYTES: usize = 4096;
 
 /// The guest at every path, with these lines in `[plugin.guest]`.
 async fn site(lines: &str) -> Result<Balancer> {
-    let toml = format!("[plugin.guest]\n{lines}\n[[route]]\npath = \"/*\"\nhttp = \"guest\"\n");
+    site_with(lines, "").await
+}
+
+/// And with those in the route.
+async fn site_with(lines: &str, route: &str) -> Result<Balancer> {
+    let toml =
+        format!("[plugin.guest]\n{lines}\n[[route]]\npath = \"/*\"\nhttp = \"guest\"\n{route}\n");
     Balancer::start_with_plugins(&toml, &[("guest", &guests::http()?)]).await
 }
 
@@ -120,6 +126,50 @@ async fn an_answer_that_is_not_finished_does_not_look_whole_and_is_counted() -> 
     }
     let received = ask(balancer.address(), "/n", "1.1").await?;
     ensure!(received.is_whole, "others are answered as before");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_a_reset_and_in_the_access_log() -> Result<()> {
+    let balancer = site("http_idle_timeout_ms = 300").await?;
+    // In HTTP/1.0 the end of the connection is the end of the answer.
+    let mut wire = Wire::connect(balancer.address()).await?;
+    wire.send("GET /s HTTP/1.0\r\nHost: a\r\n\r\n").await?;
+    wire.head().await?;
+    ensure!(wire.is_reset().await?);
+    eventually("it is in the access log", PATIENCE, async || {
+        let lines = balancer.access_log().unwrap_or_default();
+        lines.iter().any(|line| {
+            line["event"] == "aborted"
+                && line["closed_by"] == "plugin"
+                && line["handler"] == "guest"
+                && line["reason"].to_string().contains("within 300 ms")
+        })
+    })
+    .await?;
+    let metrics = balancer.metrics().await?;
+    let by_plugin = metrics.sum("pointsman_http_aborted_total", &[("by", "plugin")]);
+    assert_eq!(by_plugin, 1.0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_slow_upload_has_its_time_and_one_that_stops_is_a_408() -> Result<()> {
+    let balancer = site_with("http_head_timeout_ms = 300", "body_timeout_ms = 1000").await?;
+    const HEAD: &str = "POST /u HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n";
+    // For many times as long as the head of the answer has.
+    let mut wire = Wire::connect(balancer.address()).await?;
+    wire.send(HEAD).await?;
+    for _ in 0..10 {
+        sleep(Duration::from_millis(200)).await;
+        wire.send([b'x'; 10]).await?;
+    }
+    assert_eq!(wire.answer().await?.status, 200);
+
+    let mut wire = Wire::connect(balancer.address()).await?;
+    wire.send(HEAD).await?;
+    wire.send("half").await?;
+    assert_eq!(wire.answer().await?.status, 408);
     Ok(())
 }
 

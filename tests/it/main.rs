@@ -21,6 +21,7 @@ mod harness;
 mod health;
 mod hostile;
 mod http_handlers;
+mod http_timeouts;
 mod limits;
 mod logs;
 mod memory;

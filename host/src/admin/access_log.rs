@@ -92,6 +92,27 @@ pub struct Requested<'a> {
     pub duration: Duration,
 }
 
+/// A plain answer broke off, after the line that its request has.
+#[derive(Debug, Clone, Copy)]
+pub struct Aborted<'a> {
+    /// As in `X-Request-Id`.
+    pub request_id: &'a str,
+    /// The far end of the TCP connection.
+    pub client: SocketAddr,
+    /// As configured.
+    pub route: &'a str,
+    /// Where the route leads.
+    pub target: Target<'a>,
+    /// The one that answered.
+    pub backend: Option<&'a str>,
+    /// Whose doing it was.
+    pub by: Ender,
+    /// How it broke off.
+    pub reason: &'a str,
+    /// From the request's head.
+    pub duration: Duration,
+}
+
 impl AccessLog {
     /// Writes to this log.
     pub fn new(writer: LogWriter) -> Self {
@@ -111,6 +132,11 @@ impl AccessLog {
     /// A request was answered.
     pub fn request(&self, requested: &Requested<'_>) {
         self.put(&requested.line(SystemTime::now()));
+    }
+
+    /// A plain answer broke off.
+    pub fn abort(&self, aborted: &Aborted<'_>) {
+        self.put(&aborted.line(SystemTime::now()));
     }
 
     fn put(&self, line: &Line<'_>) {
@@ -221,9 +247,25 @@ impl<'a> Closed<'a> {
             messages_up: Some(report.messages_up),
             messages_down: Some(report.messages_down),
             duration_ms: Some(millis(report.duration)),
-            closed_by: Some(ender(report.ended_by)),
+            closed_by: Some(report.ended_by.label()),
             close_code: report.code,
             ..Line::of_session("close", now, &self.session)
+        }
+    }
+}
+
+impl<'a> Aborted<'a> {
+    fn line(&self, now: SystemTime) -> Line<'a> {
+        let (upstream, handler) = self.target.names();
+        Line {
+            route: Some(self.route),
+            upstream,
+            handler,
+            backend: self.backend,
+            reason: Some(self.reason),
+            duration_ms: Some(millis(self.duration)),
+            closed_by: Some(self.by.label()),
+            ..Line::new("aborted", now, self.request_id, self.client)
         }
     }
 }
@@ -243,16 +285,6 @@ impl<'a> Requested<'a> {
             duration_ms: Some(millis(self.duration)),
             ..Line::new("request", now, self.request_id, self.client)
         }
-    }
-}
-
-fn ender(ender: Ender) -> &'static str {
-    match ender {
-        Ender::Client => "client",
-        Ender::Backend => "backend",
-        Ender::Plugin => "plugin",
-        Ender::Operator => "operator",
-        Ender::Host => "host",
     }
 }
 
@@ -423,6 +455,24 @@ mod tests {
         check(
             &answered.line(UNIX_EPOCH),
             r#"{"event":"request","time":"1970-01-01T00:00:00.000Z","request_id":"r-1","client":"192.0.2.1:5000","method":"GET","path":"/","route":"/api/*","handler":"hello","backend":"127.0.0.1:3001","status":200,"duration_ms":1}"#,
+        );
+    }
+
+    #[test]
+    fn an_answer_that_broke_off_has_whose_doing_it_was() {
+        let aborted = Aborted {
+            request_id: "r-1",
+            client: "192.0.2.1:5000".parse().unwrap(),
+            route: "/api/*",
+            target: Target::Upstream("app"),
+            backend: Some("127.0.0.1:3001"),
+            by: Ender::Backend,
+            reason: "it stopped",
+            duration: Duration::from_millis(1500),
+        };
+        check(
+            &aborted.line(UNIX_EPOCH),
+            r#"{"event":"aborted","time":"1970-01-01T00:00:00.000Z","request_id":"r-1","client":"192.0.2.1:5000","route":"/api/*","upstream":"app","backend":"127.0.0.1:3001","reason":"it stopped","duration_ms":1500,"closed_by":"backend"}"#,
         );
     }
 

@@ -21,8 +21,8 @@ use prometheus_client::registry::Registry;
 
 use super::metrics::UsageSample;
 use super::metrics::{
-    BackendSample, CallSample, Format, Limit, ReloadKind, ReloadResult, STATUS_CLASSES, Scrape,
-    TargetTotals, Totals, UpgradeResult, UpstreamSample,
+    ABORTED_BY, BackendSample, CallSample, Format, Limit, ReloadKind, ReloadResult, STATUS_CLASSES,
+    Scrape, TargetTotals, Totals, UpgradeResult, UpstreamSample,
 };
 use super::process::Process;
 use super::status::ProblemKind;
@@ -230,6 +230,18 @@ impl Page {
             "pointsman_http_requests",
             "Plain HTTP requests answered, by class of status",
             requests,
+        )?;
+        let with_requests = self.totals.targets.iter();
+        let with_requests = with_requests.filter(|(_, sums)| sums.has_requests);
+        let aborted = with_requests.flat_map(|(name, sums)| {
+            let by = ABORTED_BY.into_iter().zip(sums.aborted);
+            by.map(move |(by, n)| ([("upstream", name.as_str()), ("by", by.label())], n))
+        });
+        counters(
+            out,
+            "pointsman_http_aborted",
+            "Plain answers whose body broke off, by whose doing",
+            aborted,
         )
     }
 

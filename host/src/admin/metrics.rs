@@ -12,6 +12,7 @@ use std::time::SystemTime;
 
 use super::exposition;
 use super::status::{ProblemKind, WorkerStatus};
+use crate::session::Ender;
 
 /// All counters of this process. Made at start and passed in; a clone is another handle.
 #[derive(Debug, Clone)]
@@ -62,6 +63,7 @@ pub struct TargetCounters {
     /// See `messages_up`.
     pub messages_down: Count,
     requests: [Count; STATUS_CLASSES.len()],
+    aborted: [Count; ABORTED_BY.len()],
 }
 
 /// What a route leads to. It decides which series exist: an upstream has all, a handler has no
@@ -280,6 +282,14 @@ pub struct CallSample {
     pub count: u64,
 }
 
+/// Who can break off a plain answer, in the order of the cells.
+pub(super) const ABORTED_BY: [Ender; 4] = [
+    Ender::Client,
+    Ender::Backend,
+    Ender::Plugin,
+    Ender::Operator,
+];
+
 /// The labels of `pointsman_http_requests_total`, in the order of the cells.
 pub(super) const STATUS_CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 
@@ -311,6 +321,7 @@ pub(super) struct TargetTotals {
     pub(super) bytes: [u64; 2],
     pub(super) messages: [u64; 2],
     pub(super) requests: [u64; STATUS_CLASSES.len()],
+    pub(super) aborted: [u64; ABORTED_BY.len()],
 }
 
 #[derive(Debug)]
@@ -483,6 +494,13 @@ impl TargetCounters {
         }
     }
 
+    /// A plain answer broke off, by whose doing. Called by the worker only.
+    pub fn aborted(&self, by: Ender) {
+        if let Some(cell) = ABORTED_BY.iter().position(|&one| one == by) {
+            self.aborted[cell].add(1);
+        }
+    }
+
     fn add_to(&self, sums: &mut TargetTotals) {
         sums.sessions += self.sessions.value();
         sums.bytes[0] += self.bytes_up.value();
@@ -490,6 +508,7 @@ impl TargetCounters {
         sums.messages[0] += self.messages_up.value();
         sums.messages[1] += self.messages_down.value();
         add_all(&mut sums.requests, &self.requests);
+        add_all(&mut sums.aborted, &self.aborted);
     }
 }
 
@@ -678,6 +697,16 @@ mod tests {
         }
         let by_class: Vec<u64> = counters.requests.iter().map(Count::value).collect();
         assert_eq!(by_class, [2, 1, 1, 2]);
+    }
+
+    #[test]
+    fn answers_that_broke_off_are_counted_by_whose_doing_it_was() {
+        let counters = TargetCounters::default();
+        for by in [Ender::Plugin, Ender::Client, Ender::Plugin, Ender::Host] {
+            counters.aborted(by);
+        }
+        let by: Vec<u64> = counters.aborted.iter().map(Count::value).collect();
+        assert_eq!(by, [1, 0, 2, 0]);
     }
 
     #[test]

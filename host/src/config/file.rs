@@ -378,6 +378,8 @@ pub(super) fn route_to(
         ping_interval: Some(ping_interval).filter(|interval| !interval.is_zero()),
         message_timeout: s.millis("message_timeout_ms", 1..=MAX_SILENCE_MS, 30_000),
         send_timeout: s.millis("send_timeout_ms", 1..=MAX_SILENCE_MS, 60_000),
+        read_timeout: s.millis("read_timeout_ms", 1..=MAX_SILENCE_MS, 60_000),
+        body_timeout: s.millis("body_timeout_ms", 1..=MAX_SILENCE_MS, 60_000),
         max_message_bytes: s.number_if_written("max_message_bytes", BYTES, 1..=MAX_MESSAGE_BYTES),
         max_inflate_ratio: Some(s.number(
             "max_inflate_ratio",
@@ -541,6 +543,8 @@ idle_timeout_secs = 3600
 ping_interval_secs = 20
 message_timeout_ms = 10000
 send_timeout_ms = 86400000
+read_timeout_ms = 20000
+body_timeout_ms = 40000
 max_message_bytes = 1048576
 deflate = "strip"
 max_inflate_ratio = 200
@@ -741,6 +745,8 @@ handler = 'echo'
                     ping_interval: Some(Duration::from_secs(20)),
                     message_timeout: Duration::from_secs(10),
                     send_timeout: Duration::from_secs(86_400),
+                    read_timeout: Duration::from_secs(20),
+                    body_timeout: Duration::from_secs(40),
                     max_message_bytes: Some(1 << 20),
                     max_inflate_ratio: Some(200),
                     deflate: false,
@@ -757,6 +763,8 @@ handler = 'echo'
                     ping_interval: None,
                     message_timeout: Duration::from_secs(30),
                     send_timeout: Duration::from_secs(60),
+                    read_timeout: Duration::from_secs(60),
+                    body_timeout: Duration::from_secs(60),
                     max_message_bytes: None,
                     max_inflate_ratio: None,
                     deflate: true,
@@ -773,6 +781,8 @@ handler = 'echo'
                     ping_interval: None,
                     message_timeout: Duration::from_secs(30),
                     send_timeout: Duration::from_secs(60),
+                    read_timeout: Duration::from_secs(60),
+                    body_timeout: Duration::from_secs(60),
                     max_message_bytes: None,
                     max_inflate_ratio: None,
                     deflate: true,

@@ -254,9 +254,13 @@ pub struct Route {
     /// How long a message may take to come whole, where it is held: at a handler, and for what filters look
     /// at. It begins anew as long as the message comes on. `message_timeout_ms`, default 30 s.
     pub message_timeout: Duration,
-    /// How long a client may take nothing of what it is sent, where messages are held. `send_timeout_ms`,
-    /// default 60 s.
+    /// How long a client may take nothing of what it is sent: of plain answers, and where messages are held.
+    /// `send_timeout_ms`, default 60 s.
     pub send_timeout: Duration,
+    /// How long a backend may be silent in the middle of a plain answer. `read_timeout_ms`, default 60 s.
+    pub read_timeout: Duration,
+    /// How long a client may be silent in the middle of a request's body. `body_timeout_ms`, default 60 s.
+    pub body_timeout: Duration,
     /// Longest message. Default 1 MiB at a handler, and for what filters look at; at an upstream,
     /// where messages are relayed and not held, none unless it is written.
     pub max_message_bytes: Option<u64>,

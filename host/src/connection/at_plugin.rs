@@ -1,24 +1,32 @@
 //! Requests whose route leads to an HTTP plugin: it answers them.
 
+use std::sync::Arc;
+
 use http::{Request, StatusCode, request};
 use hyper::body::Incoming;
 
-use super::{Answered, Exchange, Refused};
+use super::{Answered, Exchange, Refused, bad_body};
 use crate::admin::metrics::UpgradeResult;
-use crate::body;
-use crate::config::PluginName;
+use crate::config::{PluginName, Route};
 use crate::forwarding;
 use crate::plugins::failure::CallError;
+use crate::session::Ender;
 
 /// Leads a request to an HTTP plugin.
 pub(super) async fn request(
     exchange: &Exchange,
+    route: &Arc<Route>,
     plugin: &PluginName,
     mut head: request::Parts,
     body: Incoming,
 ) -> Result<Answered, Box<Refused>> {
     exchange.forward_head(&mut head);
+    let passing = Arc::clone(&exchange.passing);
     let failed = |error: CallError| {
+        // Whatever the plugin makes of it.
+        if passing.aborted_by() == Some(Ender::Client) {
+            return bad_body(&passing).into();
+        }
         let status = match error.kind() {
             "timeout" => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::BAD_GATEWAY,
@@ -30,9 +38,11 @@ pub(super) async fn request(
         )
     };
     let site = exchange.worker.site();
-    let request = Request::from_parts(head, body::incoming(body));
+    let body = exchange.passing.request(body, route.body_timeout);
+    let request = Request::from_parts(head, body);
     let answered = exchange.worker.guests.answer(&site, plugin, request).await;
     let mut response = answered.map_err(failed)?;
     forwarding::strip_hop_by_hop(response.headers_mut());
+    let response = exchange.follow(route, None, response);
     Ok(Answered::plain(response, UpgradeResult::Accepted, None))
 }

@@ -17,12 +17,12 @@ use tokio::time::{Instant, sleep_until};
 
 use super::filters::{self, FilteredUpgrade, Filters};
 use super::record::{Place, Record};
-use super::{Answered, Exchange, Next, Refused, append_all, overloaded};
+use super::{Answered, Exchange, Next, Refused, append_all, bad_body, overloaded};
 use crate::admin::metrics::UpgradeResult;
 use crate::body;
 use crate::config::{Route, UpstreamName};
 use crate::forwarding;
-use crate::handshake::{HandshakeError, Upgrade};
+use crate::handshake::Upgrade;
 use crate::proxy::ProxyError;
 use crate::relay::Relay;
 use crate::routing::chooser::Plan;
@@ -121,6 +121,7 @@ pub(super) async fn upgrade(
                 }
                 drop(pending.answered(!status.is_server_error()));
                 finish_headers(exchange, &choice, backend, &head, response.headers_mut());
+                let response = exchange.follow(route, Some(backend), response);
                 let result = UpgradeResult::BackendRefused;
                 return Ok(Answered::plain(response, result, Some(backend.address())));
             }
@@ -133,7 +134,7 @@ pub(super) async fn upgrade(
 /// Leads a plain request to a backend.
 pub(super) async fn request(
     exchange: &Exchange,
-    route: &Route,
+    route: &Arc<Route>,
     upstream: &UpstreamName,
     head: request::Parts,
     body: Incoming,
@@ -147,14 +148,16 @@ pub(super) async fn request(
     forwarding::frame_body(&mut to_backend.headers, body.size_hint().exact());
     to_backend.uri = dial::origin_form(&to_backend.uri);
     let again = may_send_again(&to_backend, &body).then(|| to_backend.clone());
-    let mut request = Request::from_parts(to_backend, body::incoming(body));
+    let passing = &exchange.passing;
+    let body = passing.request(body, route.body_timeout);
+    let mut request = Request::from_parts(to_backend, body);
     let mut failures = Failures::default();
     while let Some(pending) = choice.next(&mut failures)? {
         let backend = &Arc::clone(pending.backend());
         match exchange
             .worker
             .connections
-            .send(pool.way_to(backend), request, deadlines(&pool))
+            .send(pool.way_to(backend), request, deadlines(&pool), passing)
             .await
         {
             Ok(response) => {
@@ -170,6 +173,7 @@ pub(super) async fn request(
                 let hold = |answer| body::holding(body::incoming(answer), active);
                 let mut response = response.map(hold);
                 finish_headers(exchange, &choice, backend, &head, response.headers_mut());
+                let response = exchange.follow(route, Some(backend), response);
                 let result = UpgradeResult::BackendRefused;
                 return Ok(Answered::plain(response, result, Some(backend.address())));
             }
@@ -179,11 +183,7 @@ pub(super) async fn request(
             }
             // Counted against the backend, it would let any client have a good one ejected.
             Err(ProxyError::Lost(DialError::Exchange(error))) if error.is_user() => {
-                return Err(HandshakeError {
-                    status: StatusCode::BAD_REQUEST,
-                    reason: "the request's body cannot be read",
-                }
-                .into());
+                return Err(bad_body(passing).into());
             }
             Err(ProxyError::Lost(error)) => {
                 failures.note(exchange, &pool, backend, error);

@@ -3,12 +3,14 @@
 //!
 //! In goes an accepted socket; it moves on, whole, into a session's task when a request was
 //! upgraded. `at_upstream`, `at_handler` and `at_plugin` each answer for one kind of target; `filters` are
-//! on the way to an upstream. `blame` is what becomes of clients for whom a plugin fails.
+//! on the way to an upstream. `blame` is what becomes of clients for whom a plugin fails. `client_io` is the
+//! client's socket while HTTP is spoken over it.
 
 mod at_handler;
 mod at_plugin;
 mod at_upstream;
 mod blame;
+mod client_io;
 mod filters;
 mod record;
 
@@ -20,6 +22,7 @@ use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -31,8 +34,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::admin::access_log::{Requested, Target as LogTarget};
+use self::client_io::{Answering, ClientIo};
+use crate::admin::access_log::{Aborted, Requested, Target as LogTarget};
 use crate::admin::metrics::UpgradeResult;
+use crate::body::passing::Passing;
 use crate::body::{self, Body};
 use crate::config::{Listener, Route, Target};
 use crate::forwarding;
@@ -41,12 +46,18 @@ use crate::overload::handshakes::Waiting;
 use crate::routing::chooser::RequestFacts;
 use crate::routing::paths;
 use crate::routing::policy::Refusal;
+use crate::session::Ender;
 use crate::site::Site;
+use crate::upstream::pool::Backend;
 use crate::worker::loads::SessionSlot;
 use crate::worker::{ConnectionCount, Worker};
 
 /// Most header fields of a request (RFC 6585 section 5 answers more with a 431).
 const MAX_HEADERS: usize = 100;
+/// How long a client may take nothing of an answer that no route has a part in: the default of `send_timeout_ms`.
+const SEND_TIMEOUT: Duration = Duration::from_secs(60);
+/// How much of a body that the client does not read is held. Less makes large answers slower.
+const MAX_BUFFER_BYTES: usize = 64 * 1024;
 /// For a client that came when there was too much to do (RFC 9110 section 10.2.3).
 const RETRY_AFTER_SECS: RangeInclusive<u32> = 1..=5;
 
@@ -59,20 +70,24 @@ pub async fn serve(
     count: ConnectionCount,
     waiting: Waiting,
 ) {
-    let next = Rc::new(RefCell::new(None));
+    let next = Rc::<RefCell<Option<Next>>>::default();
+    let answering = Rc::new(Answering::new(SEND_TIMEOUT));
     let waiting = Cell::new(Some(waiting));
     let is_turned_away = count.is_turned_away();
     let service = service_fn(|request| {
         drop(waiting.take());
         let (worker, next) = (Rc::clone(&worker), Rc::clone(&next));
+        let answering = Rc::clone(&answering);
         Box::pin(async move {
-            let answer = answer(worker, far_end, request, is_turned_away, &next).await;
+            let answer = answer(worker, far_end, request, is_turned_away, &next, &answering).await;
             Ok::<_, Infallible>(answer)
         })
     });
+    let io = ClientIo::new(stream, Rc::clone(&answering));
     let mut connection = http(&limits)
         .keep_alive(!is_turned_away)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(io), service);
+    let cut = Cut(Some(&answering));
     // One that is turned away is there for one answer. Shut down before its request, it would get none.
     let mut is_draining = is_turned_away;
     let mut drain = worker.drain();
@@ -84,7 +99,9 @@ pub async fn serve(
         }
         connection.poll_without_shutdown(cx)
     });
-    if let Err(error) = served.await {
+    let served = served.await;
+    cut.served();
+    if let Err(error) = served {
         tracing::debug!(client = %far_end, %error, "connection ended");
         return;
     }
@@ -92,7 +109,27 @@ pub async fn serve(
         return;
     };
     let parts = connection.into_parts();
-    next.start(&worker, parts.io.into_inner(), parts.read_buf, count);
+    if let Some(stream) = parts.io.into_inner().into_stream() {
+        next.start(&worker, stream, parts.read_buf, count);
+    }
+}
+
+/// Notes whose doing it is when a connection is dropped before it is served: only the end of a drain does so
+/// while an answer is sent.
+struct Cut<'a>(Option<&'a Answering>);
+
+impl Cut<'_> {
+    fn served(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Cut<'_> {
+    fn drop(&mut self) {
+        if let Some(answering) = self.0 {
+            answering.cut(Ender::Operator);
+        }
+    }
 }
 
 /// How this program speaks HTTP/1.1 to a client.
@@ -103,6 +140,7 @@ pub fn http(limits: &Listener) -> http1::Builder {
         .header_read_timeout(limits.handshake_timeout)
         .max_header_size(limits.max_request_header_bytes)
         .max_headers(MAX_HEADERS)
+        .max_buf_size(limits.max_request_header_bytes.max(MAX_BUFFER_BYTES))
         .preserve_header_case(true)
         .title_case_headers(true);
     builder
@@ -144,6 +182,8 @@ struct Exchange {
     /// Whether a plugin of the route has failed for this client lately.
     is_suspect: bool,
     begun: Instant,
+    /// What its two bodies share.
+    passing: Arc<Passing>,
     /// What a session that comes of it counts as.
     slot: Cell<Option<SessionSlot>>,
 }
@@ -194,18 +234,21 @@ async fn answer(
     request: Request<Incoming>,
     is_turned_away: bool,
     next: &RefCell<Option<Next>>,
+    answering: &Answering,
 ) -> Response<Body> {
     let (head, body) = request.into_parts();
     let is_upgrade = handshake::has_token(&head.headers, header::UPGRADE, "websocket");
     let (method, path) = (head.method.clone(), head.uri.path().to_owned());
     let site = worker.site();
     let far_end = SocketAddr::new(far_end.ip().to_canonical(), far_end.port());
+    let begun = Instant::now();
     let mut exchange = Exchange {
         client_ip: forwarding::client_ip(far_end.ip(), &head.headers, &site.config.trusted_proxies),
         request_id: forwarding::request_id(&head.headers),
         host: String::new(),
         is_suspect: false,
-        begun: Instant::now(),
+        begun,
+        passing: Arc::new(Passing::new(begun)),
         slot: Cell::new(None),
         worker,
         far_end,
@@ -244,6 +287,8 @@ async fn answer(
             duration: exchange.begun.elapsed(),
         });
     }
+    let send_timeout = route.map_or(SEND_TIMEOUT, |route| route.send_timeout);
+    answering.begin(exchange.passing, send_timeout);
     *next.borrow_mut() = answered.next;
     answered.response
 }
@@ -278,7 +323,7 @@ impl Exchange {
             return Err(overloaded("there is too much to do"));
         }
         if let Target::Http(plugin) = &route.target {
-            return at_plugin::request(self, plugin, head, body).await;
+            return at_plugin::request(self, route, plugin, head, body).await;
         }
         let upgrade = handshake::read_upgrade(&head, !body.is_end_stream())?;
         if upgrade.is_some() {
@@ -332,6 +377,41 @@ impl Exchange {
             path: target_of(head),
             headers: &head.headers,
         }
+    }
+
+    /// Watches the body of an answer on its way to the client, and says in log and metrics where it breaks off.
+    /// That does not count against the backend: a client could find an answer that pauses for long, and have
+    /// good backends ejected by it.
+    fn follow(
+        &self,
+        route: &Arc<Route>,
+        backend: Option<&Arc<Backend>>,
+        answer: Response<Body>,
+    ) -> Response<Body> {
+        let counters = self.worker.target_counters(&route.target);
+        let log = self.worker.access_log().cloned();
+        let (request_id, client, begun) = (self.request_id.clone(), self.far_end, self.begun);
+        // HTTP handlers have their own bound, `http_idle_timeout_ms`.
+        let (from, timeout) = match backend {
+            Some(_) => (Ender::Backend, Some(route.read_timeout)),
+            None => (Ender::Plugin, None),
+        };
+        let (route, backend) = (Arc::clone(route), backend.cloned());
+        let on_abort = move |by: Ender, reason: &str| {
+            counters.aborted(by);
+            let Some(log) = &log else { return };
+            log.abort(&Aborted {
+                request_id: request_id.to_str().unwrap_or_default(),
+                client,
+                route: &route.to_string(),
+                target: log_target(&route.target),
+                backend: backend.as_ref().map(|backend| backend.address()),
+                by,
+                reason,
+                duration: begun.elapsed(),
+            });
+        };
+        self.passing.answer(answer, from, timeout, on_abort)
     }
 
     fn id(&self) -> &str {
@@ -431,6 +511,18 @@ impl From<HandshakeError> for Box<Refused> {
         refused.headers = handshake::refusal_headers(error.status);
         refused
     }
+}
+
+/// For a request whose body came to no good end.
+fn bad_body(passing: &Passing) -> HandshakeError {
+    let (status, reason) = match passing.is_body_late() {
+        true => (
+            StatusCode::REQUEST_TIMEOUT,
+            "the rest of the request's body does not come",
+        ),
+        false => (StatusCode::BAD_REQUEST, "the request's body cannot be read"),
+    };
+    HandshakeError { status, reason }
 }
 
 /// Adds what a plugin wants added; fields that are invalid, or that speak of the connection or its

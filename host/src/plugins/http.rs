@@ -64,16 +64,14 @@ struct RunningGuest {
 /// How often it is looked what a guest holds, in ticks: that takes time by how much it is.
 const TICKS_PER_LOOK: u32 = 16;
 
-/// How long a guest may wait for a client that is in the midst of its body.
-const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
-
 impl GuestHttp {
     pub(super) fn new(generation: &Arc<Generation>, host: &PluginHost) -> Self {
         let about = About::new(generation, host);
         Self { about }
     }
 
-    /// Answers one request, with the head of the answer in time.
+    /// Answers one request, with the head of the answer in time. The guest's time does not run while the client
+    /// sends the request's body, which has to have an idle timeout of its own.
     ///
     /// # Errors
     /// The guest failed, or gave no answer: the client gets a 502 or 504.
@@ -86,12 +84,12 @@ impl GuestHttp {
         B::Error: Into<BoxError>,
     {
         let started_ns = monotonic_ns();
-        let is_client_awaited = Arc::new(AtomicBool::new(false));
+        let client = Arc::<Client>::default();
         let limits = self.about.limits.http;
-        let mut patience = Patience::new(limits.head_timeout, &is_client_awaited);
+        let mut patience = Patience::new(limits.head_timeout, &client);
         let request = with_host(request).map(|body| ClientBody {
             body: Box::pin(body),
-            is_awaited: is_client_awaited,
+            client,
         });
         let (answer, answered) = oneshot::channel();
         let mut guest = RunningGuest {
@@ -115,7 +113,7 @@ impl GuestHttp {
     }
 }
 
-/// An error code that the guest answers with, and a client that is slow, are no failures.
+/// An error code that the guest answers with is no failure.
 fn failed(about: &About, error: &CallError) {
     if !matches!(error, CallError::Refused { .. }) {
         about.failed(Call::Http, error);
@@ -340,20 +338,33 @@ impl fmt::Debug for GuestBody {
 /// How long a guest may stay silent. It is not its doing when it waits for its client.
 struct Patience {
     timeout: Duration,
-    is_client_awaited: Arc<AtomicBool>,
+    client: Arc<Client>,
     /// None while nothing is waited for.
     alarm: Option<Pin<Box<Sleep>>>,
-    /// Of waiting for the client.
-    waited: Duration,
+}
+
+/// What the client of a request does about its body.
+#[derive(Debug, Default)]
+struct Client {
+    /// The guest waits for more of it.
+    is_awaited: AtomicBool,
+    /// More has come since this was last looked at.
+    has_sent: AtomicBool,
+}
+
+impl Client {
+    /// Whether the guest is, or was since the last call, held up by the client.
+    fn holds_up(&self) -> bool {
+        self.has_sent.swap(false, Ordering::Relaxed) || self.is_awaited.load(Ordering::Relaxed)
+    }
 }
 
 impl Patience {
-    fn new(timeout: Duration, is_client_awaited: &Arc<AtomicBool>) -> Self {
+    fn new(timeout: Duration, client: &Arc<Client>) -> Self {
         Self {
             timeout,
-            is_client_awaited: Arc::clone(is_client_awaited),
+            client: Arc::clone(client),
             alarm: None,
-            waited: Duration::ZERO,
         }
     }
 
@@ -361,7 +372,6 @@ impl Patience {
     fn is_over(&mut self, timeout: Duration) {
         self.timeout = timeout;
         self.alarm = None;
-        self.waited = Duration::ZERO;
     }
 
     /// Ready when it is at an end, without what was waited for.
@@ -370,16 +380,8 @@ impl Patience {
         let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep(timeout)));
         loop {
             ready!(alarm.as_mut().poll(context));
-            if !self.is_client_awaited.load(Ordering::Relaxed) {
+            if !self.client.holds_up() {
                 return Poll::Ready(CallError::Silent { what, timeout });
-            }
-            self.waited += timeout;
-            if self.waited > CLIENT_TIMEOUT {
-                let reason = "the client's body did not come".to_owned();
-                return Poll::Ready(CallError::Refused {
-                    call: Call::Http,
-                    reason,
-                });
             }
             alarm.as_mut().reset(Instant::now() + timeout);
         }
@@ -389,7 +391,7 @@ impl Patience {
 /// A request's body that says when the guest waits for it.
 struct ClientBody<B> {
     body: Pin<Box<B>>,
-    is_awaited: Arc<AtomicBool>,
+    client: Arc<Client>,
 }
 
 impl<B: Body> Body for ClientBody<B> {
@@ -401,8 +403,11 @@ impl<B: Body> Body for ClientBody<B> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let polled = self.body.as_mut().poll_frame(context);
-        self.is_awaited
-            .store(polled.is_pending(), Ordering::Relaxed);
+        let is_awaited = polled.is_pending();
+        self.client.is_awaited.store(is_awaited, Ordering::Relaxed);
+        if !is_awaited {
+            self.client.has_sent.store(true, Ordering::Relaxed);
+        }
         polled
     }
 
@@ -417,7 +422,7 @@ impl<B: Body> Body for ClientBody<B> {
 
 impl<B> Drop for ClientBody<B> {
     fn drop(&mut self) {
-        self.is_awaited.store(false, Ordering::Relaxed);
+        self.client.is_awaited.store(false, Ordering::Relaxed);
     }
 }
 

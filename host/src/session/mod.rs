@@ -51,6 +51,19 @@ pub enum Ender {
     Host,
 }
 
+impl Ender {
+    /// As in log and metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Backend => "backend",
+            Self::Plugin => "plugin",
+            Self::Operator => "operator",
+            Self::Host => "host",
+        }
+    }
+}
+
 /// What was true of a session when it ended. "Up" is from the client, "down" is to the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndReport {

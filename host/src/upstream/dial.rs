@@ -28,6 +28,9 @@ use super::tls::{BackendStream, Tls};
 use crate::body::{Body, BoxError};
 use crate::handshake::{self, Upgrade};
 
+/// The longest head of an answer, and what is kept of a body that is not taken.
+const MAX_BUFFER_BYTES: usize = 64 * 1024;
+
 /// How long a backend may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadlines {
@@ -163,7 +166,10 @@ pub fn origin_form(uri: &Uri) -> Uri {
 /// How this program speaks HTTP/1.1 to a backend: fields keep the case that their sender gave them.
 pub fn client() -> http1::Builder {
     let mut builder = http1::Builder::new();
-    builder.preserve_header_case(true).title_case_headers(true);
+    builder
+        .max_buf_size(MAX_BUFFER_BYTES)
+        .preserve_header_case(true)
+        .title_case_headers(true);
     builder
 }
 

@@ -1,4 +1,7 @@
-//! Bodies of HTTP messages, whoever made them: one boxed type, and the few that we make.
+//! Bodies of HTTP messages, whoever made them: one boxed type, the few that we make, and what is known of
+//! those that pass ([`passing`]).
+
+pub mod passing;
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
