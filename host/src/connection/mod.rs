@@ -56,7 +56,7 @@ use crate::worker::{ConnectionCount, Worker};
 const MAX_HEADERS: usize = 100;
 /// How long a client may take nothing of an answer that no route has a part in: the default of `send_timeout_ms`.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
-/// How much of a body that the client does not read is held. Less makes large answers slower.
+/// How much of a body that the client does not read waits to be sent.
 const MAX_BUFFER_BYTES: usize = 64 * 1024;
 /// For a client that came when there was too much to do (RFC 9110 section 10.2.3).
 const RETRY_AFTER_SECS: RangeInclusive<u32> = 1..=5;
