@@ -51,7 +51,7 @@ pub struct Config {
 
 /// As long as messages are unless the route says otherwise.
 const DEFAULT_MAX_BYTES: u64 = 1 << 20;
-/// With the longest text the worst of these take 4.5 ms of the 10 that a call has.
+/// With the longest text the worst of these take 5 ms of the 10 that a call has.
 const DEFAULT_MAX_STEPS: u64 = 200_000;
 /// Of both.
 const MAX_BOUND: usize = 16 << 20;
