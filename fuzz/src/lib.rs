@@ -14,6 +14,11 @@ mod plugin;
 mod requests;
 mod strict;
 
+pub mod slowest;
+
+use std::path::PathBuf;
+use std::{fs, io};
+
 /// A name, and what runs.
 pub type Target = (&'static str, fn(&[u8]));
 
@@ -65,54 +70,59 @@ fn pieces(bytes: &[u8], cuts: u8) -> Vec<Vec<u8>> {
     pieces
 }
 
+/// A path in this package.
+fn here(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// The files of a folder of `seeds/`, in the order of their names.
+fn seeds(folder: &str) -> Vec<Vec<u8>> {
+    let folder = here("seeds").join(folder);
+    let read = || {
+        let files = fs::read_dir(&folder)?.map(|file| Ok(file?.path()));
+        let mut paths = files.collect::<io::Result<Vec<_>>>()?;
+        paths.sort();
+        paths.iter().map(fs::read).collect()
+    };
+    let seeds: io::Result<Vec<_>> = read();
+    let seeds = seeds.unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    assert!(!seeds.is_empty(), "{} is empty", folder.display());
+    seeds
+}
+
+/// A few bytes changed, taken out, put in, or a piece of another seed.
+fn mutate(seed: &[u8], other: &[u8], random: &mut fastrand::Rng) -> Vec<u8> {
+    let mut bytes = seed.to_vec();
+    for _ in 0..random.usize(1..5) {
+        let at = random.usize(..=bytes.len());
+        match random.u8(..5) {
+            0 if at < bytes.len() => bytes[at] = random.u8(..),
+            1 if at < bytes.len() => bytes[at] ^= 1 << random.u8(..8),
+            2 => drop(bytes.drain(at..(at + random.usize(..8)).min(bytes.len()))),
+            3 => bytes.insert(at, random.u8(..)),
+            _ => {
+                let from = random.usize(..=other.len());
+                let to = (from + random.usize(..64)).min(other.len());
+                bytes.splice(at..at, other[from..to].iter().copied());
+            }
+        }
+    }
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::fs;
     use std::io::Write as _;
-    use std::path::PathBuf;
     use std::process::{Command, Stdio};
 
     use super::*;
 
     const MUTATIONS: usize = 2000;
 
-    fn here(path: &str) -> PathBuf {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
-    }
-
-    fn seeds(target: &str) -> Vec<Vec<u8>> {
-        let folder = here("seeds").join(target);
-        let files = fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
-        let mut paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
-        paths.sort();
-        paths.iter().map(|path| fs::read(path).unwrap()).collect()
-    }
-
-    /// A few bytes changed, taken out, put in, or a piece of another seed.
-    fn mutate(seed: &[u8], other: &[u8], random: &mut fastrand::Rng) -> Vec<u8> {
-        let mut bytes = seed.to_vec();
-        for _ in 0..random.usize(1..5) {
-            let at = random.usize(..=bytes.len());
-            match random.u8(..5) {
-                0 if at < bytes.len() => bytes[at] = random.u8(..),
-                1 if at < bytes.len() => bytes[at] ^= 1 << random.u8(..8),
-                2 => drop(bytes.drain(at..(at + random.usize(..8)).min(bytes.len()))),
-                3 => bytes.insert(at, random.u8(..)),
-                _ => {
-                    let from = random.usize(..=other.len());
-                    let to = (from + random.usize(..64)).min(other.len());
-                    bytes.splice(at..at, other[from..to].iter().copied());
-                }
-            }
-        }
-        bytes
-    }
-
     /// Seeds, and what they become.
     fn inputs(target: &str) -> Vec<Vec<u8>> {
         let seeds = seeds(target);
-        assert!(!seeds.is_empty(), "{target} has no seeds");
         let mut random = fastrand::Rng::with_seed(1);
         let mutants: Vec<_> = (0..MUTATIONS)
             .map(|_| {

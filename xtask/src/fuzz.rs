@@ -1,4 +1,5 @@
-//! Runs libFuzzer over the targets of `fuzz/`, one after the other.
+//! Runs libFuzzer over the targets of `fuzz/`, one after the other, and then the search for the slowest
+//! messages.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -6,10 +7,13 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::setup;
 use crate::step::Step;
+use crate::{plugins, setup};
 
 const SECONDS: &str = "5";
+
+/// The target that is a program of its own, without libFuzzer.
+const SLOWEST: &str = "slowest";
 
 /// `args`: `--seconds N`, and targets; without targets all.
 pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
@@ -25,13 +29,20 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
             all.join(", ")
         );
     }
-    setup::cpp(root)?;
-    build(root)?;
     let chosen = if asked.is_empty() { &all } else { asked };
-    for name in chosen {
+    let (slowest, with_libfuzzer): (Vec<_>, Vec<_>) =
+        chosen.iter().partition(|name| *name == SLOWEST);
+    if !with_libfuzzer.is_empty() {
+        setup::cpp(root)?;
+        build(root)?;
+    }
+    for name in with_libfuzzer {
         fuzz(root, name, seconds)?;
     }
-    Ok(())
+    if slowest.is_empty() {
+        return Ok(());
+    }
+    search_slowest(root, seconds)
 }
 
 /// Those that have seeds.
@@ -51,6 +62,17 @@ fn build(root: &Path) -> Result<()> {
         .env("RUSTC_WORKSPACE_WRAPPER", &wrapper)
         .args(["build", "--release", "--package", "pointsman-fuzz"])
         .args(["--features", "libfuzzer", "--bin", "fuzz"])
+        .run()
+}
+
+/// Of all packages, so that cargo unites their features as for the tests.
+fn search_slowest(root: &Path, seconds: &str) -> Result<()> {
+    plugins::build(root)?;
+    Step::cargo(root)
+        .args(["build", "--release", "--workspace", "--bin", SLOWEST])
+        .run()?;
+    Step::new(root, root.join("target/release").join(SLOWEST))
+        .args([seconds])
         .run()
 }
 

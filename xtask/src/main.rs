@@ -39,7 +39,8 @@ usage: cargo xtask COMMAND
                      build, then 30 minutes of 2,000 sessions that come and go, in trouble
   fuzz [--seconds N] [TARGET...]
                      look for input that breaks what must hold, for 5 s each; targets are the
-                     folders of fuzz/seeds
+                     folders of fuzz/seeds. `slowest` looks for the slowest message of each
+                     shipped plugin
   deny               licenses, sources and versions of all dependencies, by deny.toml; then known
                      vulnerabilities
   ci                 formatting, lints, documentation, then test, fuzz and a soak of 3 minutes
