@@ -55,17 +55,18 @@ fn targets(root: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// What is fuzzed is compiled with counters, the rest as always; cargo tells the two apart.
+/// What is fuzzed is compiled with counters, the rest as always; cargo tells the two apart. Of all packages,
+/// so that cargo unites their features as for the tests, and compiles no dependency again.
 fn build(root: &Path) -> Result<()> {
     let wrapper = root.join("fuzz/rustc.sh").display().to_string();
     Step::cargo(root)
         .env("RUSTC_WORKSPACE_WRAPPER", &wrapper)
-        .args(["build", "--release", "--package", "pointsman-fuzz"])
-        .args(["--features", "libfuzzer", "--bin", "fuzz"])
+        .args(["build", "--release", "--workspace", "--bin", "fuzz"])
+        .args(["--features", "pointsman-fuzz/libfuzzer"])
         .run()
 }
 
-/// Of all packages, so that cargo unites their features as for the tests.
+/// Compiled as for the tests, without counters.
 fn search_slowest(root: &Path, seconds: &str) -> Result<()> {
     plugins::build(root)?;
     Step::cargo(root)
