@@ -2,9 +2,8 @@
 
 #![no_main]
 
-use std::env;
-use std::panic;
 use std::sync::OnceLock;
+use std::{env, panic};
 
 use pointsman_fuzz::TARGETS;
 

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 
 use pointsman::messages::deflate::{Agreement, Compressors};
 use pointsman::messages::{Decoder, Encoder, End, Incoming};
-use pointsman::session::handler::Received;
+use pointsman_contract::message::Received;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message, WebSocket};
 

@@ -9,26 +9,27 @@
     reason = "a program for people, who see its panics"
 )]
 
-use std::env;
 use std::error::Error;
-use std::fs;
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{env, fs};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use pointsman::config::{self, PluginName, PluginSettings, QueueSettings};
+use pointsman::config::{self, PluginSettings};
 use pointsman::plugins::generation::{Generation, Source};
 use pointsman::plugins::host::PluginHost;
 use pointsman::plugins::limits::Limits;
 use pointsman::plugins::policy::GuestPolicy;
 use pointsman::plugins::registry::{Loaded, Registry};
-use pointsman::routing::policy::{Candidate, ChoiceRequest, Figures, Policy};
-use pointsman::session::SessionId;
-use pointsman::session::handler::{Facts, Handler, MessageKind, Received};
-use pointsman::session::outbox::outbox;
+use pointsman_contract::handler::{Facts, Handler};
+use pointsman_contract::message::{MessageKind, Received};
+use pointsman_contract::names::PluginName;
+use pointsman_contract::outbox::{QueueSettings, outbox};
+use pointsman_contract::policy::{Candidate, ChoiceRequest, Figures, Policy};
+use pointsman_contract::session::SessionId;
 use serde_json::{Value, json};
 use wit_component::StringEncoding;
 use wit_parser::Resolve;

@@ -10,23 +10,23 @@
     reason = "a program for people, who see its panics"
 )]
 
-use std::env;
 use std::error::Error;
 use std::fmt::Write as _;
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use std::{env, fs};
 
 use http::{HeaderMap, HeaderValue, header};
-use pointsman::config::{self, PluginName};
+use pointsman::config;
 use pointsman::plugins::generation::{Generation, Source};
 use pointsman::plugins::host::PluginHost;
 use pointsman::plugins::limits::Limits;
 use pointsman::plugins::policy::GuestPolicy;
 use pointsman::plugins::registry::{Loaded, Registry};
-use pointsman::routing::policy::{Candidate, ChoiceRequest, Decision, Figures, Policy};
+use pointsman_contract::names::PluginName;
+use pointsman_contract::policy::{Candidate, ChoiceRequest, Decision, Figures, Policy};
 use serde_json::{Value, json};
 
 const N_SESSIONS: usize = 20_000;

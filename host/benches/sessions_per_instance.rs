@@ -11,23 +11,24 @@
     reason = "a program for people, who see its panics"
 )]
 
-use std::env;
 use std::error::Error;
-use std::fs;
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::process::Command;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
+use std::{env, fs};
 
-use pointsman::config::{self, PluginName, PluginSettings, QueueSettings};
+use pointsman::config::{self, PluginSettings};
 use pointsman::plugins::generation::Source;
 use pointsman::plugins::limits::Limits;
 use pointsman::plugins::registry::{Loaded, Registry};
-use pointsman::session::SessionId;
-use pointsman::session::handler::{Facts, Handler, HandlerSession, Received};
-use pointsman::session::outbox::{Inbox, outbox};
+use pointsman_contract::handler::{Facts, Handler, HandlerSession};
+use pointsman_contract::message::Received;
+use pointsman_contract::names::PluginName;
+use pointsman_contract::outbox::{Inbox, QueueSettings, outbox};
+use pointsman_contract::session::SessionId;
 
 /// What each plugin is shown, as an ordinary message.
 const PLUGINS: [(&str, &str); 2] = [

@@ -3,25 +3,24 @@
 //! Exit codes: 0 done, 1 what was asked for failed or there are problems, 2 the call was wrong. Text for people goes to
 //! stderr, results go to stdout.
 
-use std::fmt;
-use std::fs;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::{fmt, fs};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
+use pointsman::admin;
 use pointsman::admin::status::FetchError;
 use pointsman::admin::steer::{Plan, Proposal};
 use pointsman::cli::{Check, Cli, Command, Demo, Run, Status};
 use pointsman::config::{Config, Flags, Problem};
-use pointsman::demo::DemoError;
+use pointsman::demo::{self, DemoError};
 use pointsman::log::ErrorLog;
 use pointsman::plugins::apart;
-use pointsman::server::{Server, StartError};
+use pointsman::server::{self, Server, StartError};
 use pointsman::systemd::{self, Inherited};
-use pointsman::{admin, demo, server};
 use rustix::process::Signal as SignalNumber;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::level_filters::LevelFilter;

@@ -3,13 +3,12 @@
 //!
 //! See sd_listen_fds(3) and sd_notify(3). Without a service manager nothing happens here.
 
-use std::env;
 use std::ffi::OsStr;
-use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
+use std::{env, io};
 
 use listenfd::ListenFd;
 use sd_notify::NotifyState;

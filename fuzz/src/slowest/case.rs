@@ -5,8 +5,9 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use http::HeaderValue;
-use pointsman::session::SessionId;
-use pointsman::session::handler::{Facts, Message, MessageKind};
+use pointsman_contract::handler::Facts;
+use pointsman_contract::message::{Message, MessageKind};
+use pointsman_contract::session::SessionId;
 
 /// One way into one plugin.
 #[derive(Debug)]

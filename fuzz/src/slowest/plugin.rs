@@ -5,16 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use pointsman::config::{self, HttpLimits, PluginName, PluginSettings};
+use pointsman::config::{self, HttpLimits, PluginSettings};
 use pointsman::plugins::generation::Generation;
 use pointsman::plugins::host::PluginHost;
 use pointsman::plugins::limits::Limits;
 use pointsman::plugins::registry::{Loaded, Registry};
-use pointsman::routing::policy::{Candidate, ChoiceRequest, Figures, Policy};
 use pointsman::server::EMBEDDED;
-use pointsman::session::filter::{Direction, Filter};
-use pointsman::session::handler::{Facts, Handler};
-use pointsman::session::outbox::outbox;
+use pointsman_contract::filter::{Direction, Filter};
+use pointsman_contract::handler::{Facts, Handler};
+use pointsman_contract::names::PluginName;
+use pointsman_contract::outbox::outbox;
+use pointsman_contract::policy::{Candidate, ChoiceRequest, Figures, Policy};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 

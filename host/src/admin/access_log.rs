@@ -6,10 +6,10 @@
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use pointsman_contract::session::{EndReport, Ender};
 use serde::Serialize;
 
 use crate::log::writer::LogWriter;
-use crate::session::{EndReport, Ender};
 
 /// What workers log by. Cheap to clone.
 #[derive(Debug, Clone)]

@@ -12,17 +12,16 @@ use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, MetricEncoder, NoLabelSet,
-    text::encode,
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use super::metrics::UsageSample;
 use super::metrics::{
     ABORTED_BY, BackendSample, CallSample, Format, Limit, ReloadKind, ReloadResult, STATUS_CLASSES,
-    Scrape, TargetTotals, Totals, UpgradeResult, UpstreamSample,
+    Scrape, TargetTotals, Totals, UpgradeResult, UpstreamSample, UsageSample,
 };
 use super::process::Process;
 use super::status::ProblemKind;

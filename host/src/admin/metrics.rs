@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use pointsman_contract::session::Ender;
+
 use super::exposition;
 use super::status::{ProblemKind, WorkerStatus};
-use crate::session::Ender;
 
 /// All counters of this process. Made at start and passed in; a clone is another handle.
 #[derive(Debug, Clone)]

@@ -2,8 +2,7 @@
 //!
 //! Read from `/proc/self` when somebody asks; what a system does not offer is left out.
 
-use std::fs;
-use std::io;
+use std::{fs, io};
 
 use rustix::time::{ClockId, clock_gettime};
 

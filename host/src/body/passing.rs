@@ -5,7 +5,8 @@
 //! matter of its socket.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -15,10 +16,10 @@ use http::Response;
 use http::header::CONTENT_LENGTH;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use pointsman_contract::session::Ender;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::{Body, BoxError};
-use crate::session::Ender;
 
 /// The state that the two bodies of one exchange share. One thread uses it; it is made of atomics because the
 /// HTTP library wants bodies that can move to another.

@@ -10,15 +10,17 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use pointsman_contract::names::PluginName;
+use pointsman_contract::outbox::{QueueSettings, SlowConsumer};
+
 use super::entry::Spot;
 use super::names::{self, NETWORK, ORIGIN, SOCKET_ADDRESS};
 use super::nearest::nearest;
 use super::reader::{self, BYTES, MILLISECONDS, Section, Taken};
-use super::upstream;
 use super::{
     AccessLogTarget, Admin, Config, ErrorLogSettings, HostPattern, HttpLimits, Isolation, Listener,
-    LogFormat, OnFailure, Overload, PathPattern, PluginName, PluginSettings, Plugins, Problem,
-    QueueSettings, Route, SlowConsumer, Target, UpstreamName,
+    LogFormat, OnFailure, Overload, PathPattern, PluginSettings, Plugins, Problem, Route, Target,
+    UpstreamName, upstream,
 };
 
 const TOKEN: &str = "a token of at least 16 visible ASCII characters";

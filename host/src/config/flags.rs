@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use super::file;
+use pointsman_contract::names::PluginName;
+
 use super::names::{self, BACKEND_ADDRESS};
 use super::reader::{self, Section, Taken};
 use super::upstream::{self, Found};
 use super::{
-    Admin, Backend, Config, Flags, Listener, PathPattern, PluginName, Plugins, Problem, Target,
-    Upstream, UpstreamName,
+    Admin, Backend, Config, Flags, Listener, PathPattern, Plugins, Problem, Target, Upstream,
+    UpstreamName, file,
 };
 
 impl Config {

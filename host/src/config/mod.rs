@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use pointsman_contract::names::PluginName;
+use pointsman_contract::outbox::QueueSettings;
 use serde::{Deserialize, Serialize};
 
 pub use self::nearest::nearest_plugin;
@@ -185,30 +187,6 @@ pub struct PluginSettings {
     pub queue: QueueSettings,
 }
 
-/// `[plugin.NAME] queue_*`: what may wait to be sent to one session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QueueSettings {
-    /// `queue_max_messages`. Default 1,024; 1 to 65,536.
-    pub max_messages: usize,
-    /// `queue_max_bytes`, payload; a single message has room whatever its length. Default 1 MiB; 1 to
-    /// 1 GiB.
-    pub max_bytes: usize,
-    /// What becomes of a message without room.
-    pub slow_consumer: SlowConsumer,
-}
-
-/// `slow_consumer`: what is done with a session that takes less than it is sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SlowConsumer {
-    /// It misses what comes.
-    DropNewest,
-    /// It misses what waits longest.
-    DropOldest,
-    /// It ends with 1013. The default: what is lost is not lost silently.
-    #[default]
-    Close,
-}
-
 /// `on_failure`: what becomes of a session whose filter fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnFailure {
@@ -301,10 +279,6 @@ pub enum PathPattern {
     Prefix(String),
 }
 
-/// The name of a plugin: the stem of its file. `[a-z][a-z0-9_-]{0,63}`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PluginName(String);
-
 /// The name of an upstream. `[A-Za-z0-9][A-Za-z0-9_.-]{0,63}`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UpstreamName(String);
@@ -350,27 +324,6 @@ impl AccessLogTarget {
     }
 }
 
-impl PluginName {
-    /// What a name may be, for error messages.
-    pub const ALLOWED: &'static str =
-        "a lower-case letter, then at most 63 letters, digits, '_' or '-'";
-
-    /// None where `name` is not a plugin's name.
-    pub fn parse(name: &str) -> Option<Self> {
-        let rest_is_fine =
-            |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-".contains(c);
-        let is_fine = name.len() <= 64
-            && name.starts_with(|c: char| c.is_ascii_lowercase())
-            && name.chars().all(rest_is_fine);
-        is_fine.then(|| Self(name.to_owned()))
-    }
-
-    /// The bare name.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
 impl UpstreamName {
     /// What a name may be, for error messages.
     pub const ALLOWED: &'static str = "a letter or digit, then at most 63 of them or '_', '.', '-'";
@@ -387,12 +340,6 @@ impl UpstreamName {
     /// The bare name.
     pub fn as_str(&self) -> &str {
         &self.0
-    }
-}
-
-impl fmt::Display for PluginName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 
@@ -471,16 +418,6 @@ impl Default for PluginSettings {
             memory_max_bytes: None,
             http: HttpLimits::default(),
             queue: QueueSettings::default(),
-        }
-    }
-}
-
-impl Default for QueueSettings {
-    fn default() -> Self {
-        Self {
-            max_messages: 1024,
-            max_bytes: 1 << 20,
-            slow_consumer: SlowConsumer::Close,
         }
     }
 }

@@ -4,8 +4,7 @@
 //! once, in the order of the lines. Each knows its key path, its line, what was found and what is
 //! allowed. Which keys there are is the business of `file.rs`.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map;
+use std::collections::{BTreeMap, btree_map};
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::time::Duration;

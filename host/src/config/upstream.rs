@@ -7,14 +7,15 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pointsman_contract::names::PluginName;
+use pointsman_contract::policy::Candidate;
 use toml_edit::{DocumentMut, InlineTable, Item, Value};
 
 use super::entry::{Entry, Spot};
 use super::file::MAX_TIMEOUT_MS;
 use super::names::{self, BACKEND_ADDRESS, DNS_NAME, SERVER_NAME, SOCKET_ADDRESS};
-use super::nearest;
 use super::reader::{self, Section, Taken, one_of};
-use super::{PluginName, Problem, UpstreamName};
+use super::{Problem, UpstreamName, nearest};
 
 const PERCENT: &str = "a percentage";
 const PROBE_PATH: &str = "a path that begins with '/', without '#' or space";
@@ -202,7 +203,7 @@ pub(super) fn upstream_of(
     let policy = policy(s);
     let (has_health, has_ejection) = (s.has("health"), s.has("ejection"));
     Some(Upstream {
-        policy: policy.unwrap_or_else(|| PluginName("round_robin".to_owned())),
+        policy: policy.unwrap_or_else(PluginName::round_robin),
         policy_config: s.json("policy_config"),
         backends: found.backends,
         backends_file: found.backends_file,
@@ -476,6 +477,16 @@ fn toml_value(json: &serde_json::Value) -> Option<Value> {
             Value::InlineTable(inline)
         }
     })
+}
+
+impl From<&Backend> for Candidate {
+    fn from(backend: &Backend) -> Self {
+        Self {
+            address: backend.address.clone(),
+            weight: backend.weight,
+            labels: backend.labels.clone().into_iter().collect(),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -8,21 +8,24 @@ use std::task::{Poll, ready};
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{StatusCode, request};
+use pointsman_contract::failure::PluginError;
+use pointsman_contract::handler::{Facts, Handler};
+use pointsman_contract::names::PluginName;
+use pointsman_contract::outbox::outbox;
+use pointsman_contract::session::SessionId;
 use tokio::net::TcpStream;
 
 use super::blame::blame;
 use super::record::{Place, Record};
 use super::{Answered, Exchange, Next, Refused, target_of};
 use crate::admin::metrics::UpgradeResult;
-use crate::config::{PluginName, Route};
+use crate::config::Route;
 use crate::handshake::{self, Upgrade};
 use crate::messages::deflate::{self, Agreement};
 use crate::messages::{Decoder, Encoder, End};
+use crate::session;
 use crate::session::buffers::WindowRoom;
 use crate::session::handled::Handled;
-use crate::session::handler::{Facts, Handler, PluginError};
-use crate::session::outbox::outbox;
-use crate::session::{self, SessionId};
 use crate::worker::{ConnectionCount, Worker};
 
 /// What a session at a handler begins with.

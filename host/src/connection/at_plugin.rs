@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use http::{Request, StatusCode, request};
 use hyper::body::Incoming;
+use pointsman_contract::names::PluginName;
+use pointsman_contract::session::Ender;
 
 use super::{Answered, Exchange, Refused, bad_body};
 use crate::admin::metrics::UpgradeResult;
-use crate::config::{PluginName, Route};
+use crate::config::Route;
 use crate::forwarding;
 use crate::plugins::failure::CallError;
-use crate::session::Ender;
 
 /// Leads a request to an HTTP plugin.
 pub(super) async fn request(

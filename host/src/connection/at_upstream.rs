@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, StatusCode, request};
 use hyper::body::{Body as _, Incoming};
+use pointsman_contract::session::SessionId;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
@@ -19,21 +20,19 @@ use super::filters::{self, FilteredUpgrade, Filters};
 use super::record::{Place, Record};
 use super::{Answered, Exchange, Next, Refused, append_all, bad_body, overloaded};
 use crate::admin::metrics::UpgradeResult;
-use crate::body;
 use crate::config::{Route, UpstreamName};
-use crate::forwarding;
 use crate::handshake::Upgrade;
 use crate::proxy::ProxyError;
 use crate::relay::Relay;
 use crate::routing::chooser::Plan;
 use crate::session::relayed::Relayed;
-use crate::session::{self, SessionId};
 use crate::site::Site;
 use crate::upstream::dial::{self, Answer, Deadlines, DialError};
 use crate::upstream::pool::{Active, Backend, Pending, Pool};
 use crate::upstream::tls::BackendStream;
 use crate::worker::guests::PolicyLabel;
 use crate::worker::{ConnectionCount, Worker};
+use crate::{body, forwarding, session};
 
 /// How often who waits for room looks for itself: room can come without a sign, as when an ejection
 /// is over.

@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use http::StatusCode;
 use http::header::{self, HeaderValue};
+use pointsman_contract::failure::PluginError;
+use pointsman_contract::names::PluginName;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Exchange, Refused};
 use crate::admin::metrics::UpgradeResult;
-use crate::config::{PluginName, Route, Target};
+use crate::config::{Route, Target};
 use crate::overload::penalties::{Turn, WAIT_MAX};
 use crate::plugins::stats::Penalty;
-use crate::session::handler::PluginError;
 use crate::site::Site;
 use crate::worker::Worker;
 

@@ -12,12 +12,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use pointsman_contract::session::Ender;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::body::passing::Passing;
 use crate::relay::stream::set_send_timeout;
-use crate::session::Ender;
 
 /// What a connection has to know of the answer that it sends, or sent last.
 #[derive(Debug)]

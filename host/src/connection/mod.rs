@@ -31,6 +31,8 @@ use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use pointsman_contract::policy::Refusal;
+use pointsman_contract::session::Ender;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -45,8 +47,6 @@ use crate::handshake::{self, HandshakeError};
 use crate::overload::handshakes::Waiting;
 use crate::routing::chooser::RequestFacts;
 use crate::routing::paths;
-use crate::routing::policy::Refusal;
-use crate::session::Ender;
 use crate::site::Site;
 use crate::upstream::pool::Backend;
 use crate::worker::loads::SessionSlot;

@@ -1,8 +1,7 @@
 //! Why the demo can fail, in words for the person who runs it.
 
-use std::fmt;
-use std::io;
 use std::path::PathBuf;
+use std::{fmt, io};
 
 use tokio_tungstenite::tungstenite::Error as WsError;
 

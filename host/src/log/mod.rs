@@ -11,13 +11,12 @@ pub mod writer;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::HashMap;
-use std::fmt;
 use std::io::{self, IsTerminal as _, Write};
 use std::panic::{self, PanicHookInfo};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{fmt, thread};
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};

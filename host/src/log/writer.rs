@@ -5,12 +5,11 @@
 //! the output does not take, is dropped in whole lines and counted. What a line says is not known here.
 
 use std::io::{self, Write};
-use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
+use std::{mem, thread};
 
 use super::output::Output;
 

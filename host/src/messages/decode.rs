@@ -5,18 +5,15 @@
 
 use std::str;
 
+use pointsman_contract::close;
+use pointsman_contract::message::{CloseReason, MessageKind};
+
 use super::deflate::{InflateError, Inflater};
 use super::{CONTROL_MAX_BYTES, End, FIN, MASKED, RSV1, mask, opcode};
-use crate::session::handler::{CloseReason, MessageKind};
 
 const RSV2_RSV3: u8 = 0x30;
 const OPCODE: u8 = 0x0f;
 const IS_CONTROL: u8 = 0x08;
-
-/// RFC 6455 section 7.4.1.
-const PROTOCOL_ERROR: u16 = 1002;
-const INVALID_PAYLOAD: u16 = 1007;
-const TOO_BIG: u16 = 1009;
 
 /// What came.
 #[derive(Debug, PartialEq, Eq)]
@@ -451,7 +448,7 @@ fn close_reason(payload: &[u8]) -> Result<Option<CloseReason>, Violation> {
         [_] => return Err(protocol_error("a Close has half a code")),
         [high, low, reason @ ..] => (u16::from_be_bytes([*high, *low]), reason),
     };
-    let may_be_sent = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
+    let may_be_sent = close::may_be_sent(code);
     check(may_be_sent, "a Close has a code that is never sent")?;
     let reason = str::from_utf8(reason).map_err(|_| invalid_text())?;
     Ok(Some(CloseReason {
@@ -469,21 +466,21 @@ fn check(is_fine: bool, reason: &'static str) -> Result<(), Violation> {
 
 fn protocol_error(reason: &'static str) -> Violation {
     Violation {
-        code: PROTOCOL_ERROR,
+        code: close::PROTOCOL_ERROR,
         reason,
     }
 }
 
 fn invalid_text() -> Violation {
     Violation {
-        code: INVALID_PAYLOAD,
+        code: close::INVALID_PAYLOAD,
         reason: "a text is not UTF-8",
     }
 }
 
 fn too_big() -> Violation {
     Violation {
-        code: TOO_BIG,
+        code: close::MESSAGE_TOO_BIG,
         reason: "a message is too long",
     }
 }
@@ -493,11 +490,11 @@ impl From<InflateError> for Violation {
         match error {
             InflateError::TooBig => too_big(),
             InflateError::TooDense => Self {
-                code: TOO_BIG,
+                code: close::MESSAGE_TOO_BIG,
                 reason: "a message is compressed too much",
             },
             InflateError::Corrupt => Self {
-                code: INVALID_PAYLOAD,
+                code: close::INVALID_PAYLOAD,
                 reason: "a message cannot be inflated",
             },
         }
@@ -506,10 +503,11 @@ impl From<InflateError> for Violation {
 
 #[cfg(test)]
 mod tests {
+    use pointsman_contract::message::Received;
+
     use super::super::Encoder;
     use super::super::deflate::{Compressors, Deflater};
     use super::*;
-    use crate::session::handler::Received;
 
     /// What `bytes` come to, given in pieces of `size`, a line each.
     fn read(decoder: &mut Decoder, bytes: &[u8], size: usize) -> Vec<String> {

@@ -8,8 +8,9 @@ use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 
-use super::End;
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+
+use super::End;
 
 /// As it is written in `Sec-WebSocket-Extensions`.
 pub const NAME: &str = "permessage-deflate";

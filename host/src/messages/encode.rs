@@ -1,8 +1,9 @@
 //! Messages in, frames out.
 
+use pointsman_contract::message::Received;
+
 use super::deflate::Deflater;
 use super::{CONTROL_MAX_BYTES, End, FIN, MASKED, RSV1, mask, opcode};
-use crate::session::handler::Received;
 
 /// Shorter messages are sent as they are, which the extension allows: they gain less than they cost.
 const DEFLATE_FROM_BYTES: usize = 1024;

@@ -68,8 +68,7 @@ impl Drop for Waiting {
 mod tests {
     use std::future::pending;
 
-    use tokio::task::LocalSet;
-    use tokio::task::yield_now;
+    use tokio::task::{LocalSet, yield_now};
 
     use super::*;
 

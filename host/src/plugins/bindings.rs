@@ -6,6 +6,12 @@
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
+use pointsman_contract::close;
+use pointsman_contract::filter::{self, Admission};
+use pointsman_contract::handler::{Interest, Verdict};
+use pointsman_contract::message::{CloseReason, Message, MessageKind, Received};
+use pointsman_contract::policy::{Decision, Refusal};
+use pointsman_contract::session::{EndReport, Ender};
 
 use self::exports::pointsman::plugin::{
     filter as wire_filter, handler as wire_handler, policy as wire_policy,
@@ -16,10 +22,6 @@ use super::limits::{
     HEADERS_MAX, LOCATION_MAX_BYTES, RANKED_MAX, REFUSAL_BODY_MAX_BYTES, REPLIES_MAX,
 };
 use super::stats::Call;
-use crate::routing::policy::{Decision, Refusal};
-use crate::session::filter::{self, Admission};
-use crate::session::handler::{CloseReason, Interest, Message, MessageKind, Received, Verdict};
-use crate::session::{EndReport, Ender};
 
 pub(super) use self::generated::{exports, pointsman};
 
@@ -39,8 +41,6 @@ const HOST_HEADERS: [&str; 12] = [
     "upgrade",
 ];
 
-/// Sent in place of a close code that may not go on the wire.
-const CLOSE_PLUGIN_FAILED: u16 = 1011;
 const CLOSE_REASON_MAX_BYTES: usize = 123;
 
 mod generated {
@@ -289,14 +289,14 @@ pub(super) fn message(message: types::MessageResult) -> Message {
 
 /// A close that may go on the wire: RFC 6455 section 7.4.
 pub(super) fn close_reason(close: types::Close) -> CloseReason {
-    let is_sendable = matches!(close.code, 1000..=1003 | 1007..=1014 | 3000..=4999);
+    let is_sendable = close::may_be_sent(close.code);
     let mut reason = close.reason;
     reason.truncate(reason.floor_char_boundary(CLOSE_REASON_MAX_BYTES));
     CloseReason {
         code: if is_sendable {
             close.code
         } else {
-            CLOSE_PLUGIN_FAILED
+            close::INTERNAL_ERROR
         },
         reason,
     }

@@ -3,14 +3,12 @@
 //! Synchronous and asynchronous guests share the engine, since they need the same code; what differs,
 //! how an expired epoch is taken, is decided store by store. Knows nothing of plugins.
 
-use std::env;
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{env, fmt, thread};
 
 use wasmtime::{Cache, CacheConfig, Config, Engine};
 

@@ -5,11 +5,11 @@
 use std::fmt;
 use std::time::Duration;
 
+use pointsman_contract::names::PluginName;
 use wasmtime::Trap;
 
 use super::limits::Limits;
 use super::stats::Call;
-use crate::config::PluginName;
 
 /// The longest text of a trap that is kept.
 const TEXT_MAX_BYTES: usize = 512;

@@ -3,6 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
+use pointsman_contract::failure::PluginError;
+use pointsman_contract::filter::{Admission, Direction, Filter, FilterSession, Interest, Verdict};
+use pointsman_contract::handler::Facts;
+use pointsman_contract::message::Received;
+use pointsman_contract::outbox::{Outbox, QueueSettings};
+use pointsman_contract::policy::Refusal;
+use pointsman_contract::session::EndReport;
 use wasmtime::Store;
 use wasmtime::component::{Instance, ResourceAny};
 
@@ -16,12 +23,7 @@ use super::host_api::HostState;
 use super::load::CallCode;
 use super::sessions::{self, Exports, GuestSession, Wants};
 use super::stats::Call;
-use crate::config::{PluginSettings, QueueSettings};
-use crate::routing::policy::Refusal;
-use crate::session::EndReport;
-use crate::session::filter::{Admission, Direction, Filter, FilterSession, Interest, Verdict};
-use crate::session::handler::{Facts, PluginError, Received};
-use crate::session::outbox::Outbox;
+use crate::config::PluginSettings;
 
 /// What makes the sessions of one filter's generation on one worker.
 pub struct GuestFilter(sessions::Host<wire::Guest>);

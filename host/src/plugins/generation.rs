@@ -3,12 +3,14 @@
 //! Immutable and shared by all workers; each makes its own instances of it.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use ::http::HeaderMap;
-use std::net::{IpAddr, Ipv4Addr};
+use pointsman_contract::names::PluginName;
+use pointsman_contract::policy::{Candidate, ChoiceRequest, Figures, Policy};
 
 use super::failure::CallError;
 use super::filter::GuestFilter;
@@ -18,8 +20,7 @@ use super::http::GuestHttp;
 use super::limits::Limits;
 use super::load::{CallCode, Code, Kinds, LoadError};
 use super::policy::GuestPolicy;
-use crate::config::{PluginName, PluginSettings};
-use crate::routing::policy::{Candidate, ChoiceRequest, Figures, Policy};
+use crate::config::PluginSettings;
 
 /// One version of one plugin.
 #[derive(Debug)]

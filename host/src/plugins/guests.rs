@@ -5,6 +5,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use pointsman_contract::handler::{Facts, Handler};
+use pointsman_contract::message::Received;
+use pointsman_contract::names::PluginName;
+use pointsman_contract::outbox::{QueueSettings, outbox};
+use pointsman_contract::session::SessionId;
 use wit_component::StringEncoding;
 use wit_parser::Resolve;
 
@@ -13,10 +18,7 @@ use super::handler::GuestHandler;
 use super::host::PluginHost;
 use super::limits::{HttpLimits, Limits};
 use super::load::{Compiler, LoadError};
-use crate::config::{self, PluginName, QueueSettings};
-use crate::session::SessionId;
-use crate::session::handler::{Facts, Handler, Received};
-use crate::session::outbox::outbox;
+use crate::config;
 
 /// As many interfaces of WASI as a test needs.
 const WASI: &str = r#"

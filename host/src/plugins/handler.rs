@@ -3,6 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
+use pointsman_contract::failure::PluginError;
+use pointsman_contract::handler::{Facts, Handler, HandlerSession, Interest, Verdict};
+use pointsman_contract::message::Received;
+use pointsman_contract::outbox::{Outbox, QueueSettings};
+use pointsman_contract::policy::Refusal;
+use pointsman_contract::session::EndReport;
 use wasmtime::Store;
 use wasmtime::component::{Instance, ResourceAny};
 
@@ -16,13 +22,7 @@ use super::host_api::HostState;
 use super::load::CallCode;
 use super::sessions::{self, Exports, GuestSession, Wants};
 use super::stats::Call;
-use crate::config::{PluginSettings, QueueSettings};
-use crate::routing::policy::Refusal;
-use crate::session::EndReport;
-use crate::session::handler::{
-    Facts, Handler, HandlerSession, Interest, PluginError, Received, Verdict,
-};
-use crate::session::outbox::Outbox;
+use crate::config::PluginSettings;
 
 /// What makes the sessions of one handler's generation on one worker.
 pub struct GuestHandler(sessions::Host<wire::Guest>);
@@ -193,12 +193,14 @@ mod tests {
     use std::task::{Context, Poll, Waker};
     use std::time::Duration;
 
+    use pointsman_contract::names::PluginName;
+    use pointsman_contract::outbox::{Inbox, Outbound, outbox};
+    use pointsman_contract::session::{Ender, SessionId};
+
     use super::*;
-    use crate::config::{Isolation, PluginName};
+    use crate::config::Isolation;
     use crate::plugins::guests;
     use crate::plugins::limits::monotonic_ns;
-    use crate::session::outbox::{Inbox, Outbound, outbox};
-    use crate::session::{Ender, SessionId};
 
     /// Traps at a message of four bytes, never returns from one of five, takes longer than it may for one of
     /// six, else echoes.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use pointsman_contract::names::PluginName;
 use tokio::sync::mpsc;
 
 use super::failure::Failure;
@@ -12,7 +13,6 @@ use super::grace::Grace;
 use super::limits::{AllLimits, Limits, monotonic_ns};
 use super::share::Share;
 use super::stats::{self, Penalty, PluginFigures, PluginStats};
-use crate::config::PluginName;
 
 /// A worker's leave to make instances. The control plane makes one for each worker.
 #[derive(Debug, Clone)]

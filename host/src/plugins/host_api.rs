@@ -4,12 +4,12 @@
 //! Nothing here waits or fails for long; what is over a bound is refused by value.
 
 use std::any::Any;
-use std::fmt;
-use std::mem;
 use std::sync::{Arc, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
+use std::{fmt, mem};
 
 use http::{Request, Response};
+use pointsman_contract::session::SessionId;
 use tracing::Level;
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
 use wasmtime_wasi::p2::DynPollable;
@@ -29,7 +29,6 @@ use super::kv::KeepError;
 use super::limits::{CallWatch, HttpLimits, Limits, MemoryLimit, monotonic_ns};
 use super::share::Share;
 use super::wasi;
-use crate::session::SessionId;
 
 /// Bytes of one `random.bytes`; more traps.
 const RANDOM_MAX_BYTES: u32 = 65_536;

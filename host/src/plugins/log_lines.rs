@@ -6,10 +6,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use pointsman_contract::names::PluginName;
 use tracing::Level;
 
 use super::limits::monotonic_ns;
-use crate::config::PluginName;
 use crate::log::PLUGIN_TARGET;
 
 /// Per plugin, over all workers.

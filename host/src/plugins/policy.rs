@@ -5,6 +5,10 @@ use std::fmt::{self, Write};
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName};
+use pointsman_contract::policy::{
+    Candidate, ChoiceRequest, Decision, Figures, Policy, PolicyError, Wants,
+};
+use pointsman_contract::session::EndReport;
 use wasmtime::component::Instance;
 
 use super::bindings;
@@ -15,10 +19,6 @@ use super::generation::{Generation, Saved};
 use super::guest::{About, Guest};
 use super::host::PluginHost;
 use super::stats::Call;
-use crate::routing::policy::{
-    Candidate, ChoiceRequest, Decision, Figures, Policy, PolicyError, Wants,
-};
-use crate::session::EndReport;
 
 /// One upstream's policy on one worker. After an error that is not about its output it is dead and
 /// says so each time: make another one.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use pointsman_contract::names::PluginName;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -19,7 +20,6 @@ use super::generation::{Generation, Source};
 use super::host::{PluginHost, Shares, StatsReader};
 use super::limits::AllLimits;
 use super::load::{Compiler, LoadError, sha256};
-use crate::config::PluginName;
 use crate::log::PLUGIN_TARGET;
 
 /// So many failures within [`FAILURE_WINDOW`] take a young generation back.

@@ -14,6 +14,10 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Instant;
 
+use pointsman_contract::failure::{FailedCall, PluginError};
+use pointsman_contract::handler::Facts;
+use pointsman_contract::outbox::Outbox;
+use pointsman_contract::session::SessionId;
 use tracing::Level;
 use wasmtime::Store;
 use wasmtime::component::{Instance, ResourceAny};
@@ -32,9 +36,6 @@ use super::placement::Placement;
 use super::stats::Call;
 use crate::config::{Isolation, PluginSettings};
 use crate::overload::clients::network;
-use crate::session::SessionId;
-use crate::session::handler::{Facts, FailedCall, PluginError};
-use crate::session::outbox::Outbox;
 
 /// What a kind of plugin exports.
 pub(super) trait Exports: Clone {

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use pointsman_contract::names::PluginName;
+
 use super::kv::KeyValues;
 use super::log_lines::LogLines;
 use super::topics::Topics;
-use crate::config::PluginName;
 use crate::log::PLUGIN_TARGET;
 
 /// Counters, and gauges, that one plugin may name.

@@ -7,9 +7,11 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use pointsman_contract::message::Message;
+use pointsman_contract::names::PluginName;
+use pointsman_contract::{filter, handler};
+
 use super::failure::CallError;
-use crate::config::PluginName;
-use crate::session::{filter, handler};
 
 /// Upper bounds of the buckets, in nanoseconds. What took longer is in none of them.
 pub const BUCKETS_NS: [u64; 16] = [
@@ -277,7 +279,7 @@ impl PluginStats {
     }
 }
 
-fn n_bytes(messages: &[handler::Message]) -> usize {
+fn n_bytes(messages: &[Message]) -> usize {
     messages.iter().map(|message| message.payload.len()).sum()
 }
 

@@ -7,9 +7,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::session::SessionId;
-use crate::session::handler::{CloseReason, Message};
-use crate::session::outbox::{Outbox, Sent};
+use pointsman_contract::message::{CloseReason, Message};
+use pointsman_contract::outbox::{Outbox, Sent};
+use pointsman_contract::session::SessionId;
 
 const TOPICS_PER_SESSION_MAX: usize = 64;
 const TOPIC_MAX_BYTES: usize = 1 << 10;
@@ -144,11 +144,10 @@ impl Members {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use pointsman_contract::message::MessageKind;
+    use pointsman_contract::outbox::{Inbox, QueueSettings, SlowConsumer, outbox};
 
     use super::*;
-    use crate::config::{QueueSettings, SlowConsumer};
-    use crate::session::handler::MessageKind;
-    use crate::session::outbox::{Inbox, outbox};
 
     fn hello() -> Message {
         Message {

@@ -17,11 +17,11 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream, WasiCliView};
 use wasmtime_wasi::clocks::WasiClocksView;
 use wasmtime_wasi::filesystem::WasiFilesystemView;
 use wasmtime_wasi::p2::bindings::io::{error as io_error, poll as io_poll, streams as io_streams};
-use wasmtime_wasi::p2::bindings::sockets::udp_create_socket as socket_kinds;
+use wasmtime_wasi::p2::bindings::sockets::{self, udp_create_socket as socket_kinds};
 use wasmtime_wasi::p2::bindings::sync::filesystem::types as files;
 use wasmtime_wasi::p2::bindings::sync::io::{poll, streams};
 use wasmtime_wasi::p2::bindings::sync::sockets::{tcp, udp, udp_create_socket};
-use wasmtime_wasi::p2::bindings::{cli, clocks, filesystem, random, sockets};
+use wasmtime_wasi::p2::bindings::{cli, clocks, filesystem, random};
 use wasmtime_wasi::p2::{
     DynInputStream, DynOutputStream, DynPollable, OutputStream, Pollable, SocketError, StreamError,
     StreamResult, UdpSocket,
@@ -381,13 +381,13 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use http::HeaderMap;
+    use pointsman_contract::policy::{ChoiceRequest, Decision};
     use tracing::span::{Attributes, Id, Record};
     use tracing::{Event, Metadata, Subscriber};
 
     use super::*;
     use crate::plugins::failure::CallError;
     use crate::plugins::guests;
-    use crate::routing::policy::{ChoiceRequest, Decision};
 
     /// Calls `choose` of a guest inside of a runtime like a worker's.
     fn choose(imports: &str, world: &str, body: &str) -> Result<Decision, CallError> {

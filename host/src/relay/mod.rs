@@ -26,21 +26,16 @@ pub mod stream;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use pointsman_contract::close;
+use pointsman_contract::session::Ender;
 use tokio::net::TcpStream;
 
 use self::pipe::{Carried, Pipe};
 use self::stream::Stream;
 use crate::frames::{FrameTracker, MAX_HEADER_BYTES, Masking, close_frame, ping_frame};
-use crate::session::Ender;
 
-/// A message was longer than allowed: for the side that sent it (RFC 6455 section 7.4.1).
-const TOO_BIG: u16 = 1009;
-/// For the other side.
-const GOING_AWAY: u16 = 1001;
 /// From here on payload goes through the pipe: two more system calls cost less than two copies.
 const LARGE_BYTES: u64 = 128 * 1024;
-/// For the client of a backend that went without a Close.
-const SERVICE_RESTART: u16 = 1012;
 
 /// Two streams and what is known of the bytes between them.
 #[derive(Debug)]
@@ -180,9 +175,9 @@ where
         };
         self.end.get_or_insert(RelayEnd {
             by,
-            code: Some(TOO_BIG),
+            code: Some(close::MESSAGE_TOO_BIG),
         });
-        back.inject(Injection::Close(TOO_BIG));
+        back.inject(Injection::Close(close::MESSAGE_TOO_BIG));
         true
     }
 
@@ -434,7 +429,8 @@ impl Flow {
         self.is_too_big = true;
         // Where half a header is out already no frame of ours fits behind it.
         if self.tracker.is_between_frames() {
-            self.held.extend(close_frame(GOING_AWAY, self.masking()));
+            self.held
+                .extend(close_frame(close::GOING_AWAY, self.masking()));
         }
         self.phase = Phase::Closing;
         self.tracker.lift_limit();
@@ -493,7 +489,7 @@ impl Flow {
     fn source_ended(&mut self) {
         if self.tracker.close().is_none() && self.phase == Phase::Open {
             let can_tell = self.direction == Direction::Down && self.tracker.is_between_frames();
-            let code = can_tell.then_some(SERVICE_RESTART);
+            let code = can_tell.then_some(close::SERVICE_RESTART);
             if let Some(code) = code {
                 self.held.extend(close_frame(code, self.masking()));
             }

@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::HeaderMap;
+use pointsman_contract::policy::{
+    Candidate, ChoiceRequest, Decision, Figures, Policy, PolicyError, Refusal,
+};
+use pointsman_contract::session::EndReport;
 use tokio::time::Instant;
 
 use super::fallback;
-use super::policy::{Candidate, ChoiceRequest, Decision, Figures, Policy, PolicyError, Refusal};
-use crate::session::EndReport;
 use crate::upstream::pool::{Backend, Nobody, Pool, Tier};
 
 /// After so many failures in a row a policy is given a rest before it is made anew.
@@ -305,7 +307,8 @@ mod tests {
     use std::net::Ipv4Addr;
     use std::rc::Rc;
 
-    use super::super::policy::Wants;
+    use pointsman_contract::policy::Wants;
+
     use super::*;
     use crate::config::{self, Config};
 

@@ -2,7 +2,7 @@
 //!
 //! Equal turns, without weights: it stands in for a moment, and must not be able to fail.
 
-use super::policy::Decision;
+use pointsman_contract::policy::Decision;
 
 /// Choice number `sequence` among `n_candidates`, which is not 0.
 pub fn round_robin(sequence: u64, n_candidates: usize) -> Decision {

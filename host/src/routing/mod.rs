@@ -1,10 +1,9 @@
 //! Where a request goes: first its route, then, at an upstream, a backend.
 //!
-//! [`table`] finds the route, and [`paths`] what could get round it. [`chooser`] asks the policy for a backend; [`policy`] says what a
-//! policy is, and [`fallback`] is the one of the host's own.
+//! [`table`] finds the route, and [`paths`] what could get round it. [`chooser`] asks the policy for a
+//! backend; [`fallback`] is the host's own.
 
 pub mod chooser;
 pub mod fallback;
 pub mod paths;
-pub mod policy;
 pub mod table;

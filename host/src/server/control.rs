@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
+use pointsman_contract::names::PluginName;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
@@ -25,22 +26,19 @@ use super::problems::{self, Problems, Subject};
 use super::trial::{Compiled, Trial, load_missing, try_missing};
 use super::view::Pages;
 use super::{Command, plan, plugin_updates};
-use crate::admin;
 use crate::admin::metrics::{ConfigReload, Metrics, ReloadKind, ReloadResult};
 use crate::admin::status::{PluginSource, PluginStatus};
 use crate::admin::steer::{Drainable, Outcome, Proposal};
-use crate::config::{self, Config, Listener, PluginName, Problem, UpstreamName};
+use crate::config::{self, Config, Listener, Problem, UpstreamName};
 use crate::drain::Drainer;
-use crate::listener;
-use crate::log;
 use crate::plugins::failure::Failure;
 use crate::plugins::generation::Source;
 use crate::plugins::limits::AllLimits;
 use crate::plugins::registry::{self, Registry};
 use crate::site::{self, Connectors, Drained, Outside, Site};
-use crate::systemd;
 use crate::watch::{Change, Watch};
 use crate::worker::{Ask, Census, Listen, ListenerKey};
+use crate::{admin, listener, log, systemd};
 
 /// What the control plane begins with.
 pub(super) struct Setup {

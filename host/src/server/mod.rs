@@ -14,12 +14,11 @@ mod problems;
 mod trial;
 mod view;
 
-use std::fmt;
-use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::{fmt, io};
 
 use socket2::SockRef;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -33,8 +32,6 @@ use self::trial::{Outcome, load_plugins};
 use crate::admin::access_log::AccessLog;
 use crate::admin::metrics::{ConfigReload, Metrics};
 use crate::config::{Config, Problem};
-use crate::drain;
-use crate::listener;
 use crate::log::ErrorLog;
 use crate::overload::descriptors::Descriptors;
 use crate::session::buffers::HeldByAll;
@@ -43,6 +40,7 @@ use crate::systemd::Inherited;
 use crate::watch::{Change, Watch};
 use crate::worker::loads::Loads;
 use crate::worker::{self, Listen, Setup};
+use crate::{drain, listener};
 
 /// The plugins that this binary carries: name and component.
 pub const EMBEDDED: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/embedded.rs"));

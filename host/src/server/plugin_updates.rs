@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pointsman_contract::names::PluginName;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -19,7 +20,6 @@ use super::control::Control;
 use super::problems::Subject;
 use super::trial::{self, Compiled, Trial};
 use crate::admin::metrics::{ReloadKind, ReloadResult};
-use crate::config::PluginName;
 use crate::plugins::generation::{Generation, Source};
 use crate::plugins::load::{self, LoadError};
 use crate::plugins::registry::{Job, Removal};

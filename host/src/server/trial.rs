@@ -9,16 +9,17 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use pointsman_contract::names::PluginName;
+use pointsman_contract::policy::Candidate;
 use tokio::sync::mpsc;
 
 use super::{EMBEDDED, StartError};
-use crate::config::{self, Backend, Config, PluginName, Problem, Target};
+use crate::config::{self, Backend, Config, Problem, Target};
 use crate::plugins::failure::Failure;
 use crate::plugins::generation::{Generation, Source};
 use crate::plugins::limits::{AllLimits, FILE_MAX_BYTES};
 use crate::plugins::load::{self, LoadError};
 use crate::plugins::registry::{Loaded, Registry};
-use crate::routing::policy::Candidate;
 use crate::worker::guests::States;
 
 /// What a configuration's plugins came to.

@@ -23,27 +23,26 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use pointsman_contract::close;
+use pointsman_contract::failure::PluginError;
+use pointsman_contract::filter::Direction;
+use pointsman_contract::message::{CloseReason, Message, Received};
+use pointsman_contract::session::{EndReport, Ender};
 use tokio::io::AsyncWrite as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::buffers::{Buffers, Held};
-use super::filter::{Aside, Chain, Direction, Passage};
-use super::handler::{CloseReason, Message, PluginError, Received};
 use super::pace::Pace;
 use super::send_timeout::SendTimeout;
 use super::speaker::{Speaker, UNSENT_MAX_BYTES};
-use super::{EndReport, Ender, OpenCount, Order, Registration};
+use super::{OpenCount, Order, Registration};
 use crate::admin::metrics::{Limit, TargetCounters};
 use crate::frames::FrameTracker;
 use crate::messages::{Decoder, Encoder, Incoming, UnderWay, Violation};
 use crate::relay::stream::Stream as _;
+use crate::session::chain::{Aside, Chain, Passage};
 use crate::upstream::tls::BackendStream;
-
-/// RFC 6455 sections 7.4.1 and 11.7.
-const GOING_AWAY: u16 = 1001;
-const TOO_BIG: u16 = 1009;
-const SERVICE_RESTART: u16 = 1012;
 
 /// What a side may take to answer what it was sent before the other broke the protocol.
 const OWED_MAX: Duration = Duration::from_secs(1);
@@ -457,7 +456,7 @@ impl Filtered {
             return self.refuse(
                 from,
                 Violation {
-                    code: TOO_BIG,
+                    code: close::MESSAGE_TOO_BIG,
                     reason,
                 },
             );
@@ -561,7 +560,7 @@ impl Filtered {
             decoder.forget();
         }
         self.ends(ender(from), Some(code));
-        self.tell_close(other(from), Some(GOING_AWAY), "");
+        self.tell_close(other(from), Some(close::GOING_AWAY), "");
         self.owed = Some(Owed {
             to: from,
             code,
@@ -597,8 +596,8 @@ impl Filtered {
         if from == Direction::FromBackend && can_be_told && target.told == Told::Open {
             // There is nothing to wait for: what was under way will not be finished.
             source.reader.forget();
-            self.ends(Ender::Backend, Some(SERVICE_RESTART));
-            return self.tell_close(Direction::FromClient, Some(SERVICE_RESTART), "");
+            self.ends(Ender::Backend, Some(close::SERVICE_RESTART));
+            return self.tell_close(Direction::FromClient, Some(close::SERVICE_RESTART), "");
         }
         if matches!(target.told, Told::Open | Told::Closing) {
             target.told = Told::Shutting;

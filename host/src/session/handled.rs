@@ -19,19 +19,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use pointsman_contract::failure::PluginError;
+use pointsman_contract::handler::{HandlerSession, Interest, Verdict};
+use pointsman_contract::message::{CloseReason, Message, Received};
+use pointsman_contract::outbox::{Inbox, Outbound};
+use pointsman_contract::session::{EndReport, Ender};
 use tokio::io::AsyncWrite as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Interval};
 
 use super::buffers::{Buffers, Held};
-use super::handler::{
-    CloseReason, HandlerSession, Interest, Message, PluginError, Received, Verdict,
-};
-use super::outbox::{Inbox, Outbound};
 use super::pace::Pace;
 use super::send_timeout::SendTimeout;
 use super::speaker::Speaker;
-use super::{EndReport, Ender, OpenCount, Order, Registration};
+use super::{OpenCount, Order, Registration};
 use crate::admin::metrics::{Limit, TargetCounters};
 use crate::messages::{Decoder, Encoder, Incoming, Violation};
 use crate::relay::stream::Stream as _;

@@ -7,11 +7,9 @@
 //! [`handled`] those that end at a plugin.
 
 pub mod buffers;
-pub mod filter;
+pub mod chain;
 pub mod filtered;
 pub mod handled;
-pub mod handler;
-pub mod outbox;
 mod pace;
 pub mod relayed;
 mod send_timeout;
@@ -22,66 +20,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use pointsman_contract::close;
+use pointsman_contract::session::{Ender, SessionId};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use crate::admin::metrics::TargetCounters;
 use crate::config::Route;
 use crate::upstream::pool::Backend;
-
-/// Names a session; unique in this process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SessionId(pub u64);
-
-/// Whose doing an end was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ender {
-    /// The far end that connected to us.
-    Client,
-    /// The server that we connected to.
-    Backend,
-    /// A filter's or handler's verdict or failure.
-    Plugin,
-    /// A drain or a command.
-    Operator,
-    /// A limit or timeout of ours.
-    Host,
-}
-
-impl Ender {
-    /// As in log and metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Client => "client",
-            Self::Backend => "backend",
-            Self::Plugin => "plugin",
-            Self::Operator => "operator",
-            Self::Host => "host",
-        }
-    }
-}
-
-/// What was true of a session when it ended. "Up" is from the client, "down" is to the client.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EndReport {
-    /// Whose doing it was.
-    pub ended_by: Ender,
-    /// The close code that went over the wire, if one did.
-    pub code: Option<u16>,
-    /// From the 101.
-    pub duration: Duration,
-    /// All bytes after the handshake, framing included.
-    pub bytes_up: u64,
-    /// See `bytes_up`.
-    pub bytes_down: u64,
-    /// Whole data messages.
-    pub messages_up: u64,
-    /// See `messages_up`.
-    pub messages_down: u64,
-}
 
 /// How long both sides may take to end a session after a Close or after one of them has gone.
 pub const LINGER: Duration = Duration::from_secs(5);
@@ -156,14 +104,6 @@ pub struct Registration {
     pub id: SessionId,
     /// What the registry knows of it.
     pub control: Rc<Control>,
-}
-
-impl SessionId {
-    /// The next of this process.
-    pub fn next() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self(NEXT.fetch_add(1, Ordering::Relaxed))
-    }
 }
 
 impl Sessions {
@@ -321,7 +261,7 @@ impl Control {
         }
         let (client, backend) = (self.client_heard_at.get(), self.backend_heard_at.get());
         if since(client.max(backend)) >= self.place.route.idle_timeout {
-            return Some(Order::Close(Ender::Host, IDLE));
+            return Some(Order::Close(Ender::Host, close::GOING_AWAY));
         }
         let look = self.wants_looks.get().then_some(Order::Look);
         let Some(ping) = self.place.route.ping_interval else {
@@ -330,7 +270,9 @@ impl Control {
         let quietest = client.min(backend);
         match self.pinged_at.get() {
             Some(then) if quietest >= then => self.pinged_at.set(None),
-            Some(then) if since(then) >= ping => return Some(Order::Close(Ender::Host, IDLE)),
+            Some(then) if since(then) >= ping => {
+                return Some(Order::Close(Ender::Host, close::GOING_AWAY));
+            }
             None if since(quietest) >= ping => {
                 self.pinged_at.set(Some(self.now.get()));
                 return Some(Order::Ping);
@@ -367,11 +309,6 @@ fn ticks(interval_ms: u32) -> Option<Pin<Box<Interval>>> {
         Box::pin(ticks)
     })
 }
-
-/// RFC 6455 section 7.4.1: going away. There is no code of its own for silence.
-const IDLE: u16 = 1001;
-/// RFC 6455's registry (RFC 6455 section 11.7).
-const TRY_AGAIN_LATER: u16 = 1013;
 
 impl Drop for Registration {
     fn drop(&mut self) {

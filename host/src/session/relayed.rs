@@ -7,11 +7,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use pointsman_contract::close;
+use pointsman_contract::session::{EndReport, Ender};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::buffers::{Buffers, Held};
-use super::{EndReport, Ender, OpenCount, Order, Registration, TRY_AGAIN_LATER};
+use super::{OpenCount, Order, Registration};
 use crate::admin::metrics::{Limit, TargetCounters};
 use crate::relay::pipe::Pipe;
 use crate::relay::{Moved, Relay, RelayEnd};
@@ -79,7 +81,7 @@ impl Relayed {
                 // What is held goes with the side that does not take it, at the latest after a linger.
                 Order::Shed => {
                     self.held.buffers().counters.ended_by(Limit::BufferedBytes);
-                    self.relay.close(Ender::Host, TRY_AGAIN_LATER);
+                    self.relay.close(Ender::Host, close::TRY_AGAIN_LATER);
                 }
                 // A relay follows frames, and holds no message.
                 Order::Look => {}

@@ -4,7 +4,8 @@
 //! As in Finagle's retry budget: every request pays in a part of a retry, every retry takes one out,
 //! and some are free in each second so that a quiet upstream has retries too.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use tokio::time::Instant;
 

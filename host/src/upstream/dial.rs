@@ -4,13 +4,12 @@
 //! In go a backend's address and a request's head; out comes an upgraded stream, or an ordinary
 //! response with its body, or a [`DialError`] after which another backend may be tried.
 
-use std::fmt;
 use std::future::{Future as _, poll_fn};
-use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use std::{fmt, io};
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};

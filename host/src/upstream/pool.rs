@@ -4,11 +4,12 @@
 //! is known of a backend outlives snapshots: one that keeps its address keeps it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use pointsman_contract::policy;
 use tokio::time::Instant;
 
 use super::budget::RetryBudget;
@@ -17,7 +18,6 @@ use super::fitness::{Fitness, Turn};
 use super::queue::Queue;
 use super::tls::Tls;
 use crate::config::{self, UpstreamName};
-use crate::routing::policy;
 
 /// The backends of one upstream at one time.
 #[derive(Debug)]

@@ -4,7 +4,8 @@
 //! and in time by who waits.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;

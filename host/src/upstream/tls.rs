@@ -3,13 +3,13 @@
 //! What an operator says about certificates becomes a [`Tls`], made once and kept as long as nothing
 //! of it changes; a [`BackendStream`] is what is relayed over, whichever it is.
 
-use std::fmt;
-use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
+use std::{fmt, io};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;

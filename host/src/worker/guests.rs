@@ -10,9 +10,15 @@ use std::sync::Arc;
 
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
+use pointsman_contract::failure::PluginError;
+use pointsman_contract::filter::Filter;
+use pointsman_contract::handler::Handler;
+use pointsman_contract::names::PluginName;
+use pointsman_contract::policy::{Policy as _, PolicyError};
+use pointsman_contract::session::EndReport;
 
 use crate::body::Body;
-use crate::config::{PluginName, PluginSettings, UpstreamName};
+use crate::config::{PluginSettings, UpstreamName};
 use crate::plugins::failure::CallError;
 use crate::plugins::filter::GuestFilter;
 use crate::plugins::generation::{Generation, Saved};
@@ -22,10 +28,6 @@ use crate::plugins::limits::Limits;
 use crate::plugins::policy::GuestPolicy;
 use crate::plugins::stats::Penalty;
 use crate::routing::chooser::{Chooser, Plan, RequestFacts};
-use crate::routing::policy::{Policy as _, PolicyError};
-use crate::session::EndReport;
-use crate::session::filter::Filter;
-use crate::session::handler::{Handler, PluginError};
 use crate::site::Site;
 use crate::upstream::pool::{Backend, Pool};
 

@@ -3,7 +3,8 @@
 //! What workers share. It is written once per connection and session, not per byte.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 /// How many connections each worker has, those on their way to it included, and the sessions of all.
 #[derive(Debug)]

@@ -11,13 +11,15 @@ pub mod loads;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
+use std::{io, thread};
 
+use pointsman_contract::close;
+use pointsman_contract::names::PluginName;
+use pointsman_contract::session::{Ender, SessionId};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -28,7 +30,7 @@ use self::guests::{Guests, States};
 use self::loads::{Loads, SessionSlot, Slot};
 use crate::admin::access_log::AccessLog;
 use crate::admin::metrics::{TargetCounters, TargetKind, WorkerCounters};
-use crate::config::{Listener, PluginName, Target};
+use crate::config::{Listener, Target};
 use crate::drain::{Drain, Plan as DrainPlan};
 use crate::overload::clients::{ClientSlot, Clients};
 use crate::overload::descriptors::Descriptors;
@@ -39,16 +41,9 @@ use crate::plugins::host::PluginHost;
 use crate::proxy::Connections;
 use crate::relay::pipe::Pipe;
 use crate::session::buffers::{Buffers, HeldByAll};
-use crate::session::{
-    Control, Ender, Order, Place, Registration, SWEEP_INTERVAL, SessionId, Sessions,
-};
+use crate::session::{Control, Order, Place, Registration, SWEEP_INTERVAL, Sessions};
 use crate::site::{Keeps, Site};
 use crate::{connection, listener};
-
-/// RFC 6455 section 7.4.1.
-const GOING_AWAY: u16 = 1001;
-/// For sessions whose backend or route is taken out: coming again helps (RFC 6455 section 11.7).
-const SERVICE_RESTART: u16 = 1012;
 
 /// How often a draining worker looks whether it is done.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
@@ -521,7 +516,7 @@ impl Worker {
         let stays = self.keeps.borrow().keeps(&place);
         let registration = self.sessions.register(id, place);
         if !stays {
-            let close = Order::Close(Ender::Operator, SERVICE_RESTART);
+            let close = Order::Close(Ender::Operator, close::SERVICE_RESTART);
             registration.control.tell(close);
         }
         registration
@@ -563,7 +558,7 @@ impl Worker {
         for (i, session) in leaving.iter().enumerate() {
             sleep_until(plan.turn(i, leaving.len())).await;
             if !session.is_ending() && has_to_go(session) {
-                session.tell(Order::Close(Ender::Operator, SERVICE_RESTART));
+                session.tell(Order::Close(Ender::Operator, close::SERVICE_RESTART));
             }
         }
         sleep_until(plan.cut_at).await;
@@ -601,7 +596,8 @@ impl Worker {
     async fn end_all(&self, plan: DrainPlan) {
         let sessions = self.sessions.all();
         let mut turns = sessions.iter().enumerate().peekable();
-        let close = |session: &Control| session.tell(Order::Close(Ender::Operator, GOING_AWAY));
+        let close =
+            |session: &Control| session.tell(Order::Close(Ender::Operator, close::GOING_AWAY));
         while self.counters.connections_open.value() > self.turned_away.get() {
             let now = Instant::now();
             let turn = |i| plan.turn(i, sessions.len());

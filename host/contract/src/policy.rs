@@ -8,7 +8,6 @@ use std::net::IpAddr;
 
 use http::HeaderMap;
 
-use crate::config;
 use crate::session::EndReport;
 
 /// Chooses a backend for a session or a plain HTTP request. One per upstream and worker.
@@ -68,16 +67,6 @@ pub struct Candidate {
     pub weight: u32,
     /// As configured, ordered by key.
     pub labels: Vec<(String, String)>,
-}
-
-impl From<&config::Backend> for Candidate {
-    fn from(backend: &config::Backend) -> Self {
-        Self {
-            address: backend.address.clone(),
-            weight: backend.weight,
-            labels: backend.labels.clone().into_iter().collect(),
-        }
-    }
 }
 
 /// What is known of one backend at this moment, over all workers.

@@ -7,9 +7,43 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use super::TRY_AGAIN_LATER;
-use super::handler::{CloseReason, Message};
-use crate::config::{PluginName, QueueSettings, SlowConsumer};
+use crate::close;
+use crate::message::{CloseReason, Message};
+use crate::names::PluginName;
+
+/// `[plugin.NAME] queue_*`: what may wait to be sent to one session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueSettings {
+    /// `queue_max_messages`. Default 1,024; 1 to 65,536.
+    pub max_messages: usize,
+    /// `queue_max_bytes`, payload; a single message has room whatever its length. Default 1 MiB; 1 to
+    /// 1 GiB.
+    pub max_bytes: usize,
+    /// What becomes of a message without room.
+    pub slow_consumer: SlowConsumer,
+}
+
+/// `slow_consumer`: what is done with a session that takes less than it is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SlowConsumer {
+    /// It misses what comes.
+    DropNewest,
+    /// It misses what waits longest.
+    DropOldest,
+    /// It ends with 1013. The default: what is lost is not lost silently.
+    #[default]
+    Close,
+}
+
+impl Default for QueueSettings {
+    fn default() -> Self {
+        Self {
+            max_messages: 1024,
+            max_bytes: 1 << 20,
+            slow_consumer: SlowConsumer::Close,
+        }
+    }
+}
 
 /// What a plugin sends other than by verdict.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,7 +185,7 @@ impl Queue {
                 SlowConsumer::Close => {
                     self.forget();
                     self.end(Outbound::Close(CloseReason {
-                        code: TRY_AGAIN_LATER,
+                        code: close::TRY_AGAIN_LATER,
                         reason: "too slow".to_owned(),
                     }));
                     return Sent::Ended;
@@ -216,8 +250,8 @@ fn wake(mut queue: MutexGuard<'_, Queue>) {
 mod tests {
     use bytes::Bytes;
 
-    use super::super::handler::MessageKind;
     use super::*;
+    use crate::message::MessageKind;
 
     fn message(text: &'static str) -> Message {
         Message {

@@ -1,126 +1,20 @@
-//! What looks at the messages between a client and a backend, whoever wrote it.
-//!
-//! Owns the [`Filter`] and [`FilterSession`] traits, and [`Chain`], the filters of one session. They
-//! know no sockets and no wasm.
+//! The filters of one session, in the order of a message.
 
-use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use pointsman_contract::failure::PluginError;
+use pointsman_contract::filter::{Direction, Filter, FilterSession, Interest, Verdict};
+use pointsman_contract::handler::Facts;
+use pointsman_contract::message::{CloseReason, Message, Received};
+use pointsman_contract::names::PluginName;
+use pointsman_contract::outbox::{Inbox, Outbound, outbox};
+use pointsman_contract::session::EndReport;
 use tokio::time::Interval;
 
-use super::handler::{CloseReason, Facts, Message, PluginError, Received};
-use super::outbox::{Inbox, Outbound, Outbox, outbox};
-use super::{EndReport, ticks};
-use crate::config::{OnFailure, PluginName, QueueSettings};
-use crate::routing::policy::Refusal;
-
-/// Makes sessions. One per plugin generation and worker.
-pub trait Filter: fmt::Debug {
-    /// Lower-case names of the headers that [`Facts::headers`] is to hold.
-    fn wanted_headers(&self) -> Vec<String>;
-
-    /// The longest message that it has room for.
-    fn max_message_bytes(&self) -> u64;
-
-    /// For the outbox of each session.
-    fn queue(&self) -> QueueSettings;
-
-    /// Whether it wants to be asked by [`Filter::accept`].
-    fn wants_accept(&self) -> bool;
-
-    /// Decides about an upgrade, or a plain request, before a backend hears of it: what changes in
-    /// its request, or a refusal. No session comes of a plain request.
-    ///
-    /// # Errors
-    /// The filter failed.
-    fn accept(&self, facts: &Facts) -> Result<Result<Admission, Refusal>, PluginError>;
-
-    /// Begins a session. `outbox` takes what the filter sends other than by verdict.
-    ///
-    /// # Errors
-    /// The filter failed.
-    fn open(&self, facts: &Facts, outbox: Outbox) -> Result<Box<dyn FilterSession>, PluginError>;
-}
-
-/// One open session of a filter. Dropping it without [`FilterSession::closed`] frees it silently.
-pub trait FilterSession: fmt::Debug {
-    /// What the session wants to see.
-    fn interest(&self) -> Interest;
-
-    /// A whole data message is under way.
-    ///
-    /// # Errors
-    /// This and the next two: the filter failed, and sees no more of the session.
-    fn message(&mut self, from: Direction, message: Received<'_>) -> Result<Verdict, PluginError>;
-
-    /// [`Interest::tick_interval_ms`] has passed.
-    ///
-    /// # Errors
-    /// See [`FilterSession::message`].
-    fn tick(&mut self) -> Result<Verdict, PluginError>;
-
-    /// The session is over.
-    ///
-    /// # Errors
-    /// See [`FilterSession::message`].
-    fn closed(self: Box<Self>, report: &EndReport) -> Result<(), PluginError>;
-}
-
-/// What changes in the request that the backend gets.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Admission {
-    /// Of the offered subprotocols, those that it does not get.
-    pub hide_subprotocols: Vec<String>,
-    /// In place of the client's fields of these names; nothing takes their place if the value cannot
-    /// be sent.
-    pub set_headers: Vec<(String, String)>,
-}
-
-/// Which way a message goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
-    /// To the backend.
-    FromClient,
-    /// To the client.
-    FromBackend,
-}
-
-/// What a session wants to see.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Interest {
-    /// From the client.
-    pub client: Kinds,
-    /// From the backend.
-    pub backend: Kinds,
-    /// 0: no ticks.
-    pub tick_interval_ms: u32,
-}
-
-/// Kinds of messages.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Kinds {
-    /// Opcode 1.
-    pub text: bool,
-    /// Opcode 2.
-    pub binary: bool,
-}
-
-/// What a filter says about a message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    /// It passes on unchanged.
-    Forward,
-    /// This passes on in its place.
-    Replace(Message),
-    /// Nothing passes on.
-    Drop,
-    /// Nothing passes on; these go back to where the message came from.
-    Answer(Vec<Message>),
-    /// The session ends, on both sides.
-    Close(CloseReason),
-}
+use super::ticks;
+use crate::config::OnFailure;
 
 /// The filters of one session, the one next to the client first.
 #[derive(Debug)]
@@ -215,7 +109,7 @@ impl Chain {
     /// Whether any wants messages that go this way.
     pub fn wants(&self, from: Direction) -> bool {
         self.links.iter().any(|link| {
-            let kinds = link.interest.from(from);
+            let kinds = link.interest.of(from);
             kinds.text || kinds.binary
         })
     }
@@ -236,7 +130,7 @@ impl Chain {
                     None => return Passage::Closed(CloseReason::plugin_failed()),
                 },
             };
-            if !link.interest.from(from).has(shown) {
+            if !link.interest.of(from).has(shown) {
                 continue;
             }
             let verdict = link.ask(&mut self.failures, |session| session.message(from, shown));
@@ -345,24 +239,6 @@ impl Failures {
         match self.on_failure {
             OnFailure::Bypass => Ok(()),
             OnFailure::Close => Err(CloseReason::plugin_failed()),
-        }
-    }
-}
-
-impl Interest {
-    fn from(&self, from: Direction) -> Kinds {
-        match from {
-            Direction::FromClient => self.client,
-            Direction::FromBackend => self.backend,
-        }
-    }
-}
-
-impl Kinds {
-    fn has(self, message: Received<'_>) -> bool {
-        match message {
-            Received::Text(_) => self.text,
-            Received::Binary(_) => self.binary,
         }
     }
 }
