@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use pointsman::config::Config;
+use pointsman_config::Config;
 
 pub(crate) fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {

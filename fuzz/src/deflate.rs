@@ -1,6 +1,6 @@
 //! Nothing is inflated past its bounds, whatever it is; and what was deflated becomes what it was.
 
-use pointsman::messages::deflate::{
+use pointsman_protocol::messages::deflate::{
     Compressors, Deflater, InflateError, Inflater, RATIO_FROM_BYTES, accept, agreed,
 };
 

@@ -1,6 +1,6 @@
 //! The frame tracker says of any bytes, cut anywhere, what a decoder says that sees them whole.
 
-use pointsman::frames::FrameTracker;
+use pointsman_protocol::frames::FrameTracker;
 
 use crate::{Input, pieces};
 

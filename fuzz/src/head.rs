@@ -14,10 +14,11 @@ use http_body_util::Empty;
 use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use pointsman::config::{Config, Listener};
-use pointsman::handshake::{self, Upgrade};
+use pointsman::connection;
 use pointsman::upstream::dial;
-use pointsman::{connection, forwarding};
+use pointsman_config::{Config, Listener};
+use pointsman_protocol::forwarding;
+use pointsman_protocol::handshake::{self, Upgrade};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
 use crate::idle::until_idle;

@@ -3,9 +3,9 @@
 
 use std::io::{self, Read, Write};
 
-use pointsman::messages::deflate::{Agreement, Compressors};
-use pointsman::messages::{Decoder, Encoder, End, Incoming};
 use pointsman_contract::message::Received;
+use pointsman_protocol::messages::deflate::{Agreement, Compressors};
+use pointsman_protocol::messages::{Decoder, Encoder, End, Incoming};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message, WebSocket};
 

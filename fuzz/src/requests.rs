@@ -11,7 +11,8 @@ use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use pointsman::upstream::dial;
-use pointsman::{body, connection, forwarding, handshake};
+use pointsman::{body, connection};
+use pointsman_protocol::{forwarding, handshake};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
 use crate::head::{LIMITS, PIPE_BYTES, check_fields, forward, origin_form};

@@ -18,12 +18,12 @@ use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use pointsman::config::{self, PluginSettings};
 use pointsman::plugins::generation::{Generation, Source};
 use pointsman::plugins::host::PluginHost;
 use pointsman::plugins::limits::Limits;
 use pointsman::plugins::policy::GuestPolicy;
 use pointsman::plugins::registry::{Loaded, Registry};
+use pointsman_config::{self as config, PluginSettings};
 use pointsman_contract::handler::{Facts, Handler};
 use pointsman_contract::message::{MessageKind, Received};
 use pointsman_contract::names::PluginName;

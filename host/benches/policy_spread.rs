@@ -19,12 +19,12 @@ use std::time::Duration;
 use std::{env, fs};
 
 use http::{HeaderMap, HeaderValue, header};
-use pointsman::config;
 use pointsman::plugins::generation::{Generation, Source};
 use pointsman::plugins::host::PluginHost;
 use pointsman::plugins::limits::Limits;
 use pointsman::plugins::policy::GuestPolicy;
 use pointsman::plugins::registry::{Loaded, Registry};
+use pointsman_config as config;
 use pointsman_contract::names::PluginName;
 use pointsman_contract::policy::{Candidate, ChoiceRequest, Decision, Figures, Policy};
 use serde_json::{Value, json};

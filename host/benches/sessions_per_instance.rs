@@ -20,10 +20,10 @@ use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
-use pointsman::config::{self, PluginSettings};
 use pointsman::plugins::generation::Source;
 use pointsman::plugins::limits::Limits;
 use pointsman::plugins::registry::{Loaded, Registry};
+use pointsman_config::{self as config, PluginSettings};
 use pointsman_contract::handler::{Facts, Handler, HandlerSession};
 use pointsman_contract::message::Received;
 use pointsman_contract::names::PluginName;

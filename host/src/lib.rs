@@ -7,11 +7,7 @@ pub mod worker;
 
 pub mod body;
 pub mod connection;
-pub mod forwarding;
-pub mod frames;
-pub mod handshake;
 pub mod listener;
-pub mod messages;
 pub mod overload;
 pub mod proxy;
 pub mod relay;
@@ -20,10 +16,8 @@ pub mod session;
 pub mod upstream;
 
 pub mod admin;
-pub mod config;
 pub mod demo;
 pub mod drain;
-pub mod log;
 pub mod plugins;
 pub mod site;
 pub mod systemd;

@@ -11,11 +11,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pointsman_config::Listener;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
-use crate::config::Listener;
 use crate::worker::Worker;
 
 /// Connections that the kernel keeps for us between two accepts; it caps this by `somaxconn`.

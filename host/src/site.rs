@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::config::{
-    self, Config, HostPattern, PathPattern, Route, Target, Upstream, UpstreamName,
+use pointsman_config::{
+    self as config, Config, HostPattern, PathPattern, Route, Target, Upstream, UpstreamName,
 };
+
 use crate::plugins::limits::AllLimits;
 use crate::plugins::registry::Catalog;
 use crate::routing::table::RouteTable;

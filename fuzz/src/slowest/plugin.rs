@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use pointsman::config::{self, HttpLimits, PluginSettings};
 use pointsman::plugins::generation::Generation;
 use pointsman::plugins::host::PluginHost;
 use pointsman::plugins::limits::Limits;
 use pointsman::plugins::registry::{Loaded, Registry};
 use pointsman::server::EMBEDDED;
+use pointsman_config as config;
+use pointsman_config::{HttpLimits, PluginSettings};
 use pointsman_contract::filter::{Direction, Filter};
 use pointsman_contract::handler::{Facts, Handler};
 use pointsman_contract::names::PluginName;

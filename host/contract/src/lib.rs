@@ -4,6 +4,7 @@
 //! WebSockets. The traffic calls them, `pointsman-plugins` implements them for wasm; neither knows the other. Depends on
 //! nothing of ours.
 
+pub mod client;
 pub mod close;
 pub mod failure;
 pub mod filter;

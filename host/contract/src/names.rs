@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// The target of log lines: what plugins say, and what is said of that.
+pub const PLUGIN_TARGET: &str = "plugin";
+
 /// The name of a plugin: the stem of its file. `[a-z][a-z0-9_-]{0,63}`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PluginName(String);

@@ -7,9 +7,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pointsman_contract::session::{EndReport, Ender};
+use pointsman_log::writer::LogWriter;
 use serde::Serialize;
-
-use crate::log::writer::LogWriter;
 
 /// What workers log by. Cheap to clone.
 #[derive(Debug, Clone)]

@@ -12,10 +12,9 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use pointsman_contract::client::network;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
-
-use crate::overload::clients::network;
 
 /// What a connection is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

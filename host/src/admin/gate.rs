@@ -5,10 +5,9 @@
 
 use http::header::{AUTHORIZATION, HeaderMap, ORIGIN};
 use http::request;
+use pointsman_config::{Admin, HostPattern};
+use pointsman_protocol::handshake::read_host;
 use sha2::{Digest, Sha256};
-
-use crate::config::{Admin, HostPattern};
-use crate::handshake::read_host;
 
 /// What is asked of a request.
 #[derive(Default)]

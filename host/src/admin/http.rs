@@ -23,6 +23,8 @@ use hyper::body::Body;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use pointsman_config as config;
+use pointsman_metrics::labels::Format;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -31,10 +33,8 @@ use tokio::time::{sleep, timeout};
 
 use super::connections::{Connection, Connections, Stage};
 use super::gate::{Gate, Refusal, is_from_a_page};
-use super::metrics::Format;
 use super::status::Status;
 use super::steer::{Drainable, Order, Outcome};
-use crate::config;
 
 /// What there is to be seen. Asked on the control thread, once per request.
 pub trait View {

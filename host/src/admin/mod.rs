@@ -6,10 +6,7 @@
 
 pub mod access_log;
 mod connections;
-mod exposition;
 mod gate;
 pub mod http;
-pub mod metrics;
-mod process;
 pub mod status;
 pub mod steer;

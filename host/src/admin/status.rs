@@ -14,6 +14,9 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use pointsman_config as config;
+use pointsman_metrics::counters::WorkerLoad;
+use pointsman_metrics::labels::ProblemKind;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
@@ -21,7 +24,6 @@ use tokio::time::timeout;
 
 use super::access_log::rfc3339;
 use super::steer::{Plan, Proposal};
-use crate::config;
 
 /// Everything that runs, at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,30 +63,6 @@ pub struct Problem {
     pub since: String,
 }
 
-/// What a [`Problem`] is about, gravest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ProblemKind {
-    /// An upstream without any backend that is up.
-    Upstream,
-    /// A policy that is not loaded.
-    Policy,
-    /// The configuration file is not what is in force.
-    Config,
-    /// A `backends_file` is not what is in force.
-    BackendsFile,
-    /// A name of `dns` is not resolved.
-    Dns,
-    /// The folder of plugins cannot be read.
-    PluginsDir,
-    /// A plugin that is not what its file says, or that fails.
-    Plugin,
-    /// A log file could not be opened again.
-    Log,
-    /// A backend that is down or ejected.
-    Backend,
-}
-
 /// One thread of the data plane.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerStatus {
@@ -92,6 +70,15 @@ pub struct WorkerStatus {
     pub sessions: u64,
     /// Open now, those that carry a session included.
     pub connections: u64,
+}
+
+impl From<WorkerLoad> for WorkerStatus {
+    fn from(load: WorkerLoad) -> Self {
+        Self {
+            sessions: load.sessions,
+            connections: load.connections,
+        }
+    }
 }
 
 /// A group of backends.
@@ -438,36 +425,6 @@ impl fmt::Display for Problem {
         } = self;
         let (name, message) = (one_line(name), one_line(message));
         write!(f, "{of}{name}: {message} (since {})", one_line(since))
-    }
-}
-
-impl ProblemKind {
-    /// In the order of declaration.
-    pub const ALL: [Self; 9] = [
-        Self::Upstream,
-        Self::Policy,
-        Self::Config,
-        Self::BackendsFile,
-        Self::Dns,
-        Self::PluginsDir,
-        Self::Plugin,
-        Self::Log,
-        Self::Backend,
-    ];
-
-    /// As in metrics and JSON.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Upstream => "upstream",
-            Self::Policy => "policy",
-            Self::Config => "config",
-            Self::BackendsFile => "backends_file",
-            Self::Dns => "dns",
-            Self::PluginsDir => "plugins_dir",
-            Self::Plugin => "plugin",
-            Self::Log => "log",
-            Self::Backend => "backend",
-        }
     }
 }
 

@@ -6,9 +6,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use pointsman_config::Problem;
 use serde::{Deserialize, Serialize};
-
-use crate::config::Problem;
 
 /// Something to do.
 #[derive(Debug, Clone, PartialEq, Eq)]

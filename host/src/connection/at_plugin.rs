@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use http::{Request, StatusCode, request};
 use hyper::body::Incoming;
+use pointsman_config::Route;
 use pointsman_contract::names::PluginName;
 use pointsman_contract::session::Ender;
+use pointsman_metrics::labels::UpgradeResult;
+use pointsman_protocol::forwarding;
 
 use super::{Answered, Exchange, Refused, bad_body};
-use crate::admin::metrics::UpgradeResult;
-use crate::config::Route;
-use crate::forwarding;
 use crate::plugins::failure::CallError;
 
 /// Leads a request to an HTTP plugin.

@@ -12,16 +12,17 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, StatusCode, request};
 use hyper::body::{Body as _, Incoming};
+use pointsman_config::{Route, UpstreamName};
 use pointsman_contract::session::SessionId;
+use pointsman_metrics::labels::UpgradeResult;
+use pointsman_protocol::forwarding;
+use pointsman_protocol::handshake::Upgrade;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
 use super::filters::{self, FilteredUpgrade, Filters};
 use super::record::{Place, Record};
 use super::{Answered, Exchange, Next, Refused, append_all, bad_body, overloaded};
-use crate::admin::metrics::UpgradeResult;
-use crate::config::{Route, UpstreamName};
-use crate::handshake::Upgrade;
 use crate::proxy::ProxyError;
 use crate::relay::Relay;
 use crate::routing::chooser::Plan;
@@ -32,7 +33,7 @@ use crate::upstream::pool::{Active, Backend, Pending, Pool};
 use crate::upstream::tls::BackendStream;
 use crate::worker::guests::PolicyLabel;
 use crate::worker::{ConnectionCount, Worker};
-use crate::{body, forwarding, session};
+use crate::{body, session};
 
 /// How often who waits for room looks for itself: room can come without a sign, as when an ejection
 /// is over.

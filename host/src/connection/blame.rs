@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use http::StatusCode;
 use http::header::{self, HeaderValue};
+use pointsman_config::{Route, Target};
 use pointsman_contract::failure::PluginError;
 use pointsman_contract::names::PluginName;
+use pointsman_metrics::labels::UpgradeResult;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Exchange, Refused};
-use crate::admin::metrics::UpgradeResult;
-use crate::config::{Route, Target};
 use crate::overload::penalties::{Turn, WAIT_MAX};
 use crate::plugins::stats::Penalty;
 use crate::site::Site;

@@ -9,28 +9,29 @@ use std::task::{Poll, ready};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, request};
+use pointsman_config::{OnFailure, Route};
 use pointsman_contract::failure::PluginError;
 use pointsman_contract::filter::{Admission, Direction, Filter};
 use pointsman_contract::handler::Facts;
 use pointsman_contract::names::PluginName;
 use pointsman_contract::policy::Refusal;
 use pointsman_contract::session::SessionId;
+use pointsman_metrics::labels::UpgradeResult;
+use pointsman_protocol::forwarding;
+use pointsman_protocol::frames::FrameTracker;
+use pointsman_protocol::handshake::{self, Upgrade};
+use pointsman_protocol::messages::deflate::{self, Agreement, Compressors};
+use pointsman_protocol::messages::{Decoder, Encoder, End};
 use tokio::net::TcpStream;
 
 use super::at_handler::wanted;
 use super::at_upstream::Upgraded;
 use super::blame::blame;
 use super::{Exchange, Refused, target_of};
-use crate::admin::metrics::UpgradeResult;
-use crate::config::{OnFailure, Route};
-use crate::frames::FrameTracker;
-use crate::handshake::{self, Upgrade};
-use crate::messages::deflate::{self, Agreement, Compressors};
-use crate::messages::{Decoder, Encoder, End};
+use crate::session;
 use crate::session::chain::Chain;
 use crate::session::filtered::{Codec, Filtered, Reader};
 use crate::worker::{ConnectionCount, Worker};
-use crate::{forwarding, session};
 
 /// The filters of a session that is about to begin.
 pub(super) struct Filters {

@@ -31,19 +31,19 @@ use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use pointsman_config::{Listener, Route, Target};
 use pointsman_contract::policy::Refusal;
 use pointsman_contract::session::Ender;
+use pointsman_metrics::labels::UpgradeResult;
+use pointsman_protocol::forwarding;
+use pointsman_protocol::handshake::{self, HandshakeError};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use self::client_io::{Answering, ClientIo};
 use crate::admin::access_log::{Aborted, Requested, Target as LogTarget};
-use crate::admin::metrics::UpgradeResult;
 use crate::body::passing::Passing;
 use crate::body::{self, Body};
-use crate::config::{Listener, Route, Target};
-use crate::forwarding;
-use crate::handshake::{self, HandshakeError};
 use crate::overload::handshakes::Waiting;
 use crate::routing::chooser::RequestFacts;
 use crate::routing::paths;
@@ -398,7 +398,7 @@ impl Exchange {
         };
         let (route, backend) = (Arc::clone(route), backend.cloned());
         let on_abort = move |by: Ender, reason: &str| {
-            counters.aborted(by);
+            counters.aborted(by.label());
             let Some(log) = &log else { return };
             log.abort(&Aborted {
                 request_id: request_id.to_str().unwrap_or_default(),

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use http::header::HeaderValue;
 use http::{Method, request};
+use pointsman_config::Route;
 use pointsman_contract::failure::PluginError;
 use pointsman_contract::session::EndReport;
 
 use super::blame::blame;
 use super::{Exchange, log_target};
 use crate::admin::access_log::{Closed, Opened, Session};
-use crate::config::Route;
 use crate::upstream::pool::Backend;
 use crate::worker::Worker;
 use crate::worker::guests::PolicyLabel;

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::{fmt, io};
 
+use pointsman_config::Problem;
 use tokio_tungstenite::tungstenite::Error as WsError;
 
 use super::STEP_DEADLINE;
 use super::client::Tally;
 use crate::admin::status::FetchError;
-use crate::config::Problem;
 use crate::server::StartError;
 
 /// Why the demo did not end as it should.

@@ -21,9 +21,10 @@ use tokio::time::{sleep, timeout};
 pub use self::client::Tally;
 pub use self::error::DemoError;
 
+use pointsman_log::ErrorLog;
+
 use self::client::{Crowd, PACE};
 use self::stage::{POLICY, Stage};
-use crate::log::ErrorLog;
 
 /// Sockets that are open during the swap. Each takes four descriptors of this process, and many
 /// systems give it 1024.

@@ -7,14 +7,14 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pointsman_config::{AccessLogTarget, Config};
+use pointsman_log::ErrorLog;
 use tokio::time::{Instant, sleep};
 
 use super::backend::Backend;
 use super::client::Client;
 use super::{DemoError, in_time};
 use crate::admin::status::{self, PluginStatus, Status};
-use crate::config::{AccessLogTarget, Config};
-use crate::log::ErrorLog;
 use crate::server::{EMBEDDED, Server};
 use crate::systemd::Inherited;
 

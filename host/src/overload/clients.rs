@@ -4,8 +4,10 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pointsman_contract::client::network;
 
 /// Connections by client.
 #[derive(Debug, Default)]
@@ -49,16 +51,6 @@ impl Drop for ClientSlot {
                 n_open.remove();
             }
         }
-    }
-}
-
-/// What counts as one client. Who has an IPv6 address has the 64 bits behind its prefix, too (RFC 6177).
-pub(crate) fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
-        }
-        address @ IpAddr::V4(_) => address,
     }
 }
 

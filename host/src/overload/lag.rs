@@ -10,9 +10,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pointsman_metrics::counters::WorkerCounters;
 use tokio::time::{Instant, sleep_until};
-
-use crate::admin::metrics::WorkerCounters;
 
 /// Between two looks, while connections come in.
 const PERIOD: Duration = Duration::from_millis(10);

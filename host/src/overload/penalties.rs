@@ -11,10 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use pointsman_contract::client::network;
 use pointsman_contract::names::PluginName;
 use tokio::time::Instant;
-
-use super::clients::network;
 
 /// How long the next handshake waits after a first failure. It doubles with each further one.
 const FIRST: Duration = Duration::from_secs(1);

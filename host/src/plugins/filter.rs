@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use pointsman_config::PluginSettings;
 use pointsman_contract::failure::PluginError;
 use pointsman_contract::filter::{Admission, Direction, Filter, FilterSession, Interest, Verdict};
 use pointsman_contract::handler::Facts;
@@ -23,7 +24,6 @@ use super::host_api::HostState;
 use super::load::CallCode;
 use super::sessions::{self, Exports, GuestSession, Wants};
 use super::stats::Call;
-use crate::config::PluginSettings;
 
 /// What makes the sessions of one filter's generation on one worker.
 pub struct GuestFilter(sessions::Host<wire::Guest>);

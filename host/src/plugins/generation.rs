@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use ::http::HeaderMap;
+use pointsman_config::PluginSettings;
 use pointsman_contract::names::PluginName;
 use pointsman_contract::policy::{Candidate, ChoiceRequest, Figures, Policy};
 
@@ -20,7 +21,6 @@ use super::http::GuestHttp;
 use super::limits::Limits;
 use super::load::{CallCode, Code, Kinds, LoadError};
 use super::policy::GuestPolicy;
-use crate::config::PluginSettings;
 
 /// One version of one plugin.
 #[derive(Debug)]

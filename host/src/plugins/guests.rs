@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use pointsman_config as config;
 use pointsman_contract::handler::{Facts, Handler};
 use pointsman_contract::message::Received;
 use pointsman_contract::names::PluginName;
@@ -18,7 +19,6 @@ use super::handler::GuestHandler;
 use super::host::PluginHost;
 use super::limits::{HttpLimits, Limits};
 use super::load::{Compiler, LoadError};
-use crate::config;
 
 /// As many interfaces of WASI as a test needs.
 const WASI: &str = r#"

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use pointsman_config::PluginSettings;
 use pointsman_contract::failure::PluginError;
 use pointsman_contract::handler::{Facts, Handler, HandlerSession, Interest, Verdict};
 use pointsman_contract::message::Received;
@@ -22,7 +23,6 @@ use super::host_api::HostState;
 use super::load::CallCode;
 use super::sessions::{self, Exports, GuestSession, Wants};
 use super::stats::Call;
-use crate::config::PluginSettings;
 
 /// What makes the sessions of one handler's generation on one worker.
 pub struct GuestHandler(sessions::Host<wire::Guest>);
@@ -193,12 +193,12 @@ mod tests {
     use std::task::{Context, Poll, Waker};
     use std::time::Duration;
 
+    use pointsman_config::Isolation;
     use pointsman_contract::names::PluginName;
     use pointsman_contract::outbox::{Inbox, Outbound, outbox};
     use pointsman_contract::session::{Ender, SessionId};
 
     use super::*;
-    use crate::config::Isolation;
     use crate::plugins::guests;
     use crate::plugins::limits::monotonic_ns;
 

@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pointsman_config::{self as config, Config, PluginSettings};
 use pointsman_contract::names::PluginName;
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::{ResourceLimiter, UpdateDeadline};
 
 use super::engine::TICK;
 use super::grace::Grace;
-use crate::config::{self, Config, PluginSettings};
 
 /// Largest file that is loaded.
 pub const FILE_MAX_BYTES: usize = 64 << 20;

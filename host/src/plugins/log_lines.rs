@@ -6,11 +6,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pointsman_contract::names::PluginName;
+use pointsman_contract::names::{PLUGIN_TARGET, PluginName};
 use tracing::Level;
 
 use super::limits::monotonic_ns;
-use crate::log::PLUGIN_TARGET;
 
 /// Per plugin, over all workers.
 const LINES_PER_SECOND_MAX: u64 = 100;

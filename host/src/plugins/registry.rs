@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use pointsman_contract::names::PluginName;
+use pointsman_contract::names::{PLUGIN_TARGET, PluginName};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -20,7 +20,6 @@ use super::generation::{Generation, Source};
 use super::host::{PluginHost, Shares, StatsReader};
 use super::limits::AllLimits;
 use super::load::{Compiler, LoadError, sha256};
-use crate::log::PLUGIN_TARGET;
 
 /// So many failures within [`FAILURE_WINDOW`] take a young generation back.
 const FAILURES_MAX: usize = 3;
@@ -824,7 +823,7 @@ mod tests {
         };
         let host = registry.host(3);
         let handler = generation
-            .handler(&crate::config::PluginSettings::default(), &host)
+            .handler(&pointsman_config::PluginSettings::default(), &host)
             .unwrap();
         guests::fail_once(&handler);
         let failure = failures.try_recv().unwrap();

@@ -14,6 +14,8 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Instant;
 
+use pointsman_config::{Isolation, PluginSettings};
+use pointsman_contract::client::network;
 use pointsman_contract::failure::{FailedCall, PluginError};
 use pointsman_contract::handler::Facts;
 use pointsman_contract::outbox::Outbox;
@@ -34,8 +36,6 @@ use super::host_api::HostState;
 use super::load::CallCode;
 use super::placement::Placement;
 use super::stats::Call;
-use crate::config::{Isolation, PluginSettings};
-use crate::overload::clients::network;
 
 /// What a kind of plugin exports.
 pub(super) trait Exports: Clone {

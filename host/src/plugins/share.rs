@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pointsman_contract::names::PluginName;
+use pointsman_contract::names::{PLUGIN_TARGET, PluginName};
 
 use super::kv::KeyValues;
 use super::log_lines::LogLines;
 use super::topics::Topics;
-use crate::log::PLUGIN_TARGET;
 
 /// Counters, and gauges, that one plugin may name.
 const VALUES_MAX: usize = 64;

@@ -28,11 +28,13 @@ use std::task::{Context, Poll, ready};
 
 use pointsman_contract::close;
 use pointsman_contract::session::Ender;
+use pointsman_protocol::frames::{
+    FrameTracker, MAX_HEADER_BYTES, Masking, close_frame, ping_frame,
+};
 use tokio::net::TcpStream;
 
 use self::pipe::{Carried, Pipe};
 use self::stream::Stream;
-use crate::frames::{FrameTracker, MAX_HEADER_BYTES, Masking, close_frame, ping_frame};
 
 /// From here on payload goes through the pipe: two more system calls cost less than two copies.
 const LARGE_BYTES: u64 = 128 * 1024;

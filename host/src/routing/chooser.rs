@@ -307,10 +307,10 @@ mod tests {
     use std::net::Ipv4Addr;
     use std::rc::Rc;
 
+    use pointsman_config::{self as config, Config};
     use pointsman_contract::policy::Wants;
 
     use super::*;
-    use crate::config::{self, Config};
 
     /// Answers as it is told, and notes what it is told of.
     #[derive(Debug, Clone, Default)]

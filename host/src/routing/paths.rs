@@ -5,8 +5,9 @@
 
 use std::borrow::Cow;
 
+use pointsman_config::{PathPattern, Route};
+
 use super::table::{RouteTable, matches_path, rank};
-use crate::config::{PathPattern, Route};
 
 /// What may be read of one path, over all ways to read it. A longer one is refused: a path of so many
 /// kinds of escapes and signs is made to be read differently, or to take time.
@@ -471,8 +472,9 @@ fn hexadecimal(digits: &str) -> Option<u32> {
 mod tests {
     use std::path::Path;
 
+    use pointsman_config::Config;
+
     use super::*;
-    use crate::config::Config;
 
     fn readings(path: &str) -> Vec<String> {
         let mut readings = Vec::new();

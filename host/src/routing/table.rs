@@ -7,8 +7,9 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
+use pointsman_config::{HostPattern, PathPattern, Route};
+
 use super::paths::Spelling;
-use crate::config::{HostPattern, PathPattern, Route};
 
 /// All routes, the most exact first.
 #[derive(Debug, Clone, Default)]
@@ -89,8 +90,9 @@ pub(super) fn matches_path(pattern: &PathPattern, path: &str, ignores_case: bool
 
 #[cfg(test)]
 mod tests {
+    use pointsman_config::Config;
+
     use super::*;
-    use crate::config::Config;
 
     const ROUTES: &str = r#"
         [[listener]]

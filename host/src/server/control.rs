@@ -13,7 +13,12 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
+use pointsman_config::{self as config, Config, Listener, Problem, UpstreamName};
 use pointsman_contract::names::PluginName;
+use pointsman_log as log;
+use pointsman_metrics::counters::Metrics;
+use pointsman_metrics::labels::{ReloadKind, ReloadResult};
+use pointsman_metrics::scrape::ConfigReload;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
@@ -26,10 +31,8 @@ use super::problems::{self, Problems, Subject};
 use super::trial::{Compiled, Trial, load_missing, try_missing};
 use super::view::Pages;
 use super::{Command, plan, plugin_updates};
-use crate::admin::metrics::{ConfigReload, Metrics, ReloadKind, ReloadResult};
 use crate::admin::status::{PluginSource, PluginStatus};
 use crate::admin::steer::{Drainable, Outcome, Proposal};
-use crate::config::{self, Config, Listener, Problem, UpstreamName};
 use crate::drain::Drainer;
 use crate::plugins::failure::Failure;
 use crate::plugins::generation::Source;
@@ -38,7 +41,7 @@ use crate::plugins::registry::{self, Registry};
 use crate::site::{self, Connectors, Drained, Outside, Site};
 use crate::watch::{Change, Watch};
 use crate::worker::{Ask, Census, Listen, ListenerKey};
-use crate::{admin, listener, log, systemd};
+use crate::{admin, listener, systemd};
 
 /// What the control plane begins with.
 pub(super) struct Setup {

@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use pointsman_config::{self as config, Config, Dns, Problem, UpstreamName};
+use pointsman_metrics::labels::{ReloadKind, ReloadResult};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
 use super::control::{Control, FoundBy};
 use super::problems::{self, Subject};
-use crate::admin::metrics::{ReloadKind, ReloadResult};
-use crate::config::{self, Config, Dns, Problem, UpstreamName};
 use crate::site::{Connectors, Found, Outside};
 use crate::upstream::dns::{self, Answer};
 use crate::upstream::tls::Tls;

@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use pointsman_config::{Health, UpstreamName};
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::config::{Health, UpstreamName};
 use crate::site::Site;
 use crate::upstream::health;
 use crate::upstream::pool::Backend;

@@ -4,10 +4,10 @@
 use std::io;
 use std::path::Path;
 
-use crate::config::{AccessLogTarget, Config, Problem};
-use crate::log::ErrorLog;
-use crate::log::output::{self, Output};
-use crate::log::writer::LogWriter;
+use pointsman_config::{AccessLogTarget, Config, Problem};
+use pointsman_log::ErrorLog;
+use pointsman_log::output::{self, Output};
+use pointsman_log::writer::LogWriter;
 
 const ERROR_LOG: &str = "error_log.file";
 const ACCESS_LOG: &str = "access_log";

@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use pointsman_config::{Backend, Config, Listener, Route, Target, Upstream};
+
 use crate::admin::steer::{Change, ChangeKind, Plan};
-use crate::config::{Backend, Config, Listener, Route, Target, Upstream};
 use crate::session::Place;
 use crate::site::{Keeps, Outside, Site};
 use crate::worker::Census;

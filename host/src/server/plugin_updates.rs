@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_contract::names::PluginName;
+use pointsman_metrics::labels::{ReloadKind, ReloadResult};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -19,7 +20,6 @@ use tokio::time::timeout;
 use super::control::Control;
 use super::problems::Subject;
 use super::trial::{self, Compiled, Trial};
-use crate::admin::metrics::{ReloadKind, ReloadResult};
 use crate::plugins::generation::{Generation, Source};
 use crate::plugins::load::{self, LoadError};
 use crate::plugins::registry::{Job, Removal};

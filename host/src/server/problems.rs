@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::SystemTime;
 
+use pointsman_config::UpstreamName;
+use pointsman_metrics::labels::ProblemKind;
 use tokio::sync::watch;
 
 use super::control::Control;
 use super::trial::{Trial, name_of};
-use crate::admin::status::{Problem, ProblemKind};
-use crate::config::UpstreamName;
+use crate::admin::status::Problem;
 use crate::plugins::registry::Registry;
 use crate::site::Site;
 use crate::upstream::fitness::Unfit;

@@ -9,12 +9,12 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use pointsman_config::{self as config, Backend, Config, Problem, Target};
 use pointsman_contract::names::PluginName;
 use pointsman_contract::policy::Candidate;
 use tokio::sync::mpsc;
 
 use super::{EMBEDDED, StartError};
-use crate::config::{self, Backend, Config, Problem, Target};
 use crate::plugins::failure::Failure;
 use crate::plugins::generation::{Generation, Source};
 use crate::plugins::limits::{AllLimits, FILE_MAX_BYTES};

@@ -4,19 +4,20 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use futures_util::future::LocalBoxFuture;
+use pointsman_config::{Route, Target};
+use pointsman_metrics::labels::Format;
+use pointsman_metrics::scrape::{
+    BackendSample, CallSample, PluginSample, Scrape, UpstreamSample, UsageSample,
+};
 use tokio::time::Instant;
 
 use super::control::{self, Cause, Control};
 use super::problems;
 use crate::admin::http::{Readiness, View};
-use crate::admin::metrics::{
-    BackendSample, CallSample, Format, PluginSample, Scrape, UpstreamSample, UsageSample,
-};
 use crate::admin::status::{
-    BackendState, BackendStatus, PolicyStatus, RouteStatus, Status, UpstreamStatus,
+    BackendState, BackendStatus, PolicyStatus, RouteStatus, Status, UpstreamStatus, WorkerStatus,
 };
 use crate::admin::steer::{Order, Outcome};
-use crate::config::{Route, Target};
 use crate::plugins::stats::{
     BUCKETS_NS, FAILURE_KINDS, FAILURE_SCOPES, PENALTIES, PluginFigures, VERDICTS,
 };
@@ -50,7 +51,9 @@ impl View for Pages {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_secs: control.started.elapsed().as_secs(),
             is_draining: control.is_leaving(),
-            workers: control.metrics.workers(),
+            workers: (control.metrics.workers().into_iter())
+                .map(WorkerStatus::from)
+                .collect(),
             upstreams: upstreams(&site),
             routes: routes(&site),
             plugins: control.plugin_statuses(),

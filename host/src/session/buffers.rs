@@ -14,11 +14,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
+use pointsman_metrics::counters::WorkerCounters;
+use pointsman_protocol::messages::deflate::{Compressors, windows_in};
 use tokio::sync::Notify;
 
 use super::Control;
-use crate::admin::metrics::WorkerCounters;
-use crate::messages::deflate::{Compressors, windows_in};
 
 /// As large as the largest read that pays: at 64 KiB a system call's fixed cost is a few percent of
 /// the copy.

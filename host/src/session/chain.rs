@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use pointsman_config::OnFailure;
 use pointsman_contract::failure::PluginError;
 use pointsman_contract::filter::{Direction, Filter, FilterSession, Interest, Verdict};
 use pointsman_contract::handler::Facts;
@@ -14,7 +15,6 @@ use pointsman_contract::session::EndReport;
 use tokio::time::Interval;
 
 use super::ticks;
-use crate::config::OnFailure;
 
 /// The filters of one session, the one next to the client first.
 #[derive(Debug)]

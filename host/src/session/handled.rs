@@ -24,6 +24,9 @@ use pointsman_contract::handler::{HandlerSession, Interest, Verdict};
 use pointsman_contract::message::{CloseReason, Message, Received};
 use pointsman_contract::outbox::{Inbox, Outbound};
 use pointsman_contract::session::{EndReport, Ender};
+use pointsman_metrics::counters::TargetCounters;
+use pointsman_metrics::labels::Limit;
+use pointsman_protocol::messages::{Decoder, Encoder, Incoming, Violation};
 use tokio::io::AsyncWrite as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Interval};
@@ -33,8 +36,6 @@ use super::pace::Pace;
 use super::send_timeout::SendTimeout;
 use super::speaker::Speaker;
 use super::{OpenCount, Order, Registration};
-use crate::admin::metrics::{Limit, TargetCounters};
-use crate::messages::{Decoder, Encoder, Incoming, Violation};
 use crate::relay::stream::Stream as _;
 
 /// A session at a handler.

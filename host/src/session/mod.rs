@@ -23,12 +23,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use pointsman_config::Route;
 use pointsman_contract::close;
 use pointsman_contract::session::{Ender, SessionId};
+use pointsman_metrics::counters::TargetCounters;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
-use crate::admin::metrics::TargetCounters;
-use crate::config::Route;
 use crate::upstream::pool::Backend;
 
 /// How long both sides may take to end a session after a Close or after one of them has gone.
@@ -320,8 +320,9 @@ impl Drop for Registration {
 mod tests {
     use std::path::Path;
 
+    use pointsman_config::Config;
+
     use super::*;
-    use crate::config::Config;
 
     fn sweeps(sessions: &Sessions, duration: Duration) {
         for _ in 0..duration.as_millis() / SWEEP_INTERVAL.as_millis() {

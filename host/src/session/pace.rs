@@ -7,9 +7,8 @@
 
 use std::time::Duration;
 
+use pointsman_protocol::messages::UnderWay;
 use tokio::time::Instant;
-
-use crate::messages::UnderWay;
 
 /// What a client is expected to bring of a message, over the time that one has. Far less than any network
 /// carries; a byte now and then is not it.

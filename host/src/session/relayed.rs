@@ -9,12 +9,13 @@ use std::task::{Context, Poll, ready};
 
 use pointsman_contract::close;
 use pointsman_contract::session::{EndReport, Ender};
+use pointsman_metrics::counters::TargetCounters;
+use pointsman_metrics::labels::Limit;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::buffers::{Buffers, Held};
 use super::{OpenCount, Order, Registration};
-use crate::admin::metrics::{Limit, TargetCounters};
 use crate::relay::pipe::Pipe;
 use crate::relay::{Moved, Relay, RelayEnd};
 use crate::upstream::tls::BackendStream;

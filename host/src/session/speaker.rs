@@ -1,8 +1,7 @@
 //! What goes to one far end of a session that speaks for itself: encoded, and kept until it is taken.
 
 use pointsman_contract::message::Received;
-
-use crate::messages::Encoder;
+use pointsman_protocol::messages::Encoder;
 
 /// What a session may have had sent before its far end has taken any of it; then what feeds it waits.
 pub(super) const UNSENT_MAX_BYTES: usize = 64 * 1024;

@@ -18,6 +18,7 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use pointsman_protocol::handshake::{self, Upgrade};
 use rustix::io::Errno;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -25,7 +26,6 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::tls::{BackendStream, Tls};
 use crate::body::{Body, BoxError};
-use crate::handshake::{self, Upgrade};
 
 /// The longest head of an answer, and how much of a body is read ahead of its client. Measured with 64, 128 and
 /// 256 KiB, and with the library's own bound: an answer that is not read holds 250, 440, 890 and 1,460 KB; a GB takes

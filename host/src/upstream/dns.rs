@@ -11,8 +11,7 @@ use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::rdata::SRV;
 use hickory_resolver::proto::rr::{RData, RecordType};
-
-use crate::config::{Backend, Dns};
+use pointsman_config::{Backend, Dns};
 
 /// The largest weight of a backend; those of SRV records go up to 65,535.
 const MAX_WEIGHT: u16 = 1000;

@@ -10,9 +10,8 @@ use std::sync::atomic::{AtomicU8, AtomicU64};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use pointsman_config as config;
 use tokio::time::Instant;
-
-use crate::config;
 
 /// A slow start goes up in so many steps.
 pub const RAMP_STEPS: u32 = 10;

@@ -12,6 +12,8 @@ use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::header::{self, HeaderValue};
 use http::{Request, request};
+use pointsman_config::{Health, Probe};
+use pointsman_protocol::handshake::Upgrade;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -21,8 +23,6 @@ use super::dial::{self, Answer, Deadlines, Destination, DialError};
 use super::fitness::Turn;
 use super::pool::Backend;
 use super::tls::Tls;
-use crate::config::{Health, Probe};
-use crate::handshake::Upgrade;
 
 /// How much sooner or later than asked for a probe may come, in parts of the interval, so that those
 /// of many backends do not go together.

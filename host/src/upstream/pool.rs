@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use pointsman_config::{self as config, UpstreamName};
 use pointsman_contract::policy;
 use tokio::time::Instant;
 
@@ -17,7 +18,6 @@ use super::dial::Destination;
 use super::fitness::{Fitness, Turn};
 use super::queue::Queue;
 use super::tls::Tls;
-use crate::config::{self, UpstreamName};
 
 /// The backends of one upstream at one time.
 #[derive(Debug)]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
+use pointsman_config::{PluginSettings, UpstreamName};
 use pointsman_contract::failure::PluginError;
 use pointsman_contract::filter::Filter;
 use pointsman_contract::handler::Handler;
@@ -18,7 +19,6 @@ use pointsman_contract::policy::{Policy as _, PolicyError};
 use pointsman_contract::session::EndReport;
 
 use crate::body::Body;
-use crate::config::{PluginSettings, UpstreamName};
 use crate::plugins::failure::CallError;
 use crate::plugins::filter::GuestFilter;
 use crate::plugins::generation::{Generation, Saved};

@@ -18,6 +18,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fmt, thread};
 
+use pointsman_config::{ErrorLogSettings, LogFormat};
+use pointsman_contract::names::PLUGIN_TARGET;
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::format::{Format, Full, Json, Writer};
@@ -26,10 +28,6 @@ use tracing_subscriber::registry::LookupSpan;
 
 use self::output::Output;
 use self::writer::LogWriter;
-use crate::config::{ErrorLogSettings, LogFormat};
-
-/// What plugins say, and what is said of that.
-pub const PLUGIN_TARGET: &str = "plugin";
 
 /// Of one place in the code.
 const LINES_PER_SECOND_MAX: u32 = 20;

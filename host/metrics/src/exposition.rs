@@ -19,12 +19,12 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use super::metrics::{
-    ABORTED_BY, BackendSample, CallSample, Format, Limit, ReloadKind, ReloadResult, STATUS_CLASSES,
-    Scrape, TargetTotals, Totals, UpgradeResult, UpstreamSample, UsageSample,
+use crate::counters::{TargetTotals, Totals};
+use crate::labels::{
+    ABORTED_BY, Format, Limit, ProblemKind, ReloadKind, ReloadResult, STATUS_CLASSES, UpgradeResult,
 };
-use super::process::Process;
-use super::status::ProblemKind;
+use crate::process::Process;
+use crate::scrape::{BackendSample, CallSample, Scrape, UpstreamSample, UsageSample};
 
 const DIRECTIONS: [&str; 2] = ["up", "down"];
 
@@ -234,7 +234,7 @@ impl Page {
         let with_requests = with_requests.filter(|(_, sums)| sums.has_requests);
         let aborted = with_requests.flat_map(|(name, sums)| {
             let by = ABORTED_BY.into_iter().zip(sums.aborted);
-            by.map(move |(by, n)| ([("upstream", name.as_str()), ("by", by.label())], n))
+            by.map(move |(by, n)| ([("upstream", name.as_str()), ("by", by)], n))
         });
         counters(
             out,
@@ -581,8 +581,10 @@ mod tests {
     use std::collections::BTreeSet;
     use std::time::Duration;
 
-    use super::super::metrics::{ConfigReload, Metrics, PluginSample, TargetKind, UsageSample};
     use super::*;
+    use crate::counters::Metrics;
+    use crate::labels::TargetKind;
+    use crate::scrape::{ConfigReload, PluginSample, UsageSample};
 
     #[test]
     fn every_series_has_the_name_that_the_docs_give_it() {

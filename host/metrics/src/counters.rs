@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use pointsman_contract::session::Ender;
-
-use super::exposition;
-use super::status::{ProblemKind, WorkerStatus};
+use crate::exposition;
+use crate::labels::{
+    ABORTED_BY, Format, Limit, ReloadKind, ReloadResult, STATUS_CLASSES, TargetKind, UpgradeResult,
+};
+use crate::scrape::Scrape;
 
 /// All counters of this process. Made at start and passed in; a clone is another handle.
 #[derive(Debug, Clone)]
@@ -67,233 +68,6 @@ pub struct TargetCounters {
     aborted: [Count; ABORTED_BY.len()],
 }
 
-/// What a route leads to. It decides which series exist: an upstream has all, a handler has no
-/// plain requests, an HTTP handler has nothing else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TargetKind {
-    /// A group of backends.
-    Upstream,
-    /// A plugin that is the far end of WebSockets.
-    Handler,
-    /// A plugin that answers requests.
-    Http,
-}
-
-/// How an upgrade request ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UpgradeResult {
-    /// 101: a session began.
-    Accepted,
-    /// The handshake breaks RFC 6455 or HTTP: 400, 405, 426 or 431.
-    BadRequest,
-    /// No route matches: 404.
-    NotFound,
-    /// The route does not allow this `Origin`: 403.
-    ForbiddenOrigin,
-    /// No backend can take a session: 503.
-    NoBackend,
-    /// A backend answered with something other than 101, and the client got that answer.
-    BackendRefused,
-    /// No backend that was tried could be reached or spoke the protocol: 502.
-    BackendFailed,
-    /// A backend, or the client's handshake, took too long: 504 or 408.
-    Timeout,
-    /// The policy refused or redirected.
-    PolicyRefused,
-    /// A filter refused.
-    FilterRefused,
-    /// The handler refused.
-    HandlerRefused,
-    /// A handler or filter failed before the 101: 500.
-    PluginFailed,
-    /// There is too much to do, or too little to do it with: 503.
-    Overloaded,
-    /// A plugin has failed on what this client sent, and it comes back too soon: 429.
-    Penalized,
-    /// The client left before the answer.
-    ClientGone,
-}
-
-/// What ends a session that holds memory for too long, or too much of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Limit {
-    /// A message has begun and does not come.
-    MessageTimeout,
-    /// The client takes nothing of what it is sent.
-    SendTimeout,
-    /// All sessions together hold too much, and this one most.
-    BufferedBytes,
-}
-
-/// What was reloaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReloadKind {
-    /// One plugin.
-    Plugin,
-    /// The configuration.
-    Config,
-    /// The backends that were found for an upstream.
-    Backends,
-}
-
-/// How a reload ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReloadResult {
-    /// The new one is in force.
-    Ok,
-    /// Refused; the old one serves.
-    Failed,
-    /// The content is what serves already.
-    Unchanged,
-}
-
-/// How the metrics page is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Format {
-    /// Prometheus' text format 0.0.4, which every scraper reads.
-    #[default]
-    Classic,
-    /// OpenMetrics 1.0.
-    OpenMetrics,
-}
-
-/// The figures that other rooms own, as they are at this moment.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Scrape {
-    /// One per backend of every upstream.
-    pub backends: Vec<BackendSample>,
-    /// One per upstream.
-    pub upstreams: Vec<UpstreamSample>,
-    /// One per plugin that is loaded.
-    pub plugins: Vec<PluginSample>,
-    /// One per plugin of which there has been an instance.
-    pub usage: Vec<UsageSample>,
-    /// One per plugin and kind of call.
-    pub calls: Vec<CallSample>,
-    /// Plugin, kind of failure, how many since the start. Zeros are shown, so give every kind.
-    pub failures: Vec<(String, String, u64)>,
-    /// What plugins count themselves: plugin, name, value.
-    pub guest_counts: Vec<(String, String, u64)>,
-    /// What plugins measure themselves: plugin, name, value.
-    pub guest_gauges: Vec<(String, String, f64)>,
-    /// Lines of the access log that were lost since the start.
-    pub access_log_dropped: u64,
-    /// Likewise of the error log.
-    pub error_log_dropped: u64,
-    /// How many there are of each kind, in the order of [`ProblemKind::ALL`].
-    pub problems: [u64; ProblemKind::ALL.len()],
-    /// What came of the configuration.
-    pub config_reload: ConfigReload,
-}
-
-/// What came of reading the configuration last; the start counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConfigReload {
-    /// It is in force, or was already.
-    pub is_successful: bool,
-    /// When that was so last.
-    pub succeeded_at: SystemTime,
-}
-
-/// One backend.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BackendSample {
-    /// The upstream's name.
-    pub upstream: String,
-    /// The address as configured.
-    pub backend: String,
-    /// Whether it is offered to the policy, and the last dial did not fail.
-    pub is_up: bool,
-    /// Whether probes, where there are any, find it well.
-    pub is_healthy: bool,
-    /// Whether live traffic has put it out.
-    pub is_ejected: bool,
-    /// Whether the operator has taken it out.
-    pub is_draining: bool,
-    /// How often live traffic has put it out since the start.
-    pub ejections: u64,
-    /// Open sessions and plain requests under way.
-    pub active: u64,
-    /// Failed dials and handshakes since the start.
-    pub failures: u64,
-}
-
-/// One upstream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UpstreamSample {
-    /// Its name.
-    pub upstream: String,
-    /// Requests that wait for room at a backend.
-    pub waiting: u64,
-    /// Requests that were tried at another backend, since the start.
-    pub retries: u64,
-}
-
-/// One plugin.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PluginSample {
-    /// Its name.
-    pub plugin: String,
-    /// The generation that serves.
-    pub generation: u64,
-}
-
-/// What one plugin holds and has done.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UsageSample {
-    /// Its name.
-    pub plugin: String,
-    /// Instances alive.
-    pub instances: u64,
-    /// Their linear memory.
-    pub memory_bytes: u64,
-    /// Sessions that they hold.
-    pub sessions: u64,
-    /// What is kept in the shared store.
-    pub store_bytes: u64,
-    /// Payload of the messages that sessions were shown.
-    pub bytes_in: u64,
-    /// Payload of the messages that they returned.
-    pub bytes_out: u64,
-    /// Messages that full queues lost.
-    pub dropped_messages: u64,
-    /// What was said of messages: verdict, how often. Zeros are left out.
-    pub verdicts: Vec<(&'static str, u64)>,
-    /// What calls for one session ended by failing: scope, how often.
-    pub session_failures: Vec<(&'static str, u64)>,
-    /// Sessions that ended with the instance that a call for another one took along.
-    pub sessions_lost: u64,
-    /// What became of handshakes of clients that the plugin had failed for: result, how often.
-    pub penalties: Vec<(&'static str, u64)>,
-}
-
-/// How long the calls of one kind into one plugin took.
-#[derive(Debug, Clone, PartialEq)]
-pub struct CallSample {
-    /// Its name.
-    pub plugin: String,
-    /// `choose`, `message`, ...
-    pub call: String,
-    /// Upper bound in seconds, and how many calls lie above the bound before it and not above this
-    /// one (not cumulated). Calls past the last bound are in `count` alone.
-    pub buckets: Vec<(f64, u64)>,
-    /// Seconds, over all calls.
-    pub sum: f64,
-    /// Calls.
-    pub count: u64,
-}
-
-/// Who can break off a plain answer, in the order of the cells.
-pub(super) const ABORTED_BY: [Ender; 4] = [
-    Ender::Client,
-    Ender::Backend,
-    Ender::Plugin,
-    Ender::Operator,
-];
-
-/// The labels of `pointsman_http_requests_total`, in the order of the cells.
-pub(super) const STATUS_CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
-
 /// What the sums over all workers are.
 #[derive(Debug, Default)]
 pub(super) struct Totals {
@@ -323,6 +97,15 @@ pub(super) struct TargetTotals {
     pub(super) messages: [u64; 2],
     pub(super) requests: [u64; STATUS_CLASSES.len()],
     pub(super) aborted: [u64; ABORTED_BY.len()],
+}
+
+/// What one worker has open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerLoad {
+    /// WebSockets.
+    pub sessions: u64,
+    /// Those that carry a session included.
+    pub connections: u64,
 }
 
 #[derive(Debug)]
@@ -400,10 +183,10 @@ impl Metrics {
             .sum()
     }
 
-    /// What the status page says of the workers, in their order.
-    pub fn workers(&self) -> Vec<WorkerStatus> {
+    /// What each worker has open, in their order.
+    pub fn workers(&self) -> Vec<WorkerLoad> {
         let workers = locked(&self.shared.workers);
-        let status = |worker: &Arc<WorkerCounters>| WorkerStatus {
+        let status = |worker: &Arc<WorkerCounters>| WorkerLoad {
             sessions: worker.sessions(),
             connections: worker.connections_open.value(),
         };
@@ -495,8 +278,8 @@ impl TargetCounters {
         }
     }
 
-    /// A plain answer broke off, by whose doing. Called by the worker only.
-    pub fn aborted(&self, by: Ender) {
+    /// A plain answer broke off; `by` is one of [`ABORTED_BY`], others do not count. Called by the worker only.
+    pub fn aborted(&self, by: &str) {
         if let Some(cell) = ABORTED_BY.iter().position(|&one| one == by) {
             self.aborted[cell].add(1);
         }
@@ -510,110 +293,6 @@ impl TargetCounters {
         sums.messages[1] += self.messages_down.value();
         add_all(&mut sums.requests, &self.requests);
         add_all(&mut sums.aborted, &self.aborted);
-    }
-}
-
-impl UpgradeResult {
-    /// In the order of declaration.
-    pub const ALL: [Self; 15] = [
-        Self::Accepted,
-        Self::BadRequest,
-        Self::NotFound,
-        Self::ForbiddenOrigin,
-        Self::NoBackend,
-        Self::BackendRefused,
-        Self::BackendFailed,
-        Self::Timeout,
-        Self::PolicyRefused,
-        Self::FilterRefused,
-        Self::HandlerRefused,
-        Self::PluginFailed,
-        Self::Overloaded,
-        Self::Penalized,
-        Self::ClientGone,
-    ];
-
-    /// As in metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Accepted => "accepted",
-            Self::BadRequest => "bad_request",
-            Self::NotFound => "not_found",
-            Self::ForbiddenOrigin => "forbidden_origin",
-            Self::NoBackend => "no_backend",
-            Self::BackendRefused => "backend_refused",
-            Self::BackendFailed => "backend_failed",
-            Self::Timeout => "timeout",
-            Self::PolicyRefused => "policy_refused",
-            Self::FilterRefused => "filter_refused",
-            Self::HandlerRefused => "handler_refused",
-            Self::PluginFailed => "plugin_failed",
-            Self::Overloaded => "overloaded",
-            Self::Penalized => "penalized",
-            Self::ClientGone => "client_gone",
-        }
-    }
-}
-
-impl Limit {
-    /// In the order of declaration.
-    pub const ALL: [Self; 3] = [Self::MessageTimeout, Self::SendTimeout, Self::BufferedBytes];
-
-    /// As in metrics: the key that sets it.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::MessageTimeout => "message_timeout",
-            Self::SendTimeout => "send_timeout",
-            Self::BufferedBytes => "max_buffered_bytes",
-        }
-    }
-}
-
-/// As at the start.
-impl Default for ConfigReload {
-    fn default() -> Self {
-        Self {
-            is_successful: true,
-            succeeded_at: SystemTime::now(),
-        }
-    }
-}
-
-impl ReloadKind {
-    /// In the order of declaration.
-    pub const ALL: [Self; 3] = [Self::Plugin, Self::Config, Self::Backends];
-
-    /// As in metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Plugin => "plugin",
-            Self::Config => "config",
-            Self::Backends => "backends",
-        }
-    }
-}
-
-impl Format {
-    /// As in `Content-Type`.
-    pub fn content_type(self) -> &'static str {
-        match self {
-            Self::Classic => "text/plain; version=0.0.4; charset=utf-8",
-            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        }
-    }
-}
-
-impl ReloadResult {
-    /// In the order of declaration.
-    pub const ALL: [Self; 3] = [Self::Ok, Self::Failed, Self::Unchanged];
-
-    /// As in metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Failed => "failed",
-            Self::Unchanged => "unchanged",
-        }
     }
 }
 
@@ -669,7 +348,7 @@ mod tests {
         assert_eq!(metrics.sessions(), 3);
         assert_eq!(
             metrics.workers()[2],
-            WorkerStatus {
+            WorkerLoad {
                 sessions: 2,
                 connections: 4
             }
@@ -703,7 +382,7 @@ mod tests {
     #[test]
     fn answers_that_broke_off_are_counted_by_whose_doing_it_was() {
         let counters = TargetCounters::default();
-        for by in [Ender::Plugin, Ender::Client, Ender::Plugin, Ender::Host] {
+        for by in ["plugin", "client", "plugin", "host"] {
             counters.aborted(by);
         }
         let by: Vec<u64> = counters.aborted.iter().map(Count::value).collect();
