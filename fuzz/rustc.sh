@@ -2,7 +2,7 @@
 # Compiles what is fuzzed with libFuzzer's coverage, and everything else as it is: cargo calls this in
 # place of rustc for the packages of the workspace (RUSTC_WORKSPACE_WRAPPER). All options are stable ones.
 case "$*" in
-*"--crate-name pointsman "* | *"--crate-name pointsman_fuzz "*)
+*"--crate-name pointsman"* | *"--crate-name pointsman_fuzz "*)
     exec "$@" \
         -C passes=sancov-module \
         -C llvm-args=-sanitizer-coverage-level=4 \

@@ -1,8 +1,8 @@
 //! A backend's answer is believed only if it is the one answer to what was asked.
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
-use pointsman::upstream::dial;
 use pointsman_protocol::handshake::Upgrade;
+use pointsman_traffic::upstream::dial;
 
 /// Of RFC 6455 section 1.3.
 pub(crate) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use http::Request;
 use http_body_util::BodyExt as _;
-use pointsman::upstream::dial::{self, Answer, Deadlines, Destination};
-use pointsman::upstream::tls::BackendStream;
+use pointsman_traffic::upstream::dial::{self, Answer, Deadlines, Destination};
+use pointsman_traffic::upstream::tls::BackendStream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};

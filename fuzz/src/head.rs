@@ -15,10 +15,10 @@ use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use pointsman::connection;
-use pointsman::upstream::dial;
 use pointsman_config::{Config, Listener};
 use pointsman_protocol::forwarding;
 use pointsman_protocol::handshake::{self, Upgrade};
+use pointsman_traffic::upstream::dial;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
 use crate::idle::until_idle;

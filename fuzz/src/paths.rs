@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
-use pointsman::routing::paths;
-use pointsman::routing::table::RouteTable;
 use pointsman_config::Config;
+use pointsman_traffic::routing::paths;
+use pointsman_traffic::routing::table::RouteTable;
 
 /// Each is the paths of one table; behind a `~`, of a route that ignores case.
 const TABLES: [&[&str]; 6] = [

@@ -6,7 +6,7 @@
 
 use std::sync::OnceLock;
 
-use pointsman::plugins::load::{self, Compiler};
+use pointsman_plugins::load::{self, Compiler};
 
 /// What the names of such sections begin with.
 const CONTRACT_SECTION: &[u8] = b"component-type";

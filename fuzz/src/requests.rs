@@ -10,9 +10,10 @@ use http_body_util::Empty;
 use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use pointsman::upstream::dial;
-use pointsman::{body, connection};
+use pointsman::connection;
 use pointsman_protocol::{forwarding, handshake};
+use pointsman_traffic::body;
+use pointsman_traffic::upstream::dial;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
 use crate::head::{LIMITS, PIPE_BYTES, check_fields, forward, origin_form};

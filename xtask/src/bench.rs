@@ -22,7 +22,7 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
     // Cargo runs a bench in the folder of its package, so the path is whole.
     let calls = root.join(FOLDER).join("plugin_calls.json");
     Step::cargo(root)
-        .args(["bench", "--package", "pointsman"])
+        .args(["bench", "--package", "pointsman-plugins"])
         .args(["--bench", "plugin_call_cost", "--", "--json"])
         .args([calls])
         .run()?;

@@ -5,10 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use pointsman::plugins::generation::Generation;
-use pointsman::plugins::host::PluginHost;
-use pointsman::plugins::limits::Limits;
-use pointsman::plugins::registry::{Loaded, Registry};
 use pointsman::server::EMBEDDED;
 use pointsman_config as config;
 use pointsman_config::{HttpLimits, PluginSettings};
@@ -17,6 +13,10 @@ use pointsman_contract::handler::{Facts, Handler};
 use pointsman_contract::names::PluginName;
 use pointsman_contract::outbox::outbox;
 use pointsman_contract::policy::{Candidate, ChoiceRequest, Figures, Policy};
+use pointsman_plugins::generation::Generation;
+use pointsman_plugins::host::PluginHost;
+use pointsman_plugins::limits::Limits;
+use pointsman_plugins::registry::{Loaded, Registry};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 

@@ -1,0 +1,49 @@
+//! Requests whose route leads to an HTTP plugin: it answers them.
+
+use std::sync::Arc;
+
+use http::{Request, StatusCode, request};
+use hyper::body::Incoming;
+use pointsman_config::Route;
+use pointsman_contract::names::PluginName;
+use pointsman_contract::session::Ender;
+use pointsman_metrics::labels::UpgradeResult;
+use pointsman_plugins::failure::CallError;
+use pointsman_protocol::forwarding;
+
+use super::{Answered, Exchange, Refused, bad_body};
+
+/// Leads a request to an HTTP plugin.
+pub(super) async fn request(
+    exchange: &Exchange,
+    route: &Arc<Route>,
+    plugin: &PluginName,
+    mut head: request::Parts,
+    body: Incoming,
+) -> Result<Answered, Box<Refused>> {
+    exchange.forward_head(&mut head);
+    let passing = Arc::clone(&exchange.passing);
+    let failed = |error: CallError| {
+        // Whatever the plugin makes of it.
+        if passing.aborted_by() == Some(Ender::Client) {
+            return bad_body(&passing).into();
+        }
+        let status = match error.kind() {
+            "timeout" => StatusCode::GATEWAY_TIMEOUT,
+            _ => StatusCode::BAD_GATEWAY,
+        };
+        Refused::new(
+            status,
+            UpgradeResult::PluginFailed,
+            format!("http plugin {plugin}: {error}"),
+        )
+    };
+    let site = exchange.worker.site();
+    let body = exchange.passing.request(body, route.body_timeout);
+    let request = Request::from_parts(head, body);
+    let answered = exchange.worker.guests.answer(&site, plugin, request).await;
+    let mut response = answered.map_err(failed)?;
+    forwarding::strip_hop_by_hop(response.headers_mut());
+    let response = exchange.follow(route, None, response);
+    Ok(Answered::plain(response, UpgradeResult::Accepted, None))
+}

@@ -1,0 +1,471 @@
+//! Requests whose route leads to an upstream: the policy chooses, backends are tried in its order,
+//! and the first that answers is it.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Request, StatusCode, request};
+use hyper::body::{Body as _, Incoming};
+use pointsman_config::{Route, UpstreamName};
+use pointsman_contract::session::SessionId;
+use pointsman_metrics::labels::UpgradeResult;
+use pointsman_protocol::forwarding;
+use pointsman_protocol::handshake::Upgrade;
+use pointsman_traffic::proxy::ProxyError;
+use pointsman_traffic::relay::Relay;
+use pointsman_traffic::routing::chooser::Plan;
+use pointsman_traffic::session::relayed::Relayed;
+use pointsman_traffic::upstream::dial::{self, Answer, Deadlines, DialError};
+use pointsman_traffic::upstream::pool::{Active, Backend, Pending, Pool};
+use pointsman_traffic::upstream::tls::BackendStream;
+use pointsman_traffic::{body, session};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
+
+use super::filters::{self, FilteredUpgrade, Filters};
+use super::record::{Place, Record};
+use super::{Answered, Exchange, Next, Refused, append_all, bad_body, overloaded};
+use crate::site::Site;
+use crate::worker::guests::PolicyLabel;
+use crate::worker::{ConnectionCount, Worker};
+
+/// How often who waits for room looks for itself: room can come without a sign, as when an ejection
+/// is over.
+const QUEUE_LOOK: Duration = Duration::from_millis(250);
+/// In seconds, for a client that found no room (RFC 9110 section 10.2.3).
+const RETRY_AFTER_FULL: HeaderValue = HeaderValue::from_static("1");
+
+/// A backend's upgraded stream, and what the session's record says.
+pub(super) struct Upgraded {
+    pub(super) stream: BackendStream,
+    pub(super) early: Bytes,
+    pub(super) active: Active,
+    pub(super) record: Record,
+    pub(super) pool: Arc<Pool>,
+}
+
+/// Leads an upgrade to a backend.
+pub(super) async fn upgrade(
+    exchange: &Exchange,
+    route: &Arc<Route>,
+    upstream: &UpstreamName,
+    mut asked: Upgrade,
+    head: request::Parts,
+) -> Result<Answered, Box<Refused>> {
+    let mut to_backend = head.clone();
+    exchange.forward_head(&mut to_backend);
+    if !route.deflate {
+        to_backend.headers.remove(header::SEC_WEBSOCKET_EXTENSIONS);
+        asked.extensions.clear();
+    }
+    let headers = &mut to_backend.headers;
+    let mut filters = Filters::admit(exchange, route, &head, &mut asked, headers)?;
+    let mut choice = place(exchange, upstream, &head).await?;
+    let pool = Arc::clone(&choice.pool);
+    choice.strip_lookalikes(exchange, &mut to_backend.headers);
+    let to_backend = dial::upgrade_request(to_backend);
+    let mut failures = Failures::default();
+    while let Some(pending) = choice.next(&mut failures)? {
+        let backend = &Arc::clone(pending.backend());
+        let answer = dial::upgrade(
+            pool.way_to(backend),
+            to_backend.clone(),
+            &asked,
+            deadlines(&pool),
+        )
+        .await;
+        match answer {
+            Ok(Answer::Upgraded {
+                stream,
+                early,
+                head: mut answer,
+            }) => {
+                let agreed = filters
+                    .as_mut()
+                    .map_or(Ok(()), |filters| filters.agreed(&answer.headers));
+                if let Err(reason) = agreed {
+                    let error = DialError::BadHandshake(reason);
+                    failures.note(exchange, &pool, backend, error);
+                    continue;
+                }
+                let active = pending.answered(true);
+                let headers = &mut answer.headers;
+                finish_headers(exchange, &choice, backend, &head, headers);
+                headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+                headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+                let place = Place::Backend(Arc::clone(backend), choice.policy);
+                let record = Record::new(exchange, route, &head, place);
+                let upgraded = Box::new(Upgraded {
+                    stream,
+                    early,
+                    active,
+                    record,
+                    pool,
+                });
+                let next = match filters {
+                    None => Next::Relay(upgraded),
+                    Some(filters) => Next::Filter(Box::new(FilteredUpgrade { upgraded, filters })),
+                };
+                return Ok(Answered::upgraded(answer.headers, answer.extensions, next));
+            }
+            Ok(Answer::Refused(mut response)) => {
+                let status = response.status();
+                if status.is_server_error() {
+                    failed(&pool, backend, &format!("it answered {status}"));
+                }
+                drop(pending.answered(!status.is_server_error()));
+                finish_headers(exchange, &choice, backend, &head, response.headers_mut());
+                let response = exchange.follow(route, Some(backend), response);
+                let result = UpgradeResult::BackendRefused;
+                return Ok(Answered::plain(response, result, Some(backend.address())));
+            }
+            Err(error) => failures.note(exchange, &pool, backend, error),
+        }
+    }
+    Err(failures.into_refused())
+}
+
+/// Leads a plain request to a backend.
+pub(super) async fn request(
+    exchange: &Exchange,
+    route: &Arc<Route>,
+    upstream: &UpstreamName,
+    head: request::Parts,
+    body: Incoming,
+) -> Result<Answered, Box<Refused>> {
+    let mut to_backend = head.clone();
+    exchange.forward_head(&mut to_backend);
+    filters::admit_plain(exchange, route, &head, &mut to_backend.headers)?;
+    let mut choice = place(exchange, upstream, &head).await?;
+    let pool = Arc::clone(&choice.pool);
+    choice.strip_lookalikes(exchange, &mut to_backend.headers);
+    forwarding::frame_body(&mut to_backend.headers, body.size_hint().exact());
+    to_backend.uri = dial::origin_form(&to_backend.uri);
+    let again = may_send_again(&to_backend, &body).then(|| to_backend.clone());
+    let passing = &exchange.passing;
+    let body = passing.request(body, route.body_timeout);
+    let mut request = Request::from_parts(to_backend, body);
+    let mut failures = Failures::default();
+    while let Some(pending) = choice.next(&mut failures)? {
+        let backend = &Arc::clone(pending.backend());
+        match exchange
+            .worker
+            .connections
+            .send(pool.way_to(backend), request, deadlines(&pool), passing)
+            .await
+        {
+            Ok(response) => {
+                let is_gateway_error = matches!(response.status().as_u16(), 502..=504);
+                if is_gateway_error {
+                    failed(
+                        &pool,
+                        backend,
+                        &format!("it answered {}", response.status()),
+                    );
+                }
+                let active = pending.answered(!is_gateway_error);
+                let hold = |answer| body::holding(body::incoming(answer), active);
+                let mut response = response.map(hold);
+                finish_headers(exchange, &choice, backend, &head, response.headers_mut());
+                let response = exchange.follow(route, Some(backend), response);
+                let result = UpgradeResult::BackendRefused;
+                return Ok(Answered::plain(response, result, Some(backend.address())));
+            }
+            Err(ProxyError::NotSent(error, unsent)) => {
+                failures.note(exchange, &pool, backend, error);
+                request = *unsent;
+            }
+            // Counted against the backend, it would let any client have a good one ejected.
+            Err(ProxyError::Lost(DialError::Exchange(error))) if error.is_user() => {
+                return Err(bad_body(passing).into());
+            }
+            Err(ProxyError::Lost(error)) => {
+                failures.note(exchange, &pool, backend, error);
+                match &again {
+                    Some(head) => request = Request::from_parts(head.clone(), body::empty()),
+                    None => break,
+                }
+            }
+        }
+    }
+    Err(failures.into_refused())
+}
+
+/// Whether a request that a backend may have seen can go to another: it has no body to lose, and
+/// says itself that twice is as good as once (RFC 9110 section 9.2.2).
+fn may_send_again(head: &request::Parts, body: &Incoming) -> bool {
+    head.method.is_idempotent() && body.is_end_stream()
+}
+
+impl Upgraded {
+    /// Relays until the end, and then says so wherever it matters.
+    pub(super) fn run(
+        self: Box<Self>,
+        worker: Rc<Worker>,
+        client: TcpStream,
+        early: Bytes,
+        count: ConnectionCount,
+    ) -> impl Future<Output = ()> {
+        let Self {
+            stream,
+            early: from_backend,
+            active,
+            record,
+            pool,
+        } = *self;
+        let route = Arc::clone(&record.route);
+        let mut relay = Relay::new(client, stream, route.max_message_bytes.unwrap_or(u64::MAX));
+        relay.preload(&early, &from_backend);
+        drop((early, from_backend));
+        let counters = worker.target_counters(&route.target);
+        let place = session::Place {
+            route,
+            backend: Some(Arc::clone(active.backend())),
+        };
+        let registration = worker.register(SessionId::next(), place);
+        let (buffers, pipe) = (Rc::clone(&worker.buffers), worker.pipe.clone());
+        let mut session = Relayed::new(relay, registration, counters, buffers, pipe);
+        record.opened(&worker);
+        poll_fn(move |cx| {
+            let report = ready!(session.poll_report(cx));
+            record.closed(&worker, &report, None);
+            worker
+                .guests
+                .session_ended(&pool, active.backend(), &report);
+            // Counted until here, and open until the task is dropped.
+            let _ = &count;
+            Poll::Ready(())
+        })
+    }
+}
+
+fn deadlines(pool: &Pool) -> Deadlines {
+    Deadlines {
+        connect: pool.config.connect_timeout,
+        response: pool.config.response_timeout,
+    }
+}
+
+/// Whom to try, and who says so.
+struct Choice {
+    /// Its place is taken already.
+    first: Option<Pending>,
+    others: std::vec::IntoIter<Arc<Backend>>,
+    policy: Arc<PolicyLabel>,
+    pool: Arc<Pool>,
+}
+
+impl Choice {
+    /// Takes out what a backend could take for a field that the policy has gone by.
+    fn strip_lookalikes(&self, exchange: &Exchange, headers: &mut HeaderMap) {
+        let guests = &exchange.worker.guests;
+        for name in guests.shown_headers(&self.policy, &self.pool) {
+            forwarding::strip_lookalikes_of(headers, &name);
+        }
+    }
+
+    /// Begins with the next backend that has room; none: all were tried.
+    ///
+    /// # Errors
+    /// So much was tried again already that this is not.
+    fn next(&mut self, failures: &mut Failures) -> Result<Option<Pending>, Box<Refused>> {
+        if let Some(first) = self.first.take() {
+            return Ok(Some(first));
+        }
+        for backend in self.others.by_ref() {
+            if !self.pool.may_retry() {
+                return Err(std::mem::take(failures).into_refused());
+            }
+            if let Some(pending) = backend.dialling() {
+                return Ok(Some(pending));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Has the policy choose; where every backend has its `max_sessions`, waits for room.
+async fn place(
+    exchange: &Exchange,
+    upstream: &UpstreamName,
+    head: &request::Parts,
+) -> Result<Choice, Box<Refused>> {
+    let pool = pool(&exchange.worker.site(), upstream)?;
+    pool.request_begins();
+    // Who comes later does not overtake those who wait.
+    if pool.queue().is_empty()
+        && let Some(choice) = choose(exchange, upstream, head)?
+    {
+        return Ok(choice);
+    }
+    let queue = pool.config.queue;
+    let ticket = pool.queue().enter(queue.max).ok_or_else(full)?;
+    let deadline = Instant::now() + queue.timeout;
+    loop {
+        let mut turn = pin!(ticket.turn());
+        turn.as_mut().enable();
+        loop {
+            if let Some(choice) = choose(exchange, upstream, head)? {
+                // There may be room for more than one.
+                if choice.pool.tier(Instant::now()).is_ok() {
+                    pool.queue().wake_one();
+                }
+                return Ok(choice);
+            }
+            let look_again = deadline.min(Instant::now() + QUEUE_LOOK);
+            tokio::select! {
+                () = turn.as_mut() => break,
+                () = sleep_until(look_again) => {}
+            }
+            if Instant::now() >= deadline {
+                return Err(full());
+            }
+        }
+    }
+}
+
+/// None: every backend has its `max_sessions`.
+fn choose(
+    exchange: &Exchange,
+    upstream: &UpstreamName,
+    head: &request::Parts,
+) -> Result<Option<Choice>, Box<Refused>> {
+    let site = exchange.worker.site();
+    let pool = pool(&site, upstream)?;
+    let guests = &exchange.worker.guests;
+    let (plan, policy) = guests.choose(&site, &pool, &exchange.facts(head));
+    match plan {
+        Plan::Dial(order) => {
+            let mut others = order.into_iter();
+            // Another worker may have taken the last place since.
+            let first = others.next().and_then(|backend| backend.dialling());
+            Ok(first.map(|first| Choice {
+                first: Some(first),
+                others,
+                policy,
+                pool,
+            }))
+        }
+        Plan::Refuse(refusal) => Err(Refused::by_plugin(refusal, UpgradeResult::PolicyRefused)),
+        Plan::Redirect { status, location } => Err(redirect(status, &location)),
+        Plan::NoBackend => Err(nobody()),
+        Plan::Full => Ok(None),
+    }
+}
+
+fn pool(site: &Site, upstream: &UpstreamName) -> Result<Arc<Pool>, Box<Refused>> {
+    site.pools.get(upstream).cloned().ok_or_else(nobody)
+}
+
+fn nobody() -> Box<Refused> {
+    Refused::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        UpgradeResult::NoBackend,
+        "no backend can take it",
+    )
+}
+
+fn full() -> Box<Refused> {
+    let mut refused = Refused::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        UpgradeResult::NoBackend,
+        "every backend has its max_sessions",
+    );
+    refused
+        .headers
+        .insert(header::RETRY_AFTER, RETRY_AFTER_FULL);
+    refused
+}
+
+/// Counts a failure of a backend, and says if that put it out.
+fn failed(pool: &Pool, backend: &Backend, reason: &str) {
+    if let Some(out_for) = pool.failed(backend, reason) {
+        let upstream = pool.config.name.as_str();
+        tracing::warn!(
+            upstream,
+            backend = backend.address(),
+            reason,
+            ?out_for,
+            "backend ejected"
+        );
+    }
+}
+
+/// Makes the fields of a backend's answer into those of the client's.
+fn finish_headers(
+    exchange: &Exchange,
+    choice: &Choice,
+    backend: &Backend,
+    head: &request::Parts,
+    headers: &mut HeaderMap,
+) {
+    forwarding::strip_hop_by_hop(headers);
+    let guests = &exchange.worker.guests;
+    let added = guests.placed(&choice.policy, &choice.pool, backend, &exchange.facts(head));
+    append_all(headers, added);
+}
+
+fn redirect(status: u16, location: &str) -> Box<Refused> {
+    let status = match status {
+        301 | 302 | 303 | 308 => {
+            StatusCode::from_u16(status).unwrap_or(StatusCode::TEMPORARY_REDIRECT)
+        }
+        _ => StatusCode::TEMPORARY_REDIRECT,
+    };
+    let mut refused = Refused::new(
+        status,
+        UpgradeResult::PolicyRefused,
+        "redirected by the policy",
+    );
+    append_all(
+        &mut refused.headers,
+        vec![("location".to_owned(), location.to_owned())],
+    );
+    refused
+}
+
+/// The backends that were tried in vain.
+#[derive(Default)]
+struct Failures {
+    last: Option<DialError>,
+    n_tried: u32,
+}
+
+impl Failures {
+    fn note(&mut self, exchange: &Exchange, pool: &Pool, backend: &Backend, error: DialError) {
+        let reason = error.to_string();
+        tracing::debug!(
+            backend = backend.address(),
+            request_id = exchange.id(),
+            reason,
+            "dial failed"
+        );
+        match error.is_ours() {
+            true => pool.not_dialled(backend, &reason),
+            false => failed(pool, backend, &reason),
+        }
+        self.last = Some(error);
+        self.n_tried += 1;
+    }
+
+    fn into_refused(self) -> Box<Refused> {
+        let Some(error) = self.last else {
+            return full();
+        };
+        let result = match error.status() {
+            StatusCode::GATEWAY_TIMEOUT => UpgradeResult::Timeout,
+            _ => UpgradeResult::BackendFailed,
+        };
+        let reason = format!("{} backends tried; the last: {error}", self.n_tried);
+        if error.is_ours() {
+            return overloaded(reason);
+        }
+        Refused::new(error.status(), result, reason)
+    }
+}

@@ -1,0 +1,842 @@
+//! The control plane: one thread that watches, compiles, publishes, reports, and ends the rest.
+//!
+//! It talks to the workers by snapshots and by the drain signal, and waits for them only at the
+//! very end.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::TcpListener as StdListener;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, SystemTime};
+
+use pointsman_admin as admin;
+use pointsman_admin::status::{PluginSource, PluginStatus};
+use pointsman_admin::steer::{Drainable, Outcome, Proposal};
+use pointsman_config::{self as config, Config, Listener, Problem, UpstreamName};
+use pointsman_contract::names::PluginName;
+use pointsman_log as log;
+use pointsman_metrics::counters::Metrics;
+use pointsman_metrics::labels::{ReloadKind, ReloadResult};
+use pointsman_metrics::scrape::ConfigReload;
+use pointsman_plugins::failure::Failure;
+use pointsman_plugins::generation::Source;
+use pointsman_plugins::limits::AllLimits;
+use pointsman_plugins::registry::{self, Registry};
+use pointsman_watch::{Change, Watch};
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::discovery::{self, Discovery};
+use super::health_checks::HealthChecks;
+use super::logs::{self, Logs, Outputs};
+use super::problems::{self, Problems, Subject};
+use super::trial::{Compiled, Trial, load_missing, try_missing};
+use super::view::Pages;
+use super::{Command, plan, plugin_updates};
+use crate::drain::Drainer;
+use crate::site::{self, Connectors, Drained, Outside, Site};
+use crate::worker::{Ask, Census, Listen, ListenerKey};
+use crate::{listener, systemd};
+
+/// What the control plane begins with.
+pub(super) struct Setup {
+    pub(super) control: Control,
+    pub(super) admin: Option<StdListener>,
+    pub(super) watched: Option<(Watch, mpsc::Receiver<Change>)>,
+    pub(super) failures: mpsc::Receiver<Failure>,
+    pub(super) commands: mpsc::UnboundedReceiver<Command>,
+    /// Closed when every worker has ended.
+    pub(super) workers_alive: mpsc::Receiver<()>,
+    pub(super) workers: Vec<JoinHandle<()>>,
+}
+
+/// What the control plane owns while it runs.
+pub(super) struct Control {
+    pub(super) config: Arc<Config>,
+    /// Where the configuration came from; none: from flags.
+    pub(super) file: Option<PathBuf>,
+    pub(super) registry: Registry,
+    pub(super) site: watch::Sender<Arc<Site>>,
+    pub(super) metrics: Metrics,
+    pub(super) logs: Logs,
+    pub(super) problems: Problems,
+    pub(super) last_reload: ConfigReload,
+    pub(super) drainer: Drainer,
+    /// When a drain begins that was announced; none: none was, or it has begun.
+    pub(super) drain_at: Option<Instant>,
+    /// One for each worker.
+    pub(super) asks: Vec<mpsc::Sender<Ask>>,
+    pub(super) started: Instant,
+    /// Backends found beside those that are written, and certificates.
+    pub(super) outside: Outside,
+    /// What the operator has taken out since the start.
+    pub(super) drained: Drained,
+    pub(super) checks: HealthChecks,
+    /// The text of `file`, as it was read last.
+    pub(super) last_read: Option<String>,
+    /// Held while it is read and put in force.
+    pub(super) reload_turn: Arc<Mutex<()>>,
+}
+
+/// How much less than others the threads that compile are worth: +10 of nice's 20.
+const BACKGROUND_NICENESS: i32 = 10;
+
+/// Between two tries at an admin address that somebody else has.
+const ADMIN_RETRY: Duration = Duration::from_secs(5);
+
+/// Starts the thread. `ended` is told when all is over.
+pub(super) fn start(setup: Setup, ended: oneshot::Sender<()>) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new()
+        .name("control".to_owned())
+        .spawn(move || {
+            let lower_priority = || {
+                // Where it is not allowed, compiling is merely not lower.
+                let _ = rustix::process::setpriority_process(None, BACKGROUND_NICENESS);
+            };
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            let runtime = builder
+                .enable_all()
+                .max_blocking_threads(2)
+                .on_thread_start(lower_priority);
+            match runtime.build_local(Default::default()) {
+                Ok(runtime) => {
+                    runtime.block_on(run(setup));
+                    // Nobody needs what is still being compiled or opened.
+                    runtime.shutdown_background();
+                }
+                Err(error) => tracing::error!(%error, "the control plane cannot start"),
+            }
+            // Nobody may be waiting.
+            let _ = ended.send(());
+        })
+}
+
+async fn run(setup: Setup) {
+    let Setup {
+        control,
+        admin,
+        watched,
+        mut failures,
+        mut commands,
+        mut workers_alive,
+        workers,
+    } = setup;
+    let admin_config = control.config.admin.clone();
+    let plugins_dir = control.config.plugins.dir.clone();
+    let control = Rc::new(RefCell::new(control));
+    // Dropped with this function, and with it all tasks.
+    let mut tasks = JoinSet::new();
+    tasks.spawn_local(serve_admin(Rc::clone(&control), admin, admin_config));
+    let _watch = watched.map(|(watch, changes)| {
+        tasks.spawn_local(plugin_updates::run(Rc::clone(&control), changes));
+        let subject = Subject::PluginsDir(plugins_dir.unwrap_or_default());
+        let trouble = watch.trouble();
+        tasks.spawn_local(problems::follow(Rc::clone(&control), subject, trouble));
+        watch
+    });
+    let mut discovery = Discovery::default();
+    {
+        let mut control = control.borrow_mut();
+        let site = control.site();
+        control.checks.follow(&site);
+    }
+    let reload_wanted = Rc::new(Notify::new());
+    tasks.spawn_local(reload_when_wanted(
+        Rc::clone(&control),
+        Rc::clone(&reload_wanted),
+    ));
+    let reopen_wanted = Rc::new(Notify::new());
+    tasks.spawn_local(reopen_when_wanted(
+        Rc::clone(&control),
+        Rc::clone(&reopen_wanted),
+    ));
+    let mut published = control.borrow().site.subscribe();
+    published.mark_changed();
+    loop {
+        let drain_at = control.borrow().drain_at;
+        tokio::select! {
+            command = commands.recv() => match command {
+                Some(Command::Reload) => reload_wanted.notify_one(),
+                Some(Command::ReopenLogs) => reopen_wanted.notify_one(),
+                Some(Command::Drain) => control.borrow_mut().leave(),
+                Some(Command::Stop) | None => control.borrow().drainer.start(Duration::ZERO),
+            },
+            () = until(drain_at) => control.borrow_mut().start_drain(),
+            Some(failure) = failures.recv() => control.borrow_mut().guest_failed(&failure),
+            Ok(()) = published.changed() => {
+                let site = Arc::clone(&published.borrow_and_update());
+                discovery.follow(&control, &site.config);
+            }
+            none = workers_alive.recv() => {
+                debug_assert!(none.is_none(), "workers send nothing");
+                break;
+            }
+        }
+    }
+    for worker in workers {
+        if worker.join().is_err() {
+            tracing::error!("a worker panicked");
+        }
+    }
+    if !control.borrow().logs.access.finish(log::PATIENCE) {
+        tracing::warn!("the access log is not written to its end: nobody reads it");
+    }
+}
+
+/// Never, where there is no such time.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads the configuration again when it is wanted and when its file changes: aside from the control plane's
+/// loop, so that a drain does not wait for it. What is wanted several times meanwhile is done once.
+async fn reload_when_wanted(control: Rc<RefCell<Control>>, wanted: Rc<Notify>) {
+    let file = control.borrow().file.clone();
+    let (watch, mut changes) = watch_config(&control, file.as_deref()).unzip();
+    let following = async {
+        if let (Some(file), Some(watch)) = (file, &watch) {
+            let subject = Subject::ConfigWatch(file);
+            problems::follow(Rc::clone(&control), subject, watch.trouble()).await;
+        }
+    };
+    let reloading = async {
+        loop {
+            tokio::select! {
+                () = wanted.notified() => {
+                    reload(&control, Cause::Asked).await;
+                }
+                Some(change) = next_change(&mut changes) => match change {
+                    Change::Written(_) => {
+                        reload(&control, Cause::FileChanged).await;
+                    }
+                    Change::Gone(path) => control.borrow_mut().config_gone(path),
+                },
+            }
+        }
+    };
+    let ((), ()) = tokio::join!(following, reloading);
+}
+
+/// Opens the files of the logs again when it is wanted. One that cannot be opened stays as it is.
+async fn reopen_when_wanted(control: Rc<RefCell<Control>>, wanted: Rc<Notify>) {
+    loop {
+        wanted.notified().await;
+        let config = Arc::clone(&control.borrow().config);
+        let files = Arc::clone(&config);
+        let reopened = spawn_blocking(move || logs::reopen(&files)).await;
+        let (outputs, problems) = match reopened {
+            Ok(reopened) => reopened,
+            Err(error) => {
+                tracing::error!(%error, "log files are not reopened");
+                continue;
+            }
+        };
+        let mut messages = Vec::new();
+        for problem in problems {
+            tracing::warn!("log file is not reopened, the old one stays: {problem}");
+            messages.push(format!("not reopened, the old file stays: {problem}"));
+        }
+        let mut control = control.borrow_mut();
+        match messages.is_empty() {
+            true => control.problems.over(&Subject::Logs),
+            false => _ = control.problems.report(Subject::Logs, messages),
+        }
+        // A reload may have had the logs go elsewhere meanwhile.
+        let outputs = outputs.only_for(&config, &control.config);
+        if !outputs.is_empty() {
+            control.logs.redirect(&control.config, outputs);
+            tracing::info!("log files reopened");
+        }
+    }
+}
+
+/// Serves the admin pages: at once, or as soon as whoever has their address leaves it.
+async fn serve_admin(
+    control: Rc<RefCell<Control>>,
+    mut bound: Option<StdListener>,
+    config: config::Admin,
+) {
+    let listener = loop {
+        match bound.map(TcpListener::from_std) {
+            Some(Ok(listener)) => break listener,
+            Some(Err(error)) => tracing::error!(%error, "no admin pages"),
+            None => {}
+        }
+        sleep(ADMIN_RETRY).await;
+        bound = super::listen_admin(config.listen).ok();
+        if bound.is_some() {
+            tracing::info!(addr = %config.listen, "admin listening");
+        }
+    };
+    admin::http::serve(listener, Rc::new(Pages(control)), config).await;
+}
+
+/// None: there is no file, or it cannot be watched.
+fn watch_config(
+    control: &RefCell<Control>,
+    file: Option<&Path>,
+) -> Option<(Watch, mpsc::Receiver<Change>)> {
+    let file = file?;
+    match Watch::file(file) {
+        Ok(watched) => Some(watched),
+        Err(error) => {
+            tracing::warn!(file = %file.display(), %error, "configuration file cannot be watched: SIGHUP reads it again");
+            let message = format!("it cannot be watched, SIGHUP reads it again: {error}");
+            let subject = Subject::ConfigWatch(file.to_owned());
+            control.borrow_mut().problems.report(subject, vec![message]);
+            None
+        }
+    }
+}
+
+/// Never ready where nothing is watched.
+async fn next_change(changes: &mut Option<mpsc::Receiver<Change>>) -> Option<Change> {
+    match changes {
+        Some(changes) => changes.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What has found backends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FoundBy {
+    /// `backends_file`.
+    File,
+    /// `dns`.
+    Dns,
+}
+
+/// Why the configuration is read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// Somebody wants it, by signal or over the admin address.
+    Asked,
+    /// It seems to have been written. What was read last, in whatever way, is no news then.
+    FileChanged,
+}
+
+/// Reads the configuration again and puts it in force, or says everything that is wrong with it.
+pub(super) async fn reload(control: &RefCell<Control>, cause: Cause) -> Outcome {
+    let Some(file) = control.borrow().file.clone() else {
+        let reason = "nothing to reload: the configuration came from flags";
+        tracing::warn!("{reason}");
+        return Outcome::NotFound(reason.to_owned());
+    };
+    // One after the other, so that what was read last is in force last.
+    let turn = Arc::clone(&control.borrow().reload_turn);
+    let _turn = turn.lock().await;
+    if control.borrow().is_leaving() {
+        return Outcome::Refused(vec![keyless("the process is being drained")]);
+    }
+    systemd::reloading();
+    let outcome = reload_from(control, &file, cause).await;
+    systemd::ready();
+    outcome
+}
+
+async fn reload_from(control: &RefCell<Control>, file: &Path, cause: Cause) -> Outcome {
+    let nothing_new = || Outcome::Done("nothing has changed".to_owned());
+    let text = read_text(file).await;
+    {
+        let mut control = control.borrow_mut();
+        let last_read = std::mem::replace(&mut control.last_read, text.as_ref().ok().cloned());
+        if cause == Cause::FileChanged && last_read.is_some() && last_read == control.last_read {
+            return nothing_new();
+        }
+    }
+    let result = match text {
+        Ok(text) => {
+            let dir = file.parent().unwrap_or(Path::new(""));
+            let before = control.borrow().outside.tls.clone();
+            let applied = match understand(dir, text.clone(), before).await {
+                Ok((config, outside)) => match open_logs(control, &config).await {
+                    Ok(outputs) => {
+                        let trial = Trial::new(&Arc::new(config));
+                        let refuse = |name: &PluginName, error| {
+                            plugin_updates::refuse(control, name, &error);
+                        };
+                        let compiled =
+                            plugin_updates::compile_missing(control, &trial, refuse).await;
+                        let mut control = control.borrow_mut();
+                        control.apply(trial, outside, outputs, compiled)
+                    }
+                    Err(problems) => Err(problems),
+                },
+                Err(problems) => Err(problems),
+            };
+            let located = |problem: Problem| problem.located_in(&text);
+            applied.map_err(|problems| problems.into_iter().map(located).collect())
+        }
+        Err(problems) => Err(problems),
+    };
+    let mut control = control.borrow_mut();
+    let (result, outcome) = match result {
+        Ok(ReloadResult::Unchanged) => (ReloadResult::Unchanged, nothing_new()),
+        Ok(result) => (result, Outcome::Done("configuration in force".to_owned())),
+        Err(problems) => {
+            for problem in &problems {
+                tracing::error!(file = %file.display(), "{problem}");
+            }
+            tracing::error!(file = %file.display(), problems = problems.len(), "configuration refused: the one in force stays");
+            (ReloadResult::Failed, Outcome::Refused(problems))
+        }
+    };
+    if result == ReloadResult::Ok {
+        tracing::info!(file = %file.display(), "configuration in force");
+    }
+    control.config_read(file, &outcome);
+    control.metrics.reloads(ReloadKind::Config, result).add(1);
+    outcome
+}
+
+/// Says what a configuration would change.
+pub(super) async fn plan(control: &RefCell<Control>, proposal: Proposal) -> Outcome {
+    let Proposal { text, dir } = proposal;
+    let before = control.borrow().outside.tls.clone();
+    let (config, outside) = match understand(&dir, text.clone(), before).await {
+        Ok(understood) => understood,
+        Err(problems) => return Outcome::Refused(problems),
+    };
+    let config = Arc::new(config);
+    let mut problems = check_logs(control, &config).await;
+    let trial = Trial::new(&config);
+    let mut refused = BTreeMap::new();
+    let refuse = |name: &PluginName, error| _ = refused.insert(name.clone(), error);
+    let compiled = plugin_updates::compile_missing(control, &trial, refuse).await;
+    {
+        let mut control = control.borrow_mut();
+        problems.extend(control.changes_of_fixed_keys(&config));
+        problems.extend(try_missing(
+            &mut control.registry,
+            &trial,
+            compiled,
+            &refused,
+        ));
+        problems.extend(control.listeners_not_bound(&config));
+    }
+    if !problems.is_empty() {
+        let located = |problem: Problem| problem.located_in(&text);
+        return Outcome::Refused(problems.into_iter().map(located).collect());
+    }
+    let asks = control.borrow().asks.clone();
+    let mut census = Census::new();
+    for ask in asks {
+        let (reply, answer) = oneshot::channel();
+        if ask.send(Ask::Census(reply)).await.is_ok()
+            && let Ok(of_worker) = answer.await
+        {
+            census.extend(of_worker);
+        }
+    }
+    let control = control.borrow();
+    let site = control.site();
+    let running = plan::Running {
+        census: &census,
+        keeps: plan::keeps(&site, &config, &outside),
+    };
+    Outcome::Planned(plan::plan(&site, &config, &running))
+}
+
+async fn read_text(file: &Path) -> Result<String, Vec<Problem>> {
+    let path = file.to_owned();
+    let read = spawn_blocking(move || std::fs::read_to_string(path)).await;
+    read.unwrap_or_else(|panic| Err(io::Error::other(panic)))
+        .map_err(|error| vec![keyless(error)])
+}
+
+/// `dir`: where relative paths begin.
+async fn understand(
+    dir: &Path,
+    text: String,
+    before: Connectors,
+) -> Result<(Config, Outside), Vec<Problem>> {
+    let dir = dir.to_owned();
+    let read = move || {
+        let config = Config::from_toml(&text, &dir)?;
+        let outside = discovery::read_all(&config, &before)?;
+        Ok((config, outside))
+    };
+    let read = spawn_blocking(read).await;
+    read.unwrap_or_else(|panic| Err(vec![keyless(panic)]))
+}
+
+/// What would be wrong with [`open_logs`].
+async fn check_logs(control: &RefCell<Control>, new: &Arc<Config>) -> Vec<Problem> {
+    let (new, old) = (Arc::clone(new), Arc::clone(&control.borrow().config));
+    let checked = spawn_blocking(move || logs::check(&new, Some(&old))).await;
+    checked.unwrap_or_else(|panic| vec![keyless(panic)])
+}
+
+/// What a new configuration has the logs written to, where that changes.
+async fn open_logs(control: &RefCell<Control>, new: &Config) -> Result<Outputs, Vec<Problem>> {
+    let (new, old) = (new.clone(), Arc::clone(&control.borrow().config));
+    let opened = spawn_blocking(move || logs::open(&new, Some(&old))).await;
+    opened.unwrap_or_else(|panic| Err(vec![keyless(panic)]))
+}
+
+fn keyless(message: impl ToString) -> Problem {
+    Problem {
+        key: String::new(),
+        line: None,
+        message: message.to_string(),
+    }
+}
+
+impl Control {
+    /// The snapshot in force.
+    pub(super) fn site(&self) -> Arc<Site> {
+        Arc::clone(&self.site.borrow())
+    }
+
+    /// Whether this process is on its way out: it should be sent nothing new.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.drain_at.is_some() || self.drainer.has_started()
+    }
+
+    /// Says that this process is on its way out, and has the drain begin after its delay.
+    fn leave(&mut self) {
+        if self.is_leaving() {
+            return;
+        }
+        match self.config.drain_delay {
+            Duration::ZERO => self.start_drain(),
+            delay => {
+                tracing::info!(delay_secs = delay.as_secs(), "not ready: still accepting");
+                self.drain_at = Some(Instant::now() + delay);
+            }
+        }
+    }
+
+    fn start_drain(&mut self) {
+        self.drain_at = None;
+        self.drainer.start(self.config.drain_timeout);
+    }
+
+    /// What came of reading the configuration again.
+    fn config_read(&mut self, file: &Path, outcome: &Outcome) {
+        let subject = Subject::Config(file.to_owned());
+        self.last_reload.is_successful = !matches!(outcome, Outcome::Refused(_));
+        if let Outcome::Refused(problems) = outcome {
+            let refused = |problem| format!("refused, the one in force stays: {problem}");
+            let messages = problems.iter().map(refused).collect();
+            self.problems.report(subject, messages);
+        } else {
+            self.problems.over(&subject);
+            self.last_reload.succeeded_at = SystemTime::now();
+        }
+    }
+
+    fn config_gone(&mut self, file: PathBuf) {
+        tracing::warn!(file = %file.display(), "configuration file is gone: the one in force stays");
+        // When it is back it is read, whatever it says.
+        self.last_read = None;
+        let message = "it is gone, the one in force stays".to_owned();
+        self.problems.report(Subject::Config(file), vec![message]);
+    }
+
+    /// Makes a snapshot of what holds now, and gives it to the workers.
+    pub(super) fn publish(&mut self) {
+        let before = self.site();
+        let site = Arc::new(Site::new(
+            Arc::clone(&self.config),
+            self.registry.catalog(),
+            &self.outside,
+            Arc::new(self.drained.clone()),
+            Some(&before),
+        ));
+        self.site.send_replace(Arc::clone(&site));
+        self.checks.follow(&site);
+    }
+
+    /// Takes over what was found for an upstream; false: nothing new.
+    pub(super) fn found_backends(
+        &mut self,
+        by: FoundBy,
+        upstream: &UpstreamName,
+        backends: Vec<config::Backend>,
+    ) -> bool {
+        let found = match by {
+            FoundBy::File => &mut self.outside.found,
+            FoundBy::Dns => &mut self.outside.resolved,
+        };
+        if found.get(upstream) == Some(&backends) {
+            return false;
+        }
+        found.insert(upstream.clone(), backends);
+        self.publish();
+        self.metrics
+            .reloads(ReloadKind::Backends, ReloadResult::Ok)
+            .add(1);
+        true
+    }
+
+    /// Takes a backend or a route out of service, or puts it back.
+    pub(super) fn drain(&mut self, what: Drainable, is_out: bool) -> Outcome {
+        let site = self.site();
+        let shown = match &what {
+            Drainable::Backend { upstream, address } => {
+                let pool = site
+                    .pools
+                    .iter()
+                    .find(|(name, _)| name.as_str() == upstream);
+                let Some((name, pool)) = pool else {
+                    return Outcome::NotFound(format!("there is no upstream \"{upstream}\""));
+                };
+                if !pool.backends.iter().any(|b| b.address() == address) {
+                    let missing = format!("upstream {upstream} has no backend \"{address}\"");
+                    return Outcome::NotFound(missing);
+                }
+                let place = (name.clone(), address.clone());
+                match is_out {
+                    true => self.drained.backends.insert(place),
+                    false => self.drained.backends.remove(&place),
+                };
+                format!("backend {address} of upstream {upstream}")
+            }
+            Drainable::Route(route) => {
+                if !self.config.routes.iter().any(|r| r.to_string() == *route) {
+                    return Outcome::NotFound(format!("there is no route \"{route}\""));
+                }
+                match is_out {
+                    true => self.drained.routes.insert(route.clone()),
+                    false => self.drained.routes.remove(route),
+                };
+                format!("route {route}")
+            }
+        };
+        self.publish();
+        let done = match is_out {
+            true => format!("{shown} is being drained"),
+            false => format!("{shown} is in service"),
+        };
+        tracing::info!("{done}");
+        Outcome::Done(done)
+    }
+
+    /// What a new generation has to pass.
+    pub(super) fn trial(&self) -> Trial {
+        Trial::new(&self.config)
+    }
+
+    pub(super) fn plugin_statuses(&self) -> Vec<PluginStatus> {
+        self.registry.status().iter().map(plugin_status).collect()
+    }
+
+    fn guest_failed(&mut self, failure: &Failure) {
+        if self.registry.report_failure(failure).is_some() {
+            self.publish();
+        }
+    }
+
+    fn apply(
+        &mut self,
+        trial: Trial,
+        mut outside: Outside,
+        outputs: Outputs,
+        compiled: Compiled,
+    ) -> Result<ReloadResult, Vec<Problem>> {
+        let config = Arc::clone(trial.config());
+        // What a name has stood for stays until it is asked again.
+        let old = |name: &UpstreamName| self.config.upstreams.iter().find(|u| u.name == *name);
+        for upstream in config.upstreams.iter().filter(|u| u.dns.is_some()) {
+            let is_same = old(&upstream.name).is_some_and(|old| old.dns == upstream.dns);
+            let resolved = self
+                .outside
+                .resolved
+                .get(&upstream.name)
+                .filter(|_| is_same);
+            let resolved = resolved.map(|resolved| (upstream.name.clone(), resolved.clone()));
+            outside.resolved.extend(resolved);
+        }
+        if config == self.config && outside == self.outside {
+            return Ok(ReloadResult::Unchanged);
+        }
+        let fixed = self.changes_of_fixed_keys(&config);
+        if !fixed.is_empty() {
+            return Err(fixed);
+        }
+        let problems = load_missing(&mut self.registry, &trial, compiled);
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        self.relisten(&config)?;
+        self.registry.set_limits(AllLimits::new(&config));
+        if !outputs.is_empty() {
+            self.problems.over(&Subject::Logs);
+        }
+        self.logs.redirect(&config, outputs);
+        self.config = config;
+        self.outside = outside;
+        self.forget_what_is_gone();
+        self.publish();
+        Ok(ReloadResult::Ok)
+    }
+
+    /// What [`Control::relisten`] would not be able to open.
+    fn listeners_not_bound(&self, new: &Config) -> Vec<Problem> {
+        let before = listener_keys(&self.config);
+        let added = listener_keys(new).into_keys();
+        let added = added.filter(|key| !before.contains_key(key));
+        let problem = |key: ListenerKey| {
+            let error = listener::bind(key.0, 1).err()?;
+            Some(not_bound(new, key, &error))
+        };
+        added.filter_map(problem).collect()
+    }
+
+    /// Opens the listeners that are new, before anything else changes; then has those that stay go on
+    /// with their new limits, and closes the others.
+    fn relisten(&self, new: &Config) -> Result<(), Vec<Problem>> {
+        let (before, after) = (listener_keys(&self.config), listener_keys(new));
+        let mut opened = Vec::new();
+        let mut problems = Vec::new();
+        for (key, limits) in &after {
+            if before.contains_key(key) {
+                continue;
+            }
+            match listener::bind(key.0, new.workers) {
+                Ok(sockets) => opened.push((*key, Arc::clone(limits), sockets)),
+                Err(error) => problems.push(not_bound(new, *key, &error)),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let tell = |ask: &mpsc::Sender<Ask>, order: Ask| {
+            if ask.try_send(order).is_err() {
+                tracing::error!("a worker takes no orders: its listeners stay as they are");
+            }
+        };
+        for (key, limits, sockets) in opened {
+            tracing::info!(addr = %key.0, "listening");
+            for (ask, socket) in self.asks.iter().zip(sockets) {
+                let (socket, limits) = (Some(socket), Arc::clone(&limits));
+                tell(
+                    ask,
+                    Ask::Listen(Listen {
+                        key,
+                        socket,
+                        limits,
+                        is_inherited: false,
+                    }),
+                );
+            }
+        }
+        for (key, limits) in &after {
+            if before.get(key).is_some_and(|old| old != limits) {
+                for ask in &self.asks {
+                    let (key, limits) = (*key, Arc::clone(limits));
+                    tell(
+                        ask,
+                        Ask::Listen(Listen {
+                            key,
+                            socket: None,
+                            limits,
+                            is_inherited: false,
+                        }),
+                    );
+                }
+            }
+        }
+        for key in before.keys().filter(|key| !after.contains_key(*key)) {
+            tracing::info!(addr = %key.0, "listening no longer");
+            for ask in &self.asks {
+                tell(ask, Ask::Unlisten(*key));
+            }
+        }
+        Ok(())
+    }
+
+    /// What was drained and is configured no more may come back as something else.
+    fn forget_what_is_gone(&mut self) {
+        let Self {
+            config,
+            outside,
+            drained,
+            ..
+        } = self;
+        let nothing = Drained::default();
+        drained.backends.retain(|(name, address)| {
+            let upstream = config.upstreams.iter().find(|u| u.name == *name);
+            upstream.is_some_and(|upstream| {
+                let backends = site::backends(upstream, outside, &nothing);
+                backends.iter().any(|b| b.address == *address)
+            })
+        });
+        let routes: Vec<_> = config.routes.iter().map(ToString::to_string).collect();
+        drained.routes.retain(|route| routes.contains(route));
+    }
+
+    /// What a running process cannot change.
+    fn changes_of_fixed_keys(&self, new: &Config) -> Vec<Problem> {
+        let old = &self.config;
+        let fixed = [
+            ("workers", old.workers == new.workers),
+            ("admin", old.admin == new.admin),
+            ("plugins.dir", old.plugins.dir == new.plugins.dir),
+        ];
+        let changed = fixed.into_iter().filter(|(_, is_same)| !is_same);
+        let message = "cannot change while the process runs: start it anew";
+        changed
+            .map(|(key, _)| Problem {
+                key: key.to_owned(),
+                line: None,
+                message: message.to_owned(),
+            })
+            .collect()
+    }
+}
+
+/// A listener that cannot be had.
+pub(super) fn not_bound(config: &Config, (bind, n): ListenerKey, error: &io::Error) -> Problem {
+    let same = config.listeners.iter().enumerate();
+    let nth = same.filter(|(_, listener)| listener.bind == bind).nth(n);
+    let place = nth.map_or(0, |(place, _)| place);
+    Problem {
+        key: format!("listener[{place}].bind"),
+        line: None,
+        message: format!("cannot listen on {bind}: {error}"),
+    }
+}
+
+/// The listeners of a configuration, by what names them.
+pub(super) fn listener_keys(config: &Config) -> BTreeMap<ListenerKey, Arc<Listener>> {
+    let mut keys = BTreeMap::new();
+    for listener in &config.listeners {
+        let is_same = |(bind, _): &&ListenerKey| *bind == listener.bind;
+        let n = keys.keys().filter(is_same).count();
+        keys.insert((listener.bind, n), Arc::new(listener.clone()));
+    }
+    keys
+}
+
+fn plugin_status(status: &registry::PluginStatus) -> PluginStatus {
+    let current = status.current.as_ref();
+    let kinds = current
+        .map(|generation| generation.kinds().names())
+        .unwrap_or_default();
+    PluginStatus {
+        name: status.name.to_string(),
+        generation: current.map_or(0, |generation| generation.number),
+        source: match current.map(|generation| &generation.source) {
+            Some(Source::Embedded) => PluginSource::Embedded,
+            Some(Source::File(_)) | None => PluginSource::File,
+        },
+        kinds: kinds.into_iter().map(str::to_owned).collect(),
+        bytes: current.map_or(0, |generation| generation.n_bytes() as u64),
+        sha256: current
+            .map(|generation| generation.sha256())
+            .unwrap_or_default(),
+        is_unused: status.is_unused,
+        last_error: status.last_error.clone(),
+    }
+}

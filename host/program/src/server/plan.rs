@@ -1,0 +1,223 @@
+//! What a configuration would change, compared with the one in force, and how many open sessions each
+//! change would end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use pointsman_admin::steer::{Change, ChangeKind, Plan};
+use pointsman_config::{Backend, Config, Listener, Route, Target, Upstream};
+use pointsman_traffic::session::Place;
+
+use crate::site::{Keeps, Outside, Site};
+use crate::worker::Census;
+
+/// Open sessions and the places where they run.
+pub(super) struct Running<'a> {
+    pub(super) census: &'a Census,
+    /// Where sessions may stay by the new configuration.
+    pub(super) keeps: Keeps,
+}
+
+impl Running<'_> {
+    /// Sessions that have to go from such places.
+    fn leaving(&self, is_there: impl Fn(&Place) -> bool) -> u64 {
+        self.census
+            .iter()
+            .filter(|(place, _)| !self.keeps.keeps(place) && is_there(place))
+            .map(|(_, n)| n)
+            .sum()
+    }
+}
+
+/// Everything that differs, in the order of the file.
+pub(super) fn plan(site: &Site, new: &Config, running: &Running<'_>) -> Plan {
+    let old = &*site.config;
+    let mut changes = Vec::new();
+    let mut changed = |what: &str, is_same: bool| {
+        if !is_same {
+            changes.push(change(what, ChangeKind::Changed, String::new(), 0));
+        }
+    };
+    changed("workers", old.workers == new.workers);
+    changed("drain_timeout_secs", old.drain_timeout == new.drain_timeout);
+    changed("drain_delay_secs", old.drain_delay == new.drain_delay);
+    changed(
+        "ready_needs_backend",
+        old.ready_needs_backend == new.ready_needs_backend,
+    );
+    changed("access_log", old.access_log == new.access_log);
+    changed("error_log", old.error_log == new.error_log);
+    changed(
+        "trusted_proxies",
+        old.trusted_proxies == new.trusted_proxies,
+    );
+    changed("overload", old.overload == new.overload);
+    changed("admin", old.admin == new.admin);
+    changed("plugins", old.plugins == new.plugins);
+    let settings = old.plugin.keys().chain(new.plugin.keys());
+    let settings: BTreeSet<_> = settings.collect();
+    for name in settings {
+        changed(
+            &format!("plugin {name}"),
+            old.plugin.get(name) == new.plugin.get(name),
+        );
+    }
+    let key = |listener: &Listener| listener.bind.to_string();
+    compare(&old.listeners, &new.listeners, key, |name, kind, _, _| {
+        changes.push(change(&format!("listener {name}"), kind, String::new(), 0));
+    });
+    let key = |upstream: &Upstream| upstream.name.to_string();
+    compare(
+        &old.upstreams,
+        &new.upstreams,
+        key,
+        |name, kind, before, after| {
+            let what = format!("upstream {name}");
+            let (Some(before), Some(after)) = (before, after) else {
+                changes.push(change(&what, kind, String::new(), 0));
+                return;
+            };
+            let details = upstream_details(before, after);
+            if !details.is_empty() {
+                changes.push(change(&what, kind, details.join(", "), 0));
+            }
+            let key = |backend: &Backend| backend.address.clone();
+            compare(
+                &before.backends,
+                &after.backends,
+                key,
+                |address, kind, before, after| {
+                    let ends = running.leaving(|place| is_at(place, name, address));
+                    let details = before
+                        .zip(after)
+                        .map(|(b, a)| backend_details(b, a).join(", "));
+                    let what = format!("{what}: backend {address}");
+                    changes.push(change(&what, kind, details.unwrap_or_default(), ends));
+                },
+            );
+        },
+    );
+    compare(
+        &old.routes,
+        &new.routes,
+        Route::to_string,
+        |name, kind, before, after| {
+            let is_led_elsewhere =
+                !matches!((before, after), (Some(b), Some(a)) if b.target == a.target);
+            let ends = match is_led_elsewhere {
+                true => running.leaving(|place| place.route.to_string() == name),
+                false => 0,
+            };
+            changes.push(change(&format!("route {name}"), kind, String::new(), ends));
+        },
+    );
+    Plan { changes }
+}
+
+fn is_at(place: &Place, upstream: &str, address: &str) -> bool {
+    let is_of_upstream =
+        matches!(&place.route.target, Target::Upstream(name) if name.as_str() == upstream);
+    let backend = place.backend.as_ref().map(|backend| backend.address());
+    is_of_upstream && backend == Some(address)
+}
+
+/// Where sessions may stay by a configuration that is not in force.
+pub(super) fn keeps(site: &Site, new: &Config, outside: &Outside) -> Keeps {
+    let config = Arc::new(new.clone());
+    let (plugins, drained) = (Arc::clone(&site.plugins), Arc::clone(&site.drained));
+    // No predecessor: nothing of what is known of backends may change by asking.
+    Keeps::new(&Site::new(config, plugins, outside, drained, None))
+}
+
+fn change(what: &str, kind: ChangeKind, details: String, sessions_ended: u64) -> Change {
+    Change {
+        what: what.to_owned(),
+        kind,
+        details,
+        sessions_ended,
+    }
+}
+
+/// Calls `say` for each that is in one list only, or differs.
+fn compare<T: PartialEq>(
+    old: &[T],
+    new: &[T],
+    key: impl Fn(&T) -> String,
+    mut say: impl FnMut(&str, ChangeKind, Option<&T>, Option<&T>),
+) {
+    let by_key = |list: &'_ [T]| -> BTreeMap<String, usize> {
+        list.iter()
+            .enumerate()
+            .map(|(i, item)| (key(item), i))
+            .collect()
+    };
+    let (before, after) = (by_key(old), by_key(new));
+    for item in old {
+        let name = key(item);
+        match after.get(&name).map(|&i| &new[i]) {
+            None => say(&name, ChangeKind::Removed, Some(item), None),
+            Some(other) if other != item => {
+                say(&name, ChangeKind::Changed, Some(item), Some(other));
+            }
+            Some(_) => {}
+        }
+    }
+    for item in new.iter().filter(|item| !before.contains_key(&key(item))) {
+        say(&key(item), ChangeKind::Added, None, Some(item));
+    }
+}
+
+fn upstream_details(before: &Upstream, after: &Upstream) -> Vec<String> {
+    let mut details = Vec::new();
+    if before.policy != after.policy {
+        details.push(format!("policy {} -> {}", before.policy, after.policy));
+    }
+    let mut changed = |key: &str, is_same: bool| {
+        if !is_same {
+            details.push(key.to_owned());
+        }
+    };
+    changed("policy_config", before.policy_config == after.policy_config);
+    changed("backends_file", before.backends_file == after.backends_file);
+    changed("dns", before.dns == after.dns);
+    changed("tls", before.tls == after.tls);
+    changed(
+        "connect_timeout_ms",
+        before.connect_timeout == after.connect_timeout,
+    );
+    changed(
+        "response_timeout_ms",
+        before.response_timeout == after.response_timeout,
+    );
+    changed("retries", before.retries == after.retries);
+    changed(
+        "retry_budget_percent",
+        before.retry_budget_percent == after.retry_budget_percent,
+    );
+    changed("queue", before.queue == after.queue);
+    changed("slow_start_secs", before.slow_start == after.slow_start);
+    changed(
+        "panic_threshold_percent",
+        before.panic_threshold_percent == after.panic_threshold_percent,
+    );
+    changed("health", before.health == after.health);
+    changed("ejection", before.ejection == after.ejection);
+    details
+}
+
+fn backend_details(before: &Backend, after: &Backend) -> Vec<String> {
+    let mut details = Vec::new();
+    if before.weight != after.weight {
+        details.push(format!("weight {} -> {}", before.weight, after.weight));
+    }
+    let mut changed = |key: &str, is_same: bool| {
+        if !is_same {
+            details.push(key.to_owned());
+        }
+    };
+    changed("max_sessions", before.max_sessions == after.max_sessions);
+    changed("backup", before.is_backup == after.is_backup);
+    changed("drain", before.is_draining == after.is_draining);
+    changed("labels", before.labels == after.labels);
+    details
+}
