@@ -14,10 +14,10 @@ use http_body_util::Empty;
 use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use pointsman::connection;
 use pointsman_config::{Config, Listener};
 use pointsman_protocol::forwarding;
 use pointsman_protocol::handshake::{self, Upgrade};
+use pointsman_traffic::client_http;
 use pointsman_traffic::upstream::dial;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
@@ -77,7 +77,8 @@ fn accepted(data: &[u8]) -> Option<(request::Parts, Upgrade)> {
             }
             async { Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())) }
         });
-        let connection = connection::http(&LIMITS).serve_connection(TokioIo::new(server), service);
+        let connection =
+            client_http::server(&LIMITS).serve_connection(TokioIo::new(server), service);
         client.write_all(data).await.expect("a pipe takes all");
         client.shutdown().await.expect("a pipe ends");
         let _ = connection.await;

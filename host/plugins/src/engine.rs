@@ -13,7 +13,7 @@ use std::{env, fmt, thread};
 use wasmtime::{Cache, CacheConfig, Config, Engine};
 
 /// One epoch.
-pub const TICK: Duration = Duration::from_millis(1);
+pub(crate) const TICK: Duration = Duration::from_millis(1);
 
 /// After so many ticks without a call the ticker wakes more rarely, and catches up when it does.
 const QUIET_TICKS: u32 = 200;
@@ -29,7 +29,7 @@ const MEMORY_GUARD_BYTES: u64 = 64 << 10;
 
 /// Compiles and times guests. Dropping the last one stops the ticker.
 #[derive(Clone)]
-pub struct Engines {
+pub(crate) struct Engines {
     engine: Engine,
     activity: Arc<Activity>,
     /// Held for its drop, which the ticker sees.
@@ -54,7 +54,7 @@ impl Engines {
     ///
     /// # Errors
     /// This machine cannot run compiled wasm, or has no thread left.
-    pub fn start(cache: Option<Cache>) -> wasmtime::Result<Self> {
+    pub(crate) fn start(cache: Option<Cache>) -> wasmtime::Result<Self> {
         let engine = Engine::new(&config(cache))?;
         let activity = Arc::new(Activity::default());
         let (ticker, stopped) = mpsc::channel();

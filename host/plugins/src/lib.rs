@@ -14,7 +14,7 @@
 pub mod apart;
 mod bindings;
 mod breaker;
-pub mod engine;
+mod engine;
 pub mod failure;
 pub mod filter;
 pub mod generation;
@@ -25,7 +25,7 @@ mod guests;
 pub mod handler;
 pub mod host;
 mod host_api;
-pub mod http;
+mod http;
 mod kv;
 pub mod limits;
 pub mod load;

@@ -12,15 +12,15 @@ const SPREAD_PERCENT: u32 = 80;
 
 /// The receiving end. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Drain(watch::Receiver<Option<Plan>>);
+pub(crate) struct Drain(watch::Receiver<Option<Plan>>);
 
 /// The giving end. Dropping it counts as an order to be gone at once.
 #[derive(Debug)]
-pub struct Drainer(watch::Sender<Option<Plan>>);
+pub(crate) struct Drainer(watch::Sender<Option<Plan>>);
 
 /// By when what has to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// When it was asked for.
     pub begun: Instant,
     /// When every session has been sent its Close.
@@ -30,14 +30,14 @@ pub struct Plan {
 }
 
 /// A signal that has not been given.
-pub fn channel() -> (Drainer, Drain) {
+pub(crate) fn channel() -> (Drainer, Drain) {
     let (sender, receiver) = watch::channel(None);
     (Drainer(sender), Drain(receiver))
 }
 
 impl Drainer {
     /// Gives the signal. All is over by `timeout` from now. A second call can only hasten it.
-    pub fn start(&self, timeout: Duration) {
+    pub(crate) fn start(&self, timeout: Duration) {
         let plan = Plan::within(timeout);
         self.0.send_if_modified(|before| {
             let hastens = before.is_none_or(|before| plan.cut_at < before.cut_at);
@@ -49,7 +49,7 @@ impl Drainer {
     }
 
     /// Whether the signal was given.
-    pub fn has_started(&self) -> bool {
+    pub(crate) fn has_started(&self) -> bool {
         self.0.borrow().is_some()
     }
 }
@@ -59,7 +59,7 @@ impl Drain {
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub async fn started(&mut self) -> Plan {
+    pub(crate) async fn started(&mut self) -> Plan {
         match self.0.wait_for(Option::is_some).await.map(|plan| *plan) {
             Ok(Some(plan)) => plan,
             Ok(None) | Err(_) => {
@@ -77,7 +77,7 @@ impl Drain {
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub async fn cut(&mut self) {
+    pub(crate) async fn cut(&mut self) {
         loop {
             let plan = self.started().await;
             tokio::select! {
@@ -90,7 +90,7 @@ impl Drain {
 
 impl Plan {
     /// Begins now, and is over after `timeout`.
-    pub fn within(timeout: Duration) -> Self {
+    pub(crate) fn within(timeout: Duration) -> Self {
         let begun = Instant::now();
         Self {
             begun,
@@ -100,7 +100,7 @@ impl Plan {
     }
 
     /// When to tell number `i` of `n`: the first at once, the last at `told_by`.
-    pub fn turn(&self, i: usize, n: usize) -> Instant {
+    pub(crate) fn turn(&self, i: usize, n: usize) -> Instant {
         let share = |whole: Duration| whole.mul_f64(i as f64 / n.saturating_sub(1).max(1) as f64);
         self.begun + share(self.told_by - self.begun)
     }

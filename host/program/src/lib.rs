@@ -1,14 +1,17 @@
-//! Pointsman: a WebSocket balancer whose routing policies and message handlers are WebAssembly
-//! plugins. `ARCHITECTURE.md` is the map; this is the map again, in the order of a connection.
+//! The program: what owns every thread and socket, in the order of a connection.
+//!
+//! [`server`] starts everything and is the control plane; each [`worker`] is a thread of the data plane; [`listener`]
+//! accepts; [`connection`] serves with what its worker's [`context`] has. `ARCHITECTURE.md` is the map of all packages.
 
 pub mod cli;
 pub mod server;
-pub mod worker;
 
-pub mod connection;
-pub mod listener;
+mod connection;
+mod context;
+mod listener;
+mod worker;
 
 pub mod demo;
-pub mod drain;
-pub mod site;
+mod drain;
+mod site;
 pub mod systemd;

@@ -1,8 +1,7 @@
-//! Where connections come in: binds, accepts, caps their number, and gives each to a worker.
+//! Where connections come in: binds, and accepts while there are descriptors to serve what is accepted.
 //!
 //! Every worker has a socket of its own on each address (`SO_REUSEPORT`), so the kernel spreads
-//! connections without a lock of ours. Long-lived sockets make that luck permanent, so a worker
-//! well above the mean gives a connection on to the least loaded one.
+//! connections without a lock of ours.
 
 use std::cell::RefCell;
 use std::io;
@@ -16,7 +15,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
-use crate::worker::Worker;
+use crate::context::WorkerContext;
 
 /// Connections that the kernel keeps for us between two accepts; it caps this by `somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -28,7 +27,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// The address is taken, or not ours.
-pub fn bind(address: SocketAddr, n_workers: usize) -> io::Result<Vec<StdListener>> {
+pub(crate) fn bind(address: SocketAddr, n_workers: usize) -> io::Result<Vec<StdListener>> {
     // With `SO_REUSEPORT` alone a second process would get half of the first one's connections
     // where its operator expects to hear that the address is taken.
     drop(StdListener::bind(address)?);
@@ -42,7 +41,7 @@ pub fn bind(address: SocketAddr, n_workers: usize) -> io::Result<Vec<StdListener
 ///
 /// # Errors
 /// There is no descriptor left, or it is no socket that can be listened on.
-pub fn adopt(socket: StdListener, n_workers: usize) -> io::Result<Vec<StdListener>> {
+pub(crate) fn adopt(socket: StdListener, n_workers: usize) -> io::Result<Vec<StdListener>> {
     SockRef::from(&socket).set_tcp_nodelay(true)?;
     socket.set_nonblocking(true)?;
     let clones: io::Result<Vec<_>> = (1..n_workers).map(|_| socket.try_clone()).collect();
@@ -67,14 +66,19 @@ fn bind_one(address: SocketAddr) -> io::Result<StdListener> {
     Ok(socket.into())
 }
 
-/// Accepts until it is dropped. `limits` may change meanwhile.
-pub async fn accept(worker: Rc<Worker>, listener: TcpListener, limits: Rc<RefCell<Arc<Listener>>>) {
+/// Accepts until it is dropped, and has each connection admitted. `limits` may change meanwhile.
+pub(crate) async fn accept(
+    context: Rc<WorkerContext>,
+    listener: TcpListener,
+    limits: Rc<RefCell<Arc<Listener>>>,
+    admit: impl Fn(TcpStream, SocketAddr, &Arc<Listener>) -> io::Result<()>,
+) {
     loop {
         match listener.accept().await {
             Ok((stream, client)) => {
-                wait_for_descriptors(&worker, &stream).await;
+                wait_for_descriptors(&context, &stream).await;
                 let limits = Arc::clone(&limits.borrow());
-                if let Err(error) = worker.welcome(stream, client, &limits) {
+                if let Err(error) = admit(stream, client, &limits) {
                     tracing::debug!(%client, %error, "connection lost at once");
                 }
             }
@@ -90,16 +94,16 @@ pub async fn accept(worker: Rc<Worker>, listener: TcpListener, limits: Rc<RefCel
 
 /// Goes on when connections to backends can be had for all that have been accepted. Meanwhile others
 /// wait in the kernel, and what is open goes on.
-async fn wait_for_descriptors(worker: &Worker, accepted: &TcpStream) {
-    let needed = || worker.handshakes.n_waiting() + 1;
-    if !worker.descriptors.is_scarce(accepted, needed()) {
+async fn wait_for_descriptors(context: &WorkerContext, accepted: &TcpStream) {
+    let needed = || context.handshakes.n_waiting() + 1;
+    if !context.descriptors.is_scarce(accepted, needed()) {
         return;
     }
     tracing::warn!(
-        limit = worker.descriptors.limit(),
+        limit = context.descriptors.limit(),
         "few descriptors are left: accepting pauses"
     );
-    while worker.descriptors.is_scarce_still(accepted, needed()) {
+    while context.descriptors.is_scarce_still(accepted, needed()) {
         sleep(ACCEPT_PAUSE).await;
     }
 }

@@ -18,7 +18,7 @@ use pointsman_traffic::upstream::tls::Tls;
 
 /// One moment's view. Never changes.
 #[derive(Debug)]
-pub struct Site {
+pub(crate) struct Site {
     /// What the operator wrote.
     pub config: Arc<Config>,
     /// Every route.
@@ -35,7 +35,7 @@ pub struct Site {
 
 /// What a configuration leads to outside of itself.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Outside {
+pub(crate) struct Outside {
     /// Backends that files name.
     pub found: Found,
     /// Backends that names stand for.
@@ -45,14 +45,14 @@ pub struct Outside {
 }
 
 /// How backends are connected to, by upstream.
-pub type Connectors = BTreeMap<UpstreamName, Arc<Tls>>;
+pub(crate) type Connectors = BTreeMap<UpstreamName, Arc<Tls>>;
 
 /// Backends that were found beside those that are written, by upstream.
-pub type Found = BTreeMap<UpstreamName, Vec<config::Backend>>;
+pub(crate) type Found = BTreeMap<UpstreamName, Vec<config::Backend>>;
 
 /// What the operator has taken out of service without writing it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Drained {
+pub(crate) struct Drained {
     /// By upstream and address.
     pub backends: BTreeSet<(UpstreamName, String)>,
     /// As [`Route`] is shown.
@@ -62,7 +62,7 @@ pub struct Drained {
 impl Site {
     /// Makes a snapshot; `before` is the one that it takes the place of. What is known of backends is
     /// kept.
-    pub fn new(
+    pub(crate) fn new(
         config: Arc<Config>,
         plugins: Arc<Catalog>,
         outside: &Outside,
@@ -95,12 +95,12 @@ impl Site {
     }
 
     /// Whether a route takes nothing new.
-    pub fn is_drained(&self, route: &Route) -> bool {
+    pub(crate) fn is_drained(&self, route: &Route) -> bool {
         !self.drained.routes.is_empty() && self.drained.routes.contains(&route.to_string())
     }
 
     /// Whether no session that `before` keeps has to go.
-    pub fn keeps_the_same_as(&self, before: &Self) -> bool {
+    pub(crate) fn keeps_the_same_as(&self, before: &Self) -> bool {
         let is_same_pool = |(name, pool): (&UpstreamName, &Arc<Pool>)| {
             before
                 .pools
@@ -114,7 +114,11 @@ impl Site {
 }
 
 /// Those written, and behind them those found; the first of an address counts.
-pub fn backends(upstream: &Upstream, outside: &Outside, drained: &Drained) -> Vec<config::Backend> {
+pub(crate) fn backends(
+    upstream: &Upstream,
+    outside: &Outside,
+    drained: &Drained,
+) -> Vec<config::Backend> {
     let mut known = HashSet::new();
     let all = upstream
         .backends
@@ -134,7 +138,7 @@ pub fn backends(upstream: &Upstream, outside: &Outside, drained: &Drained) -> Ve
 
 /// Where sessions may stay: what a snapshot still has and does not drain.
 #[derive(Debug, Default)]
-pub struct Keeps {
+pub(crate) struct Keeps {
     routes: HashSet<RouteKey>,
     backends: HashMap<UpstreamName, HashSet<String>>,
 }
@@ -144,7 +148,7 @@ type RouteKey = (Option<HostPattern>, PathPattern, Target);
 
 impl Keeps {
     /// What this snapshot keeps.
-    pub fn new(site: &Site) -> Self {
+    pub(crate) fn new(site: &Site) -> Self {
         let routes = site
             .config
             .routes
@@ -163,7 +167,7 @@ impl Keeps {
     }
 
     /// Whether a session at this place may stay.
-    pub fn keeps(&self, place: &Place) -> bool {
+    pub(crate) fn keeps(&self, place: &Place) -> bool {
         let has_backend = match (&place.route.target, &place.backend) {
             (Target::Upstream(upstream), Some(backend)) => self
                 .backends

@@ -7,6 +7,7 @@
 //! the traits of `pointsman-contract`.
 
 pub mod body;
+pub mod client_http;
 pub mod overload;
 pub mod proxy;
 pub mod relay;

@@ -26,7 +26,7 @@ use tokio::net::TcpStream;
 use super::blame::blame;
 use super::record::{Place, Record};
 use super::{Answered, Exchange, Next, Refused, target_of};
-use crate::worker::{ConnectionCount, Worker};
+use crate::context::{ConnectionCount, WorkerContext};
 
 /// What a session at a handler begins with.
 pub(super) struct Upgraded {
@@ -110,7 +110,7 @@ impl Upgraded {
     /// Serves until the end, and then says so wherever it matters.
     pub(super) fn run(
         self: Box<Self>,
-        worker: Rc<Worker>,
+        worker: Rc<WorkerContext>,
         client: TcpStream,
         early: Bytes,
         count: ConnectionCount,

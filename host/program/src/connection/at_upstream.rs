@@ -31,9 +31,9 @@ use tokio::time::{Instant, sleep_until};
 use super::filters::{self, FilteredUpgrade, Filters};
 use super::record::{Place, Record};
 use super::{Answered, Exchange, Next, Refused, append_all, bad_body, overloaded};
+use crate::context::guests::PolicyLabel;
+use crate::context::{ConnectionCount, WorkerContext};
 use crate::site::Site;
-use crate::worker::guests::PolicyLabel;
-use crate::worker::{ConnectionCount, Worker};
 
 /// How often who waits for room looks for itself: room can come without a sign, as when an ejection
 /// is over.
@@ -207,7 +207,7 @@ impl Upgraded {
     /// Relays until the end, and then says so wherever it matters.
     pub(super) fn run(
         self: Box<Self>,
-        worker: Rc<Worker>,
+        worker: Rc<WorkerContext>,
         client: TcpStream,
         early: Bytes,
         count: ConnectionCount,

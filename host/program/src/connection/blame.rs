@@ -13,11 +13,11 @@ use pointsman_traffic::overload::penalties::{Turn, WAIT_MAX};
 use tokio::time::{Instant, sleep_until};
 
 use super::{Exchange, Refused};
+use crate::context::WorkerContext;
 use crate::site::Site;
-use crate::worker::Worker;
 
 /// Says for whom a plugin's call has failed and what that has cost, and has that client wait the next time.
-pub(super) fn blame(worker: &Worker, error: &PluginError, request_id: &str, route: &Route) {
+pub(super) fn blame(worker: &WorkerContext, error: &PluginError, request_id: &str, route: &Route) {
     let Some(call) = &error.call else {
         tracing::debug!(request_id, %route, %error, "plugin failed");
         return;

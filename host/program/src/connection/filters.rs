@@ -31,7 +31,7 @@ use super::at_handler::wanted;
 use super::at_upstream::Upgraded;
 use super::blame::blame;
 use super::{Exchange, Refused, target_of};
-use crate::worker::{ConnectionCount, Worker};
+use crate::context::{ConnectionCount, WorkerContext};
 
 /// The filters of a session that is about to begin.
 pub(super) struct Filters {
@@ -155,7 +155,7 @@ impl FilteredUpgrade {
     /// Serves until the end, and then says so wherever it matters.
     pub(super) fn run(
         self,
-        worker: Rc<Worker>,
+        worker: Rc<WorkerContext>,
         client: TcpStream,
         early: Bytes,
         count: ConnectionCount,

@@ -28,9 +28,8 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode, request};
 use hyper::body::{Body as _, Incoming};
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use pointsman_admin::access_log::{Aborted, Requested, Target as LogTarget};
 use pointsman_config::{Listener, Route, Target};
 use pointsman_contract::policy::Refusal;
@@ -40,6 +39,7 @@ use pointsman_protocol::forwarding;
 use pointsman_protocol::handshake::{self, HandshakeError};
 use pointsman_traffic::body::passing::Passing;
 use pointsman_traffic::body::{self, Body};
+use pointsman_traffic::client_http;
 use pointsman_traffic::overload::handshakes::Waiting;
 use pointsman_traffic::routing::chooser::RequestFacts;
 use pointsman_traffic::routing::paths;
@@ -48,22 +48,18 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use self::client_io::{Answering, ClientIo};
+use crate::context::loads::SessionSlot;
+use crate::context::{ConnectionCount, WorkerContext};
 use crate::site::Site;
-use crate::worker::loads::SessionSlot;
-use crate::worker::{ConnectionCount, Worker};
 
-/// Most header fields of a request (RFC 6585 section 5 answers more with a 431).
-const MAX_HEADERS: usize = 100;
 /// How long a client may take nothing of an answer that no route has a part in: the default of `send_timeout_ms`.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
-/// How much of a body that the client does not read waits to be sent.
-const MAX_BUFFER_BYTES: usize = 64 * 1024;
 /// For a client that came when there was too much to do (RFC 9110 section 10.2.3).
 const RETRY_AFTER_SECS: RangeInclusive<u32> = 1..=5;
 
 /// Serves a connection to its end, or to the birth of its session.
-pub async fn serve(
-    worker: Rc<Worker>,
+pub(crate) async fn serve(
+    worker: Rc<WorkerContext>,
     stream: TcpStream,
     far_end: SocketAddr,
     limits: Arc<Listener>,
@@ -84,7 +80,7 @@ pub async fn serve(
         })
     });
     let io = ClientIo::new(stream, Rc::clone(&answering));
-    let mut connection = http(&limits)
+    let mut connection = client_http::server(&limits)
         .keep_alive(!is_turned_away)
         .serve_connection(TokioIo::new(io), service);
     let cut = Cut(Some(&answering));
@@ -132,20 +128,6 @@ impl Drop for Cut<'_> {
     }
 }
 
-/// How this program speaks HTTP/1.1 to a client.
-pub fn http(limits: &Listener) -> http1::Builder {
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.handshake_timeout)
-        .max_header_size(limits.max_request_header_bytes)
-        .max_headers(MAX_HEADERS)
-        .max_buf_size(limits.max_request_header_bytes.max(MAX_BUFFER_BYTES))
-        .preserve_header_case(true)
-        .title_case_headers(true);
-    builder
-}
-
 /// What follows a 101, once the HTTP library has let go of the socket.
 enum Next {
     Relay(Box<at_upstream::Upgraded>),
@@ -155,7 +137,13 @@ enum Next {
 
 impl Next {
     /// Begins the session, in a task of its own: it is smaller than this connection's.
-    fn start(self, worker: &Rc<Worker>, stream: TcpStream, early: Bytes, count: ConnectionCount) {
+    fn start(
+        self,
+        worker: &Rc<WorkerContext>,
+        stream: TcpStream,
+        early: Bytes,
+        count: ConnectionCount,
+    ) {
         let worker = Rc::clone(worker);
         match self {
             Self::Relay(upgraded) => {
@@ -173,7 +161,7 @@ impl Next {
 
 /// One request, and who sent it.
 struct Exchange {
-    worker: Rc<Worker>,
+    worker: Rc<WorkerContext>,
     far_end: SocketAddr,
     /// Behind trusted proxies the one they vouch for.
     client_ip: IpAddr,
@@ -211,7 +199,7 @@ struct Answered {
 
 /// Counts an upgrade whose client left before the answer: then the HTTP library drops the future
 /// that would have answered, and this with it.
-struct Unanswered(Option<Rc<Worker>>);
+struct Unanswered(Option<Rc<WorkerContext>>);
 
 impl Unanswered {
     fn answered(mut self) {
@@ -229,7 +217,7 @@ impl Drop for Unanswered {
 
 /// Answers one request; where that is a 101, leaves behind what follows.
 async fn answer(
-    worker: Rc<Worker>,
+    worker: Rc<WorkerContext>,
     far_end: SocketAddr,
     request: Request<Incoming>,
     is_turned_away: bool,

@@ -13,9 +13,9 @@ use pointsman_traffic::upstream::pool::Backend;
 
 use super::blame::blame;
 use super::{Exchange, log_target};
-use crate::worker::Worker;
-use crate::worker::guests::PolicyLabel;
-use crate::worker::loads::SessionSlot;
+use crate::context::WorkerContext;
+use crate::context::guests::PolicyLabel;
+use crate::context::loads::SessionSlot;
 
 /// The handshake of one session.
 pub(super) struct Record {
@@ -55,7 +55,7 @@ impl Record {
     }
 
     /// Logs that the session begins.
-    pub(super) fn opened(&self, worker: &Worker) {
+    pub(super) fn opened(&self, worker: &WorkerContext) {
         let Some(log) = worker.access_log() else {
             return;
         };
@@ -68,13 +68,13 @@ impl Record {
     }
 
     /// A plugin has failed in it.
-    pub(super) fn failed(&self, worker: &Worker, error: &PluginError) {
+    pub(super) fn failed(&self, worker: &WorkerContext, error: &PluginError) {
         let request_id = self.request_id.to_str().unwrap_or_default();
         blame(worker, error, request_id, &self.route);
     }
 
     /// Logs that it has ended. `reason`: which plugin has ended it by failing.
-    pub(super) fn closed(&self, worker: &Worker, report: &EndReport, reason: Option<&str>) {
+    pub(super) fn closed(&self, worker: &WorkerContext, report: &EndReport, reason: Option<&str>) {
         let Some(log) = worker.access_log() else {
             return;
         };

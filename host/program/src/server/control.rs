@@ -41,7 +41,7 @@ use super::view::Pages;
 use super::{Command, plan, plugin_updates};
 use crate::drain::Drainer;
 use crate::site::{self, Connectors, Drained, Outside, Site};
-use crate::worker::{Ask, Census, Listen, ListenerKey};
+use crate::worker::{Census, Listen, ListenerKey, WorkerCommand};
 use crate::{listener, systemd};
 
 /// What the control plane begins with.
@@ -71,7 +71,7 @@ pub(super) struct Control {
     /// When a drain begins that was announced; none: none was, or it has begun.
     pub(super) drain_at: Option<Instant>,
     /// One for each worker.
-    pub(super) asks: Vec<mpsc::Sender<Ask>>,
+    pub(super) worker_commands: Vec<mpsc::Sender<WorkerCommand>>,
     pub(super) started: Instant,
     /// Backends found beside those that are written, and certificates.
     pub(super) outside: Outside,
@@ -427,11 +427,11 @@ pub(super) async fn plan(control: &RefCell<Control>, proposal: Proposal) -> Outc
         let located = |problem: Problem| problem.located_in(&text);
         return Outcome::Refused(problems.into_iter().map(located).collect());
     }
-    let asks = control.borrow().asks.clone();
+    let commands = control.borrow().worker_commands.clone();
     let mut census = Census::new();
-    for ask in asks {
+    for worker in commands {
         let (reply, answer) = oneshot::channel();
-        if ask.send(Ask::Census(reply)).await.is_ok()
+        if worker.send(WorkerCommand::Census(reply)).await.is_ok()
             && let Ok(of_worker) = answer.await
         {
             census.extend(of_worker);
@@ -711,18 +711,18 @@ impl Control {
         if !problems.is_empty() {
             return Err(problems);
         }
-        let tell = |ask: &mpsc::Sender<Ask>, order: Ask| {
-            if ask.try_send(order).is_err() {
-                tracing::error!("a worker takes no orders: its listeners stay as they are");
+        let tell = |worker: &mpsc::Sender<WorkerCommand>, command: WorkerCommand| {
+            if worker.try_send(command).is_err() {
+                tracing::error!("worker command queue full: its listeners stay as they are");
             }
         };
         for (key, limits, sockets) in opened {
             tracing::info!(addr = %key.0, "listening");
-            for (ask, socket) in self.asks.iter().zip(sockets) {
+            for (worker, socket) in self.worker_commands.iter().zip(sockets) {
                 let (socket, limits) = (Some(socket), Arc::clone(&limits));
                 tell(
-                    ask,
-                    Ask::Listen(Listen {
+                    worker,
+                    WorkerCommand::Listen(Listen {
                         key,
                         socket,
                         limits,
@@ -733,11 +733,11 @@ impl Control {
         }
         for (key, limits) in &after {
             if before.get(key).is_some_and(|old| old != limits) {
-                for ask in &self.asks {
+                for worker in &self.worker_commands {
                     let (key, limits) = (*key, Arc::clone(limits));
                     tell(
-                        ask,
-                        Ask::Listen(Listen {
+                        worker,
+                        WorkerCommand::Listen(Listen {
                             key,
                             socket: None,
                             limits,
@@ -749,8 +749,8 @@ impl Control {
         }
         for key in before.keys().filter(|key| !after.contains_key(*key)) {
             tracing::info!(addr = %key.0, "listening no longer");
-            for ask in &self.asks {
-                tell(ask, Ask::Unlisten(*key));
+            for worker in &self.worker_commands {
+                tell(worker, WorkerCommand::Unlisten(*key));
             }
         }
         Ok(())

@@ -37,9 +37,9 @@ use self::health_checks::HealthChecks;
 use self::logs::Logs;
 use self::problems::Problems;
 use self::trial::{Outcome, load_plugins};
+use crate::context::loads::Loads;
 use crate::site::{Connectors, Drained, Outside, Site};
 use crate::systemd::Inherited;
-use crate::worker::loads::Loads;
 use crate::worker::{self, Listen, Setup};
 use crate::{drain, listener};
 
@@ -159,15 +159,15 @@ impl Server {
         let counters = (0..config.workers).map(|index| metrics.worker(index));
         let held = Arc::new(HeldByAll::new(counters.collect()));
         let penalties = Arc::default();
-        let (givers, givens) = worker::giving(config.workers);
-        let (asks, asked) = worker::asking(config.workers);
+        let (hand_off_to, handoffs) = worker::handoff_channels(config.workers);
+        let (worker_commands, received) = worker::command_channels(config.workers);
         let mut addresses = Vec::new();
         for (_, sockets, ..) in &sockets {
             addresses.extend(sockets.first().and_then(|socket| socket.local_addr().ok()));
         }
         let (alive, workers_alive) = mpsc::channel(1);
         let mut workers = Vec::new();
-        for (index, (given, asked)) in givens.into_iter().zip(asked).enumerate() {
+        for (index, (handoffs, received)) in handoffs.into_iter().zip(received).enumerate() {
             let counters = metrics.worker(index);
             let mut listeners = Vec::new();
             for (key, sockets, limits, is_inherited) in &mut sockets {
@@ -191,14 +191,14 @@ impl Server {
                 clients: Arc::clone(&clients),
                 penalties: Arc::clone(&penalties),
                 descriptors,
-                givers: givers.clone(),
-                given,
-                asked,
+                hand_off_to: hand_off_to.clone(),
+                handoffs,
+                commands: received,
                 alive: alive.clone(),
             };
             workers.push(worker::start(setup).map_err(StartError::Thread)?);
         }
-        drop((alive, givers));
+        drop((alive, hand_off_to));
 
         // 4. The control plane, on a thread of its own, from here on.
         let (commands, told) = mpsc::unbounded_channel();
@@ -217,7 +217,7 @@ impl Server {
             last_reload: ConfigReload::default(),
             drainer,
             drain_at: None,
-            asks,
+            worker_commands,
             started: Instant::now(),
             outside,
             drained: Drained::default(),

@@ -24,8 +24,8 @@ use tokio::time::timeout;
 use super::control::Control;
 use super::problems::Subject;
 use super::trial::{self, Compiled, Trial};
-use crate::worker::Ask;
-use crate::worker::guests::States;
+use crate::context::guests::States;
+use crate::worker::WorkerCommand;
 
 /// Works until the watch ends.
 pub(super) async fn run(control: Rc<RefCell<Control>>, mut changes: mpsc::Receiver<Change>) {
@@ -227,12 +227,12 @@ async fn states(control: &RefCell<Control>, name: &PluginName) -> Vec<States> {
     {
         return Vec::new();
     }
-    let asks = control.borrow().asks.clone();
+    let commands = control.borrow().worker_commands.clone();
     let mut states = Vec::new();
-    for ask in asks {
+    for worker in commands {
         let (reply, answer) = oneshot::channel();
-        let question = Ask::Save(name.clone(), reply);
-        let asked = async { ask.send(question).await.ok() };
+        let question = WorkerCommand::Save(name.clone(), reply);
+        let asked = async { worker.send(question).await.ok() };
         let answered = async {
             asked.await?;
             answer.await.ok()

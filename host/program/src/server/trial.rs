@@ -20,7 +20,7 @@ use pointsman_plugins::registry::{Loaded, Registry};
 use tokio::sync::mpsc;
 
 use super::{EMBEDDED, StartError};
-use crate::worker::guests::States;
+use crate::context::guests::States;
 
 /// What a configuration's plugins came to.
 pub(super) struct Outcome {

@@ -4,9 +4,9 @@
 //! [`Encoder`] for what goes there, and [`deflate`] for the one extension that there is. They are for
 //! sessions whose messages somebody looks at; a plain relay only follows frames.
 
-pub mod decode;
+pub(crate) mod decode;
 pub mod deflate;
-pub mod encode;
+pub(crate) mod encode;
 
 pub use decode::{Decoder, Incoming, UnderWay, Violation};
 pub use encode::Encoder;

@@ -5,7 +5,7 @@
 use pointsman_contract::policy::Decision;
 
 /// Choice number `sequence` among `n_candidates`, which is not 0.
-pub fn round_robin(sequence: u64, n_candidates: usize) -> Decision {
+pub(crate) fn round_robin(sequence: u64, n_candidates: usize) -> Decision {
     Decision::Prefer((sequence % n_candidates.max(1) as u64) as u32)
 }
 

@@ -4,6 +4,6 @@
 //! backend; [`fallback`] is the host's own.
 
 pub mod chooser;
-pub mod fallback;
+pub(crate) mod fallback;
 pub mod paths;
 pub mod table;

@@ -18,7 +18,7 @@ const MAX_SAVED: i64 = 1000 * PRICE;
 
 /// The account of one upstream, over all workers and snapshots.
 #[derive(Debug)]
-pub struct RetryBudget {
+pub(crate) struct RetryBudget {
     born: Instant,
     saved: AtomicI64,
     /// The second in the upper half, what was free in it and is taken in the lower.
@@ -37,7 +37,7 @@ impl Default for RetryBudget {
 
 impl RetryBudget {
     /// A request has come.
-    pub fn pay_in(&self, percent: u32) {
+    pub(crate) fn pay_in(&self, percent: u32) {
         let saved = self.saved.load(Relaxed);
         if saved < MAX_SAVED {
             self.saved.fetch_add(i64::from(percent), Relaxed);
@@ -45,7 +45,7 @@ impl RetryBudget {
     }
 
     /// Takes one retry; false: there is none left.
-    pub fn take(&self) -> bool {
+    pub(crate) fn take(&self) -> bool {
         let take = |saved: i64| (saved >= PRICE).then_some(saved - PRICE);
         self.saved.fetch_update(Relaxed, Relaxed, take).is_ok() || self.take_free()
     }

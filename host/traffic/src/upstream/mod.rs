@@ -6,11 +6,11 @@
 //! what is connected; [`health`]: asking a backend how it
 //! is; [`dns`]: asking who they are.
 
-pub mod budget;
+pub(crate) mod budget;
 pub mod dial;
 pub mod dns;
 pub mod fitness;
 pub mod health;
 pub mod pool;
-pub mod queue;
+pub(crate) mod queue;
 pub mod tls;

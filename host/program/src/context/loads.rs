@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 /// How many connections each worker has, those on their way to it included, and the sessions of all.
 #[derive(Debug)]
-pub struct Loads {
+pub(crate) struct Loads {
     workers: Vec<Load>,
     sessions: AtomicU64,
 }
@@ -24,23 +24,23 @@ const MAX_LEAD: usize = 4;
 
 impl Loads {
     /// All zeros.
-    pub fn new(n_workers: usize) -> Self {
+    pub(crate) fn new(n_workers: usize) -> Self {
         Self {
             workers: (0..n_workers).map(|_| Load::default()).collect(),
             sessions: AtomicU64::new(0),
         }
     }
 
-    pub(super) fn n_workers(&self) -> usize {
+    pub(crate) fn n_workers(&self) -> usize {
         self.workers.len()
     }
 
-    pub(super) fn total(&self) -> usize {
+    pub(crate) fn total(&self) -> usize {
         self.workers.iter().map(|load| load.0.load(Relaxed)).sum()
     }
 
     /// Who should have the next connection of worker `own`.
-    pub(super) fn best(&self, own: usize) -> usize {
+    pub(crate) fn best(&self, own: usize) -> usize {
         let loads = || {
             self.workers
                 .iter()
@@ -55,13 +55,13 @@ impl Loads {
     }
 
     /// One more session, unless there are `max` already. None: any number.
-    pub(super) fn session(self: &Arc<Self>, max: Option<u64>) -> Option<SessionSlot> {
+    pub(crate) fn session(self: &Arc<Self>, max: Option<u64>) -> Option<SessionSlot> {
         let before = self.sessions.fetch_add(1, Relaxed);
         let slot = SessionSlot(Arc::clone(self));
         max.is_none_or(|max| before < max).then_some(slot)
     }
 
-    pub(super) fn slot(self: &Arc<Self>, worker: usize) -> Slot {
+    pub(crate) fn slot(self: &Arc<Self>, worker: usize) -> Slot {
         self.workers[worker].0.fetch_add(1, Relaxed);
         Slot {
             loads: Arc::clone(self),
@@ -72,7 +72,7 @@ impl Loads {
 
 /// One session, from its request to its end: dropping it counts it out.
 #[derive(Debug)]
-pub struct SessionSlot(Arc<Loads>);
+pub(crate) struct SessionSlot(Arc<Loads>);
 
 impl Drop for SessionSlot {
     fn drop(&mut self) {
@@ -82,7 +82,7 @@ impl Drop for SessionSlot {
 
 /// A connection's place among the loads; dropping it frees it.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(crate) struct Slot {
     loads: Arc<Loads>,
     worker: usize,
 }

@@ -1,47 +1,41 @@
-//! One thread of the data plane: its runtime, its sockets, its snapshot, its plugin instances, its
-//! sessions.
+//! One thread of the data plane, and the loop that drives it.
 //!
-//! In come snapshots, connections that another worker gives, and the drain signal; out go counters
-//! and log lines. Everything here is touched by one thread only: no lock is taken on the way of a
-//! byte, and no other thread is woken. [`guests`] are its plugins at work, [`loads`] how it shares
-//! connections with the other workers.
-
-pub mod guests;
-pub mod loads;
+//! In come snapshots, accepted connections, those that another worker hands off, commands and the drain
+//! signal. A connection goes down from here: `listener`, then what [`admit`](Worker::admit) decides, then `connection` with the
+//! worker's `context`. Nothing below knows this loop.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
+use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use std::{io, thread};
 
 use pointsman_admin::access_log::AccessLog;
-use pointsman_config::{Listener, Target};
+use pointsman_config::Listener;
 use pointsman_contract::close;
 use pointsman_contract::names::PluginName;
-use pointsman_contract::session::{Ender, SessionId};
-use pointsman_metrics::counters::{TargetCounters, WorkerCounters};
-use pointsman_metrics::labels::TargetKind;
+use pointsman_contract::session::Ender;
+use pointsman_metrics::counters::WorkerCounters;
 use pointsman_plugins::host::PluginHost;
 use pointsman_traffic::overload::clients::{ClientSlot, Clients};
 use pointsman_traffic::overload::descriptors::Descriptors;
-use pointsman_traffic::overload::handshakes::Handshakes;
 use pointsman_traffic::overload::lag::Lag;
 use pointsman_traffic::overload::penalties::Penalties;
 use pointsman_traffic::proxy::Connections;
 use pointsman_traffic::relay::pipe::Pipe;
 use pointsman_traffic::session::buffers::{Buffers, HeldByAll};
-use pointsman_traffic::session::{Control, Order, Place, Registration, SWEEP_INTERVAL, Sessions};
+use pointsman_traffic::session::{Control, Order, Place, SWEEP_INTERVAL};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use self::guests::{Guests, States};
-use self::loads::{Loads, SessionSlot, Slot};
+use crate::context::guests::{Guests, States};
+use crate::context::loads::{Loads, Slot};
+use crate::context::{ConnectionCount, WorkerContext};
 use crate::drain::{Drain, Plan as DrainPlan};
 use crate::site::{Keeps, Site};
 use crate::{connection, listener};
@@ -49,12 +43,12 @@ use crate::{connection, listener};
 /// How often a draining worker looks whether it is done.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
-/// Connections given by other workers that wait to be taken.
-const GIVEN_MAX: usize = 1024;
+/// Connections handed off by other workers that wait to be taken.
+const HANDOFFS_MAX: usize = 1024;
 
 /// What a worker is made of.
 #[derive(Debug)]
-pub struct Setup {
+pub(crate) struct Setup {
     /// From 0.
     pub index: usize,
     /// One socket for each listener.
@@ -79,19 +73,19 @@ pub struct Setup {
     pub penalties: Arc<Penalties>,
     /// Of the process.
     pub descriptors: Descriptors,
-    /// The way to every worker, this one included.
-    pub givers: Vec<mpsc::Sender<Given>>,
-    /// What others give.
-    pub given: mpsc::Receiver<Given>,
-    /// What the control plane asks.
-    pub asked: mpsc::Receiver<Ask>,
+    /// To every worker, this one included.
+    pub hand_off_to: Vec<mpsc::Sender<Handoff>>,
+    /// From other workers.
+    pub handoffs: mpsc::Receiver<Handoff>,
+    /// From the control plane.
+    pub commands: mpsc::Receiver<WorkerCommand>,
     /// Dropped when this worker has ended.
     pub alive: mpsc::Sender<()>,
 }
 
-/// What the control plane asks of a worker. Nobody may be waiting for an answer any more.
+/// What the control plane asks of a worker. It may have stopped waiting for the answer.
 #[derive(Debug)]
-pub enum Ask {
+pub(crate) enum WorkerCommand {
     /// What do the instances of this plugin know?
     Save(PluginName, oneshot::Sender<States>),
     /// Where do the open sessions run, and how many at each place?
@@ -103,11 +97,11 @@ pub enum Ask {
 }
 
 /// Names a listener: its address as written, and how many before it have the same.
-pub type ListenerKey = (SocketAddr, usize);
+pub(crate) type ListenerKey = (SocketAddr, usize);
 
 /// A listener for one worker.
 #[derive(Debug)]
-pub struct Listen {
+pub(crate) struct Listen {
     /// Which.
     pub key: ListenerKey,
     /// What is accepted from; none: from the socket that is there already.
@@ -119,14 +113,19 @@ pub struct Listen {
 }
 
 /// Open sessions by route, upstream's backend, and number.
-pub type Census = Vec<(Place, u64)>;
+pub(crate) type Census = Vec<(Place, u64)>;
 
-/// Questions that wait; a reload asks a few for each listener.
-const ASKS_MAX: usize = 1024;
+/// Commands that wait; a reload has a few for each listener.
+const COMMANDS_MAX: usize = 1024;
 
-/// The ways to ask workers.
-pub fn asking(n_workers: usize) -> (Vec<mpsc::Sender<Ask>>, Vec<mpsc::Receiver<Ask>>) {
-    (0..n_workers).map(|_| mpsc::channel(ASKS_MAX)).unzip()
+/// A channel to each worker.
+pub(crate) fn command_channels(
+    n_workers: usize,
+) -> (
+    Vec<mpsc::Sender<WorkerCommand>>,
+    Vec<mpsc::Receiver<WorkerCommand>>,
+) {
+    (0..n_workers).map(|_| mpsc::channel(COMMANDS_MAX)).unzip()
 }
 
 /// One socket that is accepted from.
@@ -139,50 +138,26 @@ struct Listening {
 
 /// A connection on its way from one worker to another.
 #[derive(Debug)]
-pub struct Given {
+pub(crate) struct Handoff {
     stream: StdStream,
     client: SocketAddr,
     limits: Arc<Listener>,
     count: (Slot, Option<ClientSlot>),
 }
 
-/// The ways to give connections to workers.
-pub fn giving(n_workers: usize) -> (Vec<mpsc::Sender<Given>>, Vec<mpsc::Receiver<Given>>) {
-    (0..n_workers).map(|_| mpsc::channel(GIVEN_MAX)).unzip()
+/// A channel to each worker for what the others hand off.
+pub(crate) fn handoff_channels(
+    n_workers: usize,
+) -> (Vec<mpsc::Sender<Handoff>>, Vec<mpsc::Receiver<Handoff>>) {
+    (0..n_workers).map(|_| mpsc::channel(HANDOFFS_MAX)).unzip()
 }
 
-/// One thread of the data plane.
+/// What drives one thread of the data plane.
 #[derive(Debug)]
-pub struct Worker {
-    site: RefCell<Arc<Site>>,
-    /// Where sessions may stay by that.
-    keeps: RefCell<Rc<Keeps>>,
-    drain: Drain,
-    /// This worker's cells.
-    pub counters: Arc<WorkerCounters>,
-    access_log: AccessLog,
-    /// Open sessions.
-    pub sessions: Rc<Sessions>,
-    /// Kept connections to backends, for plain HTTP.
-    pub connections: Connections,
-    /// Where sessions read to.
-    pub buffers: Rc<Buffers>,
-    /// What large payload of relays goes through; none where there was no descriptor for it.
-    pub pipe: Option<Rc<Pipe>>,
-    /// Plugins at work.
-    pub guests: Guests,
-    loads: Arc<Loads>,
+struct Worker {
+    context: Rc<WorkerContext>,
     clients: Arc<Clients>,
-    /// Clients that plugins have failed for, on all workers.
-    pub penalties: Arc<Penalties>,
-    /// Of the process.
-    pub descriptors: Descriptors,
-    /// Connections that have not asked for anything yet.
-    pub handshakes: Rc<Handshakes>,
-    lag: Rc<Lag>,
-    index: usize,
-    givers: Vec<mpsc::Sender<Given>>,
-    targets: RefCell<HashMap<Target, Arc<TargetCounters>>>,
+    hand_off_to: Vec<mpsc::Sender<Handoff>>,
     listening: RefCell<HashMap<ListenerKey, Listening>>,
     is_draining: Cell<bool>,
     /// Open connections that came when it was draining: it does not wait for them.
@@ -193,7 +168,7 @@ pub struct Worker {
 ///
 /// # Errors
 /// The system has no room for another thread.
-pub fn start(setup: Setup) -> io::Result<thread::JoinHandle<()>> {
+pub(crate) fn start(setup: Setup) -> io::Result<thread::JoinHandle<()>> {
     let name = format!("worker-{}", setup.index);
     thread::Builder::new().name(name).spawn(move || {
         match Builder::new_current_thread()
@@ -211,13 +186,14 @@ async fn run(setup: Setup) {
         listeners,
         mut site,
         mut drain,
-        mut given,
-        mut asked,
+        mut handoffs,
+        mut commands,
         alive: _alive,
         ..
     } = setup;
     let first = Arc::clone(&site.borrow_and_update());
-    let worker = Rc::new(Worker {
+    let context = WorkerContext {
+        index: setup.index,
         keeps: RefCell::new(Rc::new(Keeps::new(&first))),
         site: RefCell::new(first),
         drain: drain.clone(),
@@ -230,18 +206,20 @@ async fn run(setup: Setup) {
         pipe: Pipe::new().ok().map(Rc::new),
         guests: Guests::new(setup.plugin_host),
         loads: setup.loads,
-        clients: setup.clients,
         penalties: setup.penalties,
         descriptors: setup.descriptors,
         handshakes: Rc::default(),
-        index: setup.index,
-        givers: setup.givers,
         targets: RefCell::default(),
+    };
+    let worker = Rc::new(Worker {
+        context: Rc::new(context),
+        clients: setup.clients,
+        hand_off_to: setup.hand_off_to,
         listening: RefCell::default(),
         is_draining: Cell::new(false),
         turned_away: Rc::default(),
     });
-    worker.adopt(worker.site());
+    worker.adopt(worker.context.site());
     let mut accepting = JoinSet::new();
     for listen in listeners {
         worker.listen(&mut accepting, listen);
@@ -253,10 +231,10 @@ async fn run(setup: Setup) {
             biased;
             plan = drain.started() => break plan,
             Ok(()) = site.changed() => worker.adopt(Arc::clone(&site.borrow_and_update())),
-            Some(given) = given.recv() => worker.take(given),
-            Some(ask) = asked.recv() => worker.reply(&mut accepting, ask),
+            Some(handoff) = handoffs.recv() => worker.take(handoff),
+            Some(command) = commands.recv() => worker.obey(&mut accepting, command),
             Some(_) = accepting.join_next() => {}
-            () = worker.buffers.short() => worker.make_room(),
+            () = worker.context.buffers.short() => worker.make_room(),
             _ = sweeps.tick() => worker.sweep(),
         }
     };
@@ -266,76 +244,32 @@ async fn run(setup: Setup) {
         tokio::select! {
             () = &mut ending => break,
             () = drain.cut() => break worker.cut_all().await,
-            Some(given) = given.recv() => worker.take(given),
-            () = worker.buffers.short() => worker.make_room(),
+            Some(handoff) = handoffs.recv() => worker.take(handoff),
+            () = worker.context.buffers.short() => worker.make_room(),
             _ = sweeps.tick() => worker.sweep(),
         }
     }
 }
 
-/// Counts a connection as open, on the worker that serves it, until it is dropped.
-#[derive(Debug)]
-pub struct ConnectionCount {
-    counters: Arc<WorkerCounters>,
-    _slots: (Slot, Option<ClientSlot>),
-    turned_away: Option<Rc<Cell<u64>>>,
-}
-
-impl ConnectionCount {
-    /// Whether the connection came too late: its request is refused, and then it is closed.
-    pub fn is_turned_away(&self) -> bool {
-        self.turned_away.is_some()
-    }
-}
-
-impl Drop for ConnectionCount {
-    fn drop(&mut self) {
-        self.counters.connections_open.sub(1);
-        if let Some(turned_away) = &self.turned_away {
-            turned_away.set(turned_away.get() - 1);
-        }
-    }
-}
-
 impl Worker {
-    /// The snapshot in force.
-    pub fn site(&self) -> Arc<Site> {
-        Arc::clone(&self.site.borrow())
-    }
-
-    /// This worker's end of the log, where the operator wants one.
-    pub fn access_log(&self) -> Option<&AccessLog> {
-        self.site
-            .borrow()
-            .config
-            .access_log
-            .is_written()
-            .then_some(&self.access_log)
-    }
-
-    /// The drain signal.
-    pub fn drain(&self) -> Drain {
-        self.drain.clone()
-    }
-
     /// Serves a new connection, here or on a worker that has much less to do.
-    pub fn welcome(
+    fn admit(
         self: &Rc<Self>,
         stream: TcpStream,
         client: SocketAddr,
         limits: &Arc<Listener>,
     ) -> io::Result<()> {
         let refuse = |why| {
-            self.counters.connections_refused.add(1);
+            self.context.counters.connections_refused.add(1);
             tracing::debug!(%client, "connection refused: {why} is reached");
         };
-        if self.loads.total() >= limits.max_connections {
+        if self.context.loads.total() >= limits.max_connections {
             refuse("max_connections");
             return Ok(());
         }
         let mut client_slot = None;
         if let Some(max) = limits.max_connections_per_client
-            && !self.is_trusted(client.ip())
+            && !self.context.is_trusted(client.ip())
         {
             client_slot = self.clients.enter(client.ip(), max);
             if client_slot.is_none() {
@@ -344,56 +278,37 @@ impl Worker {
             }
         }
         let best = match self.is_draining.get() {
-            true => self.index,
-            false => self.loads.best(self.index),
+            true => self.context.index,
+            false => self.context.loads.best(self.context.index),
         };
-        let count = (self.loads.slot(best), client_slot);
-        if best == self.index {
+        let count = (self.context.loads.slot(best), client_slot);
+        if best == self.context.index {
             self.serve(stream, client, Arc::clone(limits), count);
             return Ok(());
         }
-        let given = Given {
+        let handoff = Handoff {
             stream: stream.into_std()?,
             client,
             limits: Arc::clone(limits),
             count,
         };
-        match self.givers[best].try_send(given) {
+        match self.hand_off_to[best].try_send(handoff) {
             Ok(()) => {}
             Err(
-                mpsc::error::TrySendError::Full(given) | mpsc::error::TrySendError::Closed(given),
-            ) => self.take(given),
+                mpsc::error::TrySendError::Full(handoff)
+                | mpsc::error::TrySendError::Closed(handoff),
+            ) => self.take(handoff),
         }
         Ok(())
     }
 
-    /// A proxy that is believed speaks for many clients.
-    pub fn is_trusted(&self, client: IpAddr) -> bool {
-        let client = client.to_canonical();
-        let site = self.site.borrow();
-        let mut trusted = site.config.trusted_proxies.iter();
-        trusted.any(|network| network.contains(&client))
-    }
-
-    /// Room for a session, if the operator allows one more.
-    pub fn session_slot(&self) -> Option<SessionSlot> {
-        self.loads
-            .session(self.site.borrow().config.overload.max_sessions)
-    }
-
-    /// Whether there is so much to do that a new request should be refused.
-    pub fn is_too_late(&self) -> bool {
-        let allowed = self.site.borrow().config.overload.shed_delay;
-        allowed.is_some_and(|allowed| self.lag.is_too_late(allowed, fastrand::f64()))
-    }
-
-    fn reply(self: &Rc<Self>, accepting: &mut JoinSet<()>, ask: Ask) {
+    fn obey(self: &Rc<Self>, accepting: &mut JoinSet<()>, command: WorkerCommand) {
         // Who asked may have waited long enough.
-        match ask {
-            Ask::Save(plugin, reply) => _ = reply.send(self.guests.save(&plugin)),
-            Ask::Census(reply) => _ = reply.send(self.sessions.census()),
-            Ask::Listen(listen) => self.listen(accepting, listen),
-            Ask::Unlisten(key) => self.unlisten(key),
+        match command {
+            WorkerCommand::Save(plugin, reply) => _ = reply.send(self.context.guests.save(&plugin)),
+            WorkerCommand::Census(reply) => _ = reply.send(self.context.sessions.census()),
+            WorkerCommand::Listen(listen) => self.listen(accepting, listen),
+            WorkerCommand::Unlisten(key) => self.unlisten(key),
         }
     }
 
@@ -414,7 +329,13 @@ impl Worker {
         match TcpListener::from_std(socket) {
             Ok(listener) => {
                 let limits = Rc::new(RefCell::new(limits));
-                let accept = listener::accept(Rc::clone(self), listener, Rc::clone(&limits));
+                let accept = {
+                    let worker = Rc::clone(self);
+                    let context = Rc::clone(&self.context);
+                    let admit =
+                        move |stream, client, limits: &_| worker.admit(stream, client, limits);
+                    listener::accept(context, listener, Rc::clone(&limits), admit)
+                };
                 let task = accepting.spawn_local(accept);
                 let listening = Listening {
                     limits,
@@ -458,13 +379,13 @@ impl Worker {
         while accepting.len() > n_left && accepting.join_next().await.is_some() {}
     }
 
-    fn take(self: &Rc<Self>, given: Given) {
-        let Given {
+    fn take(self: &Rc<Self>, handoff: Handoff) {
+        let Handoff {
             stream,
             client,
             limits,
             count,
-        } = given;
+        } = handoff;
         match TcpStream::from_std(stream) {
             Ok(stream) => self.serve(stream, client, limits, count),
             Err(error) => tracing::warn!(%client, %error, "connection lost between two workers"),
@@ -478,64 +399,35 @@ impl Worker {
         limits: Arc<Listener>,
         slots: (Slot, Option<ClientSlot>),
     ) {
-        self.counters.connections_accepted.add(1);
-        self.counters.connections_open.add(1);
-        let count = ConnectionCount {
-            counters: Arc::clone(&self.counters),
-            _slots: slots,
-            turned_away: self.is_draining.get().then(|| {
-                self.turned_away.set(self.turned_away.get() + 1);
-                Rc::clone(&self.turned_away)
-            }),
-        };
-        self.lag.look();
-        let max_handshakes = limits.max_handshakes.div_ceil(self.loads.n_workers());
-        let ended = self.handshakes.shrink_to(max_handshakes - 1);
-        self.counters.handshakes_ended.add(ended);
-        let worker = Rc::clone(self);
-        self.handshakes
-            .run(|waiting| connection::serve(worker, stream, client, limits, count, waiting));
-    }
-
-    /// This worker's cells for a route's target.
-    pub fn target_counters(&self, target: &Target) -> Arc<TargetCounters> {
-        let make = || match target {
-            Target::Upstream(name) => self.counters.target(TargetKind::Upstream, name.as_str()),
-            Target::Handler(name) => self.counters.target(TargetKind::Handler, name.as_str()),
-            Target::Http(name) => self.counters.target(TargetKind::Http, name.as_str()),
-        };
-        Arc::clone(
-            self.targets
-                .borrow_mut()
-                .entry(target.clone())
-                .or_insert_with(make),
-        )
-    }
-
-    /// Takes a session in. One whose place is being taken out just now is told so at once.
-    pub fn register(&self, id: SessionId, place: Place) -> Registration {
-        let stays = self.keeps.borrow().keeps(&place);
-        let registration = self.sessions.register(id, place);
-        if !stays {
-            let close = Order::Close(Ender::Operator, close::SERVICE_RESTART);
-            registration.control.tell(close);
-        }
-        registration
+        let turned_away = (self.is_draining.get()).then(|| Rc::clone(&self.turned_away));
+        let count = ConnectionCount::new(&self.context.counters, slots, turned_away);
+        self.context.lag.look();
+        let max_handshakes = limits
+            .max_handshakes
+            .div_ceil(self.context.loads.n_workers());
+        let ended = self.context.handshakes.shrink_to(max_handshakes - 1);
+        self.context.counters.handshakes_ended.add(ended);
+        let context = Rc::clone(&self.context);
+        self.context
+            .handshakes
+            .run(|waiting| connection::serve(context, stream, client, limits, count, waiting));
     }
 
     /// Works by another snapshot from now on.
     fn adopt(self: &Rc<Self>, site: Arc<Site>) {
         for route in &site.config.routes {
-            self.target_counters(&route.target);
+            self.context.target_counters(&route.target);
         }
-        self.buffers.allow(site.config.overload.max_buffered_bytes);
-        let before = self.site.replace(Arc::clone(&site));
+        self.context
+            .buffers
+            .allow(site.config.overload.max_buffered_bytes);
+        let before = self.context.site.replace(Arc::clone(&site));
         if site.keeps_the_same_as(&before) {
             return;
         }
         let keeps = Rc::new(Keeps::new(&site));
-        *self.keeps.borrow_mut() = Rc::clone(&keeps);
-        let mut leaving = self.sessions.all();
+        *self.context.keeps.borrow_mut() = Rc::clone(&keeps);
+        let mut leaving = self.context.sessions.all();
         leaving.retain(|session| !keeps.keeps(&session.place) && !session.is_ending());
         if !leaving.is_empty() {
             // The worker's runtime owns the task and ends it at the latest with the worker.
@@ -549,13 +441,13 @@ impl Worker {
     /// Sends sessions whose place was taken out their Close, spread over the drain time, and cuts
     /// what has not ended then. Those whose place comes back meanwhile stay.
     async fn end_those(self: Rc<Self>, leaving: Vec<Rc<Control>>) {
-        let plan = DrainPlan::within(self.site().config.drain_timeout);
+        let plan = DrainPlan::within(self.context.site().config.drain_timeout);
         tracing::info!(
-            worker = self.index,
+            worker = self.context.index,
             sessions = leaving.len(),
             "ending sessions: their place is taken out"
         );
-        let has_to_go = |session: &Control| !self.keeps.borrow().keeps(&session.place);
+        let has_to_go = |session: &Control| !self.context.keeps.borrow().keeps(&session.place);
         for (i, session) in leaving.iter().enumerate() {
             sleep_until(plan.turn(i, leaving.len())).await;
             if !session.is_ending() && has_to_go(session) {
@@ -569,24 +461,24 @@ impl Worker {
     }
 
     fn sweep(&self) {
-        self.sessions.sweep();
-        self.connections.expire();
-        self.buffers.sweep();
-        if self.buffers.was_short() {
+        self.context.sessions.sweep();
+        self.context.connections.expire();
+        self.context.buffers.sweep();
+        if self.context.buffers.was_short() {
             self.make_room();
         }
     }
 
     /// Ends the sessions that hold most, as far as all together hold too much.
     fn make_room(&self) {
-        let excess = self.buffers.excess();
+        let excess = self.context.buffers.excess();
         if excess == 0 {
             return;
         }
-        match self.sessions.shed(excess) {
-            0 => self.buffers.looked_in_vain(),
+        match self.context.sessions.shed(excess) {
+            0 => self.context.buffers.looked_in_vain(),
             n => tracing::warn!(
-                worker = self.index,
+                worker = self.context.index,
                 sessions = n,
                 "overload.max_buffered_bytes is reached: ending the sessions that hold most"
             ),
@@ -595,11 +487,11 @@ impl Worker {
 
     /// Sends every session its Close, one after the other, and waits until all connections are gone.
     async fn end_all(&self, plan: DrainPlan) {
-        let sessions = self.sessions.all();
+        let sessions = self.context.sessions.all();
         let mut turns = sessions.iter().enumerate().peekable();
         let close =
             |session: &Control| session.tell(Order::Close(Ender::Operator, close::GOING_AWAY));
-        while self.counters.connections_open.value() > self.turned_away.get() {
+        while self.context.counters.connections_open.value() > self.turned_away.get() {
             let now = Instant::now();
             let turn = |i| plan.turn(i, sessions.len());
             while let Some((_, session)) = turns.next_if(|&(i, _)| turn(i) <= now) {
@@ -610,7 +502,7 @@ impl Worker {
                 Some(&(next, _)) => look_again = look_again.min(turn(next)),
                 // Those whose handshake was under way when the others were told.
                 None => {
-                    let sessions = self.sessions.all();
+                    let sessions = self.context.sessions.all();
                     let open = sessions.iter().filter(|session| !session.is_ending());
                     open.for_each(|session| close(session));
                 }
@@ -621,9 +513,9 @@ impl Worker {
 
     /// Ends what has not ended by itself.
     async fn cut_all(&self) {
-        let sessions = self.sessions.all();
+        let sessions = self.context.sessions.all();
         tracing::warn!(
-            worker = self.index,
+            worker = self.context.index,
             sessions = sessions.len(),
             "the drain time is over: cutting what is left"
         );
@@ -631,7 +523,7 @@ impl Worker {
             session.tell(Order::Cut(Ender::Operator));
         }
         // Each session's task needs one turn to say in the log how it ended.
-        while !self.sessions.is_empty() {
+        while !self.context.sessions.is_empty() {
             tokio::task::yield_now().await;
         }
     }

@@ -33,7 +33,7 @@ use crate::site::Site;
 
 /// All plugins at work on one worker.
 #[derive(Debug)]
-pub struct Guests {
+pub(crate) struct Guests {
     host: PluginHost,
     policies: RefCell<HashMap<UpstreamName, PolicyAtWork>>,
     filters: RefCell<HashMap<PluginName, AtWork<GuestFilter>>>,
@@ -42,7 +42,7 @@ pub struct Guests {
 
 /// Which policy placed a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PolicyLabel {
+pub(crate) struct PolicyLabel {
     /// The plugin.
     pub name: PluginName,
     /// 0 where the plugin could not be had and the host's own round robin chose.
@@ -51,7 +51,7 @@ pub struct PolicyLabel {
 
 /// What the instances of one plugin on one worker know.
 #[derive(Debug, Default)]
-pub struct States {
+pub(crate) struct States {
     /// Of policies, by upstream.
     pub policies: Vec<(UpstreamName, Saved)>,
     /// As a filter.
@@ -129,7 +129,7 @@ impl HasSessions for GuestHandler {
 
 impl Guests {
     /// Nothing is made before it is used.
-    pub fn new(host: PluginHost) -> Self {
+    pub(crate) fn new(host: PluginHost) -> Self {
         Self {
             host,
             policies: RefCell::default(),
@@ -139,7 +139,7 @@ impl Guests {
     }
 
     /// Asks an upstream's policy about a request; says who was asked.
-    pub fn choose(
+    pub(crate) fn choose(
         &self,
         site: &Site,
         pool: &Pool,
@@ -168,7 +168,7 @@ impl Guests {
     }
 
     /// A backend has accepted: what the policy that placed it adds to the client's answer.
-    pub fn placed(
+    pub(crate) fn placed(
         &self,
         by: &PolicyLabel,
         pool: &Pool,
@@ -185,7 +185,7 @@ impl Guests {
     }
 
     /// The names of the headers that the policy which placed a request is shown.
-    pub fn shown_headers(&self, by: &PolicyLabel, pool: &Pool) -> Vec<String> {
+    pub(crate) fn shown_headers(&self, by: &PolicyLabel, pool: &Pool) -> Vec<String> {
         let mut policies = self.policies.borrow_mut();
         let policy = policies
             .get_mut(&pool.config.name)
@@ -197,7 +197,7 @@ impl Guests {
     }
 
     /// Tells the policy in force of the end of a session that it, or one before it, has placed.
-    pub fn session_ended(&self, pool: &Pool, backend: &Backend, report: &EndReport) {
+    pub(crate) fn session_ended(&self, pool: &Pool, backend: &Backend, report: &EndReport) {
         let mut policies = self.policies.borrow_mut();
         let is_same = |policy: &&mut PolicyAtWork| policy.label.name == pool.config.policy;
         if let Some(policy) = policies.get_mut(&pool.config.name).filter(is_same) {
@@ -209,7 +209,11 @@ impl Guests {
     ///
     /// # Errors
     /// There is none, or it cannot be made.
-    pub fn filter(&self, site: &Site, name: &PluginName) -> Result<Rc<dyn Filter>, PluginError> {
+    pub(crate) fn filter(
+        &self,
+        site: &Site,
+        name: &PluginName,
+    ) -> Result<Rc<dyn Filter>, PluginError> {
         let filter = self.at_work(&self.filters, site, name)?;
         Ok(filter as Rc<dyn Filter>)
     }
@@ -218,7 +222,11 @@ impl Guests {
     ///
     /// # Errors
     /// There is none, or it cannot be made.
-    pub fn handler(&self, site: &Site, name: &PluginName) -> Result<Rc<dyn Handler>, PluginError> {
+    pub(crate) fn handler(
+        &self,
+        site: &Site,
+        name: &PluginName,
+    ) -> Result<Rc<dyn Handler>, PluginError> {
         let handler = self.at_work(&self.handlers, site, name)?;
         Ok(handler as Rc<dyn Handler>)
     }
@@ -253,7 +261,7 @@ impl Guests {
     }
 
     /// Counts what became of a handshake of a client that this plugin has failed for.
-    pub fn penalized(&self, plugin: &PluginName, penalty: Penalty) {
+    pub(crate) fn penalized(&self, plugin: &PluginName, penalty: Penalty) {
         self.host.penalized(plugin, penalty);
     }
 
@@ -261,7 +269,7 @@ impl Guests {
     ///
     /// # Errors
     /// There is none, or it failed before the head of its answer.
-    pub async fn answer(
+    pub(crate) async fn answer(
         &self,
         site: &Site,
         name: &PluginName,
@@ -296,7 +304,7 @@ impl Guests {
 
     /// What the instances of a plugin know at this moment. One that cannot say is as one that knows
     /// nothing.
-    pub fn save(&self, name: &PluginName) -> States {
+    pub(crate) fn save(&self, name: &PluginName) -> States {
         let mut states = States::default();
         for (upstream, policy) in self.policies.borrow_mut().iter_mut() {
             if policy.label.name == *name
