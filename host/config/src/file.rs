@@ -16,7 +16,7 @@ use pointsman_contract::outbox::{QueueSettings, SlowConsumer};
 use super::entry::Spot;
 use super::names::{self, NETWORK, ORIGIN, SOCKET_ADDRESS};
 use super::nearest::nearest;
-use super::reader::{self, BYTES, MILLISECONDS, Section, Taken};
+use super::reader::{self, BYTES, MAX_TIMEOUT_MS, MILLISECONDS, Section, Taken};
 use super::{
     AccessLogTarget, Admin, Config, ErrorLogSettings, HostPattern, HttpLimits, Isolation, Listener,
     LogFormat, OnFailure, Overload, PathPattern, PluginSettings, Plugins, Problem, Route, Target,
@@ -46,8 +46,6 @@ const MAX_QUEUE_BYTES: usize = 1 << 30;
 
 const MAX_WORKERS: usize = 256;
 const MAX_CONNECTIONS: usize = 10_000_000;
-/// Longest wait before a client has its answer: ten minutes.
-pub(super) const MAX_TIMEOUT_MS: u64 = 600_000;
 /// Longest silence in the middle of something: a day.
 const MAX_SILENCE_MS: u64 = 86_400_000;
 /// The least is what a request without a body needs, many times over; the most takes some 130 MB.

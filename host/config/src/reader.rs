@@ -20,6 +20,9 @@ pub(super) const MILLISECONDS: &str = "a number of milliseconds";
 pub(super) const SECONDS: &str = "a number of seconds";
 pub(super) const BYTES: &str = "a number of bytes";
 
+/// Longest wait before a client has its answer: ten minutes.
+pub(super) const MAX_TIMEOUT_MS: u64 = 600_000;
+
 /// What `toml_edit` says of a key that is written twice.
 const DUPLICATE_KEY: &str = "duplicate key";
 

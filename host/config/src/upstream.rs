@@ -12,9 +12,8 @@ use pointsman_contract::policy::Candidate;
 use toml_edit::{DocumentMut, InlineTable, Item, Value};
 
 use super::entry::{Entry, Spot};
-use super::file::MAX_TIMEOUT_MS;
 use super::names::{self, BACKEND_ADDRESS, DNS_NAME, SERVER_NAME, SOCKET_ADDRESS};
-use super::reader::{self, Section, Taken, one_of};
+use super::reader::{self, MAX_TIMEOUT_MS, Section, Taken, one_of};
 use super::{Problem, UpstreamName, nearest};
 
 const PERCENT: &str = "a percentage";

@@ -10,11 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use crate::exposition;
 use crate::labels::{
-    ABORTED_BY, Format, Limit, ReloadKind, ReloadResult, STATUS_CLASSES, TargetKind, UpgradeResult,
+    ABORTED_BY, Limit, ReloadKind, ReloadResult, STATUS_CLASSES, TargetKind, UpgradeResult,
 };
-use crate::scrape::Scrape;
 
 /// All counters of this process. Made at start and passed in; a clone is another handle.
 #[derive(Debug, Clone)]
@@ -193,12 +191,11 @@ impl Metrics {
         workers.values().map(status).collect()
     }
 
-    /// The metrics page.
-    pub fn encode(&self, scrape: Scrape, format: Format) -> String {
-        exposition::text(self.totals(), scrape, self.shared.started, format)
+    pub(crate) fn started(&self) -> SystemTime {
+        self.shared.started
     }
 
-    fn totals(&self) -> Totals {
+    pub(crate) fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         for (&index, worker) in locked(&self.shared.workers).iter() {
             worker.add_to(&mut totals);

@@ -19,7 +19,7 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use crate::counters::{TargetTotals, Totals};
+use crate::counters::{Metrics, TargetTotals, Totals};
 use crate::labels::{
     ABORTED_BY, Format, Limit, ProblemKind, ReloadKind, ReloadResult, STATUS_CLASSES, UpgradeResult,
 };
@@ -27,6 +27,13 @@ use crate::process::Process;
 use crate::scrape::{BackendSample, CallSample, Scrape, UpstreamSample, UsageSample};
 
 const DIRECTIONS: [&str; 2] = ["up", "down"];
+
+impl Metrics {
+    /// The metrics page.
+    pub fn encode(&self, scrape: Scrape, format: Format) -> String {
+        text(self.totals(), scrape, self.started(), format)
+    }
+}
 
 /// The whole page.
 pub(super) fn text(totals: Totals, scrape: Scrape, started: SystemTime, format: Format) -> String {
@@ -582,7 +589,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::counters::Metrics;
     use crate::labels::TargetKind;
     use crate::scrape::{ConfigReload, PluginSample, UsageSample};
 

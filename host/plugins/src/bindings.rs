@@ -17,11 +17,11 @@ use self::exports::pointsman::plugin::{
     filter as wire_filter, handler as wire_handler, policy as wire_policy,
 };
 use self::pointsman::plugin::types;
+use super::call::Call;
 use super::failure::CallError;
 use super::limits::{
     HEADERS_MAX, LOCATION_MAX_BYTES, RANKED_MAX, REFUSAL_BODY_MAX_BYTES, REPLIES_MAX,
 };
-use super::stats::Call;
 
 pub(super) use self::generated::{exports, pointsman};
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use pointsman_contract::names::PluginName;
 use wasmtime::Trap;
 
+use super::call::Call;
 use super::limits::Limits;
-use super::stats::Call;
 
 /// The longest text of a trap that is kept.
 const TEXT_MAX_BYTES: usize = 512;

@@ -17,13 +17,13 @@ use wasmtime::component::{Instance, ResourceAny};
 use super::bindings;
 use super::bindings::exports::pointsman::plugin::filter as wire;
 use super::bindings::pointsman::plugin::types;
+use super::call::Call;
 use super::failure::CallError;
 use super::generation::{Generation, Saved};
 use super::host::PluginHost;
 use super::host_api::HostState;
 use super::load::CallCode;
 use super::sessions::{self, Exports, GuestSession, Wants};
-use super::stats::Call;
 
 /// What makes the sessions of one filter's generation on one worker.
 pub struct GuestFilter(sessions::Host<wire::Guest>);

@@ -10,6 +10,7 @@ use wasmtime::Store;
 use wasmtime::component::Instance;
 
 use super::bindings::exports::pointsman::plugin::state;
+use super::call::Call;
 use super::failure::{CallError, Failure, cut};
 use super::generation::{Generation, Saved};
 use super::host::PluginHost;
@@ -17,7 +18,7 @@ use super::host_api::HostState;
 use super::limits::{Limits, monotonic_ns};
 use super::load::CallCode;
 use super::share::Share;
-use super::stats::{Call, PluginStats};
+use super::stats::PluginStats;
 
 /// One instance that is called synchronously.
 #[derive(Debug)]

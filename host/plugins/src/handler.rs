@@ -16,13 +16,13 @@ use wasmtime::component::{Instance, ResourceAny};
 use super::bindings;
 use super::bindings::exports::pointsman::plugin::handler as wire;
 use super::bindings::pointsman::plugin::types;
+use super::call::Call;
 use super::failure::CallError;
 use super::generation::{Generation, Saved};
 use super::host::PluginHost;
 use super::host_api::HostState;
 use super::load::CallCode;
 use super::sessions::{self, Exports, GuestSession, Wants};
-use super::stats::Call;
 
 /// What makes the sessions of one handler's generation on one worker.
 pub struct GuestHandler(sessions::Host<wire::Guest>);

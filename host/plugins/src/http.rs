@@ -27,13 +27,14 @@ use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
+use super::call::Call;
 use super::failure::CallError;
 use super::generation::Generation;
 use super::guest::About;
 use super::host::PluginHost;
 use super::host_api::HostState;
 use super::limits::{monotonic_ns, thread_cpu_ns};
-use super::stats::{Call, PluginStats};
+use super::stats::PluginStats;
 
 /// What answers requests of one generation on one worker.
 #[derive(Debug, Clone)]

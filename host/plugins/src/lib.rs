@@ -14,6 +14,7 @@
 pub mod apart;
 mod bindings;
 mod breaker;
+pub mod call;
 mod engine;
 pub mod failure;
 pub mod filter;
@@ -26,6 +27,7 @@ pub mod handler;
 pub mod host;
 mod host_api;
 mod http;
+mod instantiate;
 mod kv;
 pub mod limits;
 pub mod load;

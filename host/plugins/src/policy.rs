@@ -14,11 +14,11 @@ use wasmtime::component::Instance;
 use super::bindings;
 use super::bindings::exports::pointsman::plugin::{policy as wire, state};
 use super::bindings::pointsman::plugin::types::HeaderParam;
+use super::call::Call;
 use super::failure::{CallError, cut};
 use super::generation::{Generation, Saved};
 use super::guest::{About, Guest};
 use super::host::PluginHost;
-use super::stats::Call;
 
 /// One upstream's policy on one worker. After an error that is not about its output it is dead and
 /// says so each time: make another one.

@@ -581,9 +581,9 @@ impl Catalog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::call::Call;
     use crate::failure::CallError;
     use crate::guests;
-    use crate::stats::Call;
 
     fn name() -> PluginName {
         PluginName::parse("guest").unwrap()

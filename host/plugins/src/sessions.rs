@@ -28,6 +28,7 @@ use super::bindings;
 use super::bindings::exports::pointsman::plugin::state;
 use super::bindings::pointsman::plugin::types;
 use super::breaker::Breaker;
+use super::call::Call;
 use super::failure::{CallError, cut};
 use super::generation::{Generation, Saved};
 use super::guest::{About, Guest};
@@ -35,7 +36,6 @@ use super::host::PluginHost;
 use super::host_api::HostState;
 use super::load::CallCode;
 use super::placement::Placement;
-use super::stats::Call;
 
 /// What a kind of plugin exports.
 pub(super) trait Exports: Clone {

@@ -4,13 +4,13 @@
 //! A worker writes its own counters only, so a count is a load and a store and no line of cache is
 //! contended. Readers may see a call half counted.
 
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use pointsman_contract::message::Message;
 use pointsman_contract::names::PluginName;
 use pointsman_contract::{filter, handler};
 
+use super::call::Call;
 use super::failure::CallError;
 
 /// Upper bounds of the buckets, in nanoseconds. What took longer is in none of them.
@@ -54,111 +54,6 @@ pub enum Penalty {
     Delayed,
     /// It is answered with a 429.
     Rejected,
-}
-
-/// What the host calls a guest for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Call {
-    /// An instance is made.
-    Instantiate,
-    /// `configure`
-    Configure,
-    /// `backends-changed`
-    BackendsChanged,
-    /// `choose`
-    Choose,
-    /// `placed`
-    Placed,
-    /// `session-ended`
-    SessionEnded,
-    /// `accept`
-    Accept,
-    /// The constructor of a session, `interest` and `tick-interval-ms`.
-    Open,
-    /// `opened`
-    Opened,
-    /// `message`
-    Message,
-    /// `tick`
-    Tick,
-    /// `closed` and the destructor of a session.
-    Closed,
-    /// `version` and `save`
-    Save,
-    /// `restore`
-    Restore,
-    /// `wasi:http/incoming-handler`
-    Http,
-}
-
-impl Call {
-    /// All of them.
-    pub const ALL: [Self; 15] = [
-        Self::Instantiate,
-        Self::Configure,
-        Self::BackendsChanged,
-        Self::Choose,
-        Self::Placed,
-        Self::SessionEnded,
-        Self::Accept,
-        Self::Open,
-        Self::Opened,
-        Self::Message,
-        Self::Tick,
-        Self::Closed,
-        Self::Save,
-        Self::Restore,
-        Self::Http,
-    ];
-
-    /// Whether a client is at its other end: then there is one who can be named if it fails, and whose
-    /// session alone may end.
-    pub(super) fn is_for_a_session(self) -> bool {
-        match self {
-            Self::Accept
-            | Self::Open
-            | Self::Opened
-            | Self::Message
-            | Self::Tick
-            | Self::Closed => true,
-            Self::Instantiate
-            | Self::Configure
-            | Self::BackendsChanged
-            | Self::Choose
-            | Self::Placed
-            | Self::SessionEnded
-            | Self::Save
-            | Self::Restore
-            | Self::Http => false,
-        }
-    }
-
-    /// As in the contract.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Instantiate => "instantiate",
-            Self::Configure => "configure",
-            Self::BackendsChanged => "backends-changed",
-            Self::Choose => "choose",
-            Self::Placed => "placed",
-            Self::SessionEnded => "session-ended",
-            Self::Accept => "accept",
-            Self::Open => "open",
-            Self::Opened => "opened",
-            Self::Message => "message",
-            Self::Tick => "tick",
-            Self::Closed => "closed",
-            Self::Save => "save",
-            Self::Restore => "restore",
-            Self::Http => "http",
-        }
-    }
-}
-
-impl fmt::Display for Call {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
 }
 
 /// The counters of one plugin on one worker, which alone writes them.
