@@ -7,7 +7,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
 
-use crate::{setup, step::Step};
+use crate::{packages, setup, step::Step};
 
 /// Where everything that only the comparison needs is put.
 const FOLDER: &str = "target/bench";
@@ -22,7 +22,8 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
     // Cargo runs a bench in the folder of its package, so the path is whole.
     let calls = root.join(FOLDER).join("plugin_calls.json");
     Step::cargo(root)
-        .args(["bench", "--package", "pointsman-plugins"])
+        .args(["bench", "--locked"])
+        .args(packages::flags(&packages::with_programs()))
         .args(["--bench", "plugin_call_cost", "--", "--json"])
         .args([calls])
         .run()?;

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::step::Step;
-use crate::{plugins, setup};
+use crate::{packages, plugins, setup};
 
 const SECONDS: &str = "5";
 
@@ -55,13 +55,13 @@ fn targets(root: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// What is fuzzed is compiled with counters, the rest as always; cargo tells the two apart. Of all packages,
-/// so that cargo unites their features as for the tests, and compiles no dependency again.
+/// What is fuzzed is compiled with counters, the rest as always; cargo tells the two apart.
 fn build(root: &Path) -> Result<()> {
     let wrapper = root.join("fuzz/rustc.sh").display().to_string();
     Step::cargo(root)
         .env("RUSTC_WORKSPACE_WRAPPER", &wrapper)
-        .args(["build", "--release", "--workspace", "--bin", "fuzz"])
+        .args(["build", "--release", "--locked", "--bin", "fuzz"])
+        .args(packages::flags(&packages::with_programs()))
         .args(["--features", "pointsman-fuzz/libfuzzer"])
         .run()
 }
@@ -70,7 +70,8 @@ fn build(root: &Path) -> Result<()> {
 fn search_slowest(root: &Path, seconds: &str) -> Result<()> {
     plugins::build(root)?;
     Step::cargo(root)
-        .args(["build", "--release", "--workspace", "--bin", SLOWEST])
+        .args(["build", "--release", "--locked", "--bin", SLOWEST])
+        .args(packages::flags(&packages::with_programs()))
         .run()?;
     Step::new(root, root.join("target/release").join(SLOWEST))
         .args([seconds])

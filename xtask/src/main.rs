@@ -5,6 +5,7 @@ mod bench;
 mod bindings;
 mod deny;
 mod fuzz;
+mod packages;
 mod plugins;
 mod setup;
 mod step;
@@ -13,6 +14,7 @@ use std::{
     env, fs, io,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Instant,
 };
 
 use anyhow::{Context, Result};
@@ -102,15 +104,11 @@ fn wrong_usage(problem: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// The other crates come along because cargo unites the features of what is built together: alone,
-/// the host would build wasmtime once here and, with other features of small crates below it, once
-/// more for the tests.
 fn build(root: &Path) -> Result<()> {
     plugins::build(root)?;
     Step::cargo(root)
-        .args(["build", "--release"])
-        .args(["--package", "pointsman", "--package", "pointsman-tests"])
-        .args(["--package", "pointsman-bench"])
+        .args(["build", "--release", "--locked"])
+        .args(packages::flags(&packages::PROGRAMS))
         .run()
 }
 
@@ -126,10 +124,21 @@ fn demo(root: &Path, args: &[String]) -> Result<()> {
 fn test(root: &Path, args: &[String]) -> Result<()> {
     setup::all(root)?;
     build(root)?;
-    Step::cargo(root)
-        .args(["test", "--release", "--workspace"])
-        .args(args)
-        .run()
+    let began = Instant::now();
+    for packages in packages::tested_together(root, args)? {
+        Step::cargo(root)
+            .args(["test", "--release", "--locked"])
+            .args(packages::flags(&packages))
+            .args(args)
+            .run()?;
+    }
+    let took = began.elapsed().as_secs();
+    eprintln!(
+        "tests, with what they had to build: {} min {} s",
+        took / 60,
+        took % 60
+    );
+    Ok(())
 }
 
 fn bench(root: &Path, args: &[String]) -> Result<()> {
@@ -175,12 +184,18 @@ fn ci(root: &Path) -> Result<()> {
     Step::cargo(root).args(["fmt", "--all", "--check"]).run()?;
     plugins::build(root)?;
     Step::cargo(root)
-        .args(["clippy", "--release", "--workspace", "--all-targets"])
+        .args([
+            "clippy",
+            "--release",
+            "--locked",
+            "--workspace",
+            "--all-targets",
+        ])
         .args(["--", "-D", "warnings"])
         .run()?;
     Step::cargo(root)
         .env("RUSTDOCFLAGS", "-D warnings")
-        .args(["doc", "--release", "--no-deps", "--workspace"])
+        .args(["doc", "--release", "--locked", "--no-deps", "--workspace"])
         .run()?;
     test(root, &[])?;
     fuzz::run(root, &[])?;

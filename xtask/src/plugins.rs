@@ -17,7 +17,14 @@ pub(crate) fn build(root: &Path) -> Result<()> {
     let packages = names.iter().flat_map(|name| ["--package", name.as_str()]);
     setup::wasm(root)?
         .cargo(root)
-        .args(["build", "--profile", "plugin", "--target", TARGET])
+        .args([
+            "build",
+            "--locked",
+            "--profile",
+            "plugin",
+            "--target",
+            TARGET,
+        ])
         .args(["--target-dir", "target/wasm"])
         .args(packages)
         .run()?;
@@ -38,7 +45,7 @@ pub(crate) fn build(root: &Path) -> Result<()> {
 }
 
 /// The folder's name is the package's name and the plugin's.
-fn names(root: &Path) -> Result<Vec<String>> {
+pub(crate) fn names(root: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(root.join("plugins")).context("cannot read plugins/")? {
         let entry = entry?;

@@ -110,7 +110,7 @@ impl Plan {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn turns_are_spread_and_the_cut_can_be_hastened() {
         let (drainer, mut drain) = channel();
         assert!(!drainer.has_started());
@@ -125,6 +125,6 @@ mod tests {
         assert_eq!(drain.started().await, plan);
         drainer.start(Duration::ZERO);
         drain.cut().await;
-        assert_eq!(Instant::now(), plan.begun);
+        assert!(plan.begun.elapsed() < Duration::from_secs(5));
     }
 }
