@@ -66,7 +66,7 @@ async fn a_message_under_way_at_the_drain_is_not_cut_in_two() -> Result<()> {
     client.send(big.clone().into()).await?;
     eventually("the echo is on its way", PATIENCE, async || {
         let metrics = balancer.metrics().await;
-        let down = [("upstream", "app"), ("direction", "down")];
+        let down = [("target", "app"), ("direction", "down")];
         metrics.is_ok_and(|m| m.sum("pointsman_bytes_total", &down) > 0.0)
     })
     .await?;

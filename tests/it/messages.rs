@@ -37,7 +37,7 @@ async fn story(name: &str) -> Result<()> {
     assert_eq!(failures, 0.0);
     // Each message that passed the filter was shown to it.
     let [sent, passed] = ["up", "down"].map(|direction| {
-        let labels = [("upstream", "filtered"), ("direction", direction)];
+        let labels = [("target", "filtered"), ("direction", direction)];
         metrics.sum("pointsman_messages_total", &labels)
     });
     let shown = metrics.sum("pointsman_plugin_verdicts_total", &[("plugin", "all")]);

@@ -92,7 +92,7 @@ async fn metrics_count_sessions_messages_and_bytes() -> Result<()> {
     shows(&balancer, "pointsman_sessions", &[], 0.0).await?;
     shows(&balancer, "pointsman_backend_active", &here, 0.0).await?;
     for direction in ["up", "down"] {
-        let labels = [("upstream", "app"), ("direction", direction)];
+        let labels = [("target", "app"), ("direction", direction)];
         shows(&balancer, "pointsman_messages_total", &labels, 4.0).await?;
         let metrics = balancer.metrics().await?;
         let n_bytes = metrics.sum("pointsman_bytes_total", &labels);

@@ -142,7 +142,7 @@ async function spares (session, agreed, what) {
 function counted (way) {
   const number = (page, sample) => Number(page.split('\n').find((line) => line.startsWith(sample))?.split(' ')[1] ?? 0)
   const bytes = (page, direction) =>
-    number(page, `pointsman_bytes_total{upstream="${way}",direction="${direction}"}`)
+    number(page, `pointsman_bytes_total{target="${way}",direction="${direction}"}`)
   return eventually('its sessions are over', async () => {
     const page = await (await fetch(`${admin}/metrics`)).text()
     const isOver = number(page, `pointsman_sessions{target="${way}"}`) === 0

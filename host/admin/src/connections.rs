@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 
 /// What a connection is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum RequestStage {
     /// Its request has not come whole. Whatever is answered at once is answered in this stage.
     Waiting,
     /// A page that may be long is on its way to the client.
@@ -27,7 +27,7 @@ pub(super) enum Stage {
     Order,
 }
 
-impl Stage {
+impl RequestStage {
     /// How many there may be at a time. A dozen probes and people fit, and two scrapers.
     const fn places(self) -> usize {
         match self {
@@ -50,36 +50,36 @@ impl Stage {
 
 /// All that are open, in the order in which they came to their stage.
 #[derive(Debug, Default)]
-pub(super) struct Connections {
-    open: RefCell<BTreeMap<u64, Open>>,
+pub(super) struct AdminConnections {
+    open: RefCell<BTreeMap<u64, OpenConnection>>,
     last: Cell<u64>,
 }
 
 #[derive(Debug)]
-struct Open {
+struct OpenConnection {
     client: IpAddr,
-    stage: Stage,
+    stage: RequestStage,
     over_at: watch::Sender<Instant>,
 }
 
 /// One connection, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Connection {
-    connections: Rc<Connections>,
+pub(super) struct AdminConnection {
+    connections: Rc<AdminConnections>,
     number: Cell<u64>,
     over_at: watch::Receiver<Instant>,
 }
 
-impl Connections {
+impl AdminConnections {
     /// A new connection, whose request is waited for.
-    pub(super) fn begin(self: &Rc<Self>, client: IpAddr) -> Connection {
-        let (over_at, receiver) = watch::channel(Instant::now() + Stage::Waiting.time());
-        let open = Open {
+    pub(super) fn begin(self: &Rc<Self>, client: IpAddr) -> AdminConnection {
+        let (over_at, receiver) = watch::channel(Instant::now() + RequestStage::Waiting.time());
+        let open = OpenConnection {
             client: network(client),
-            stage: Stage::Waiting,
+            stage: RequestStage::Waiting,
             over_at,
         };
-        Connection {
+        AdminConnection {
             number: Cell::new(self.place(open)),
             connections: Rc::clone(self),
             over_at: receiver,
@@ -87,7 +87,7 @@ impl Connections {
     }
 
     /// Gives it a place in its stage, and a number.
-    fn place(&self, open: Open) -> u64 {
+    fn place(&self, open: OpenConnection) -> u64 {
         self.make_room(open.stage);
         let number = self.last.get() + 1;
         self.last.set(number);
@@ -95,7 +95,7 @@ impl Connections {
         number
     }
 
-    fn make_room(&self, stage: Stage) {
+    fn make_room(&self, stage: RequestStage) {
         let mut open = self.open.borrow_mut();
         let in_stage = || open.iter().filter(|(_, open)| open.stage == stage);
         let mut places: HashMap<IpAddr, usize> = HashMap::new();
@@ -117,9 +117,9 @@ impl Connections {
     }
 }
 
-impl Connection {
+impl AdminConnection {
     /// Its request has come, and is one of this stage. Its time begins anew.
-    pub(super) fn enter(&self, stage: Stage) {
+    pub(super) fn enter(&self, stage: RequestStage) {
         let open = self
             .connections
             .open
@@ -155,7 +155,7 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl Drop for AdminConnection {
     fn drop(&mut self) {
         self.connections
             .open
@@ -174,21 +174,21 @@ mod tests {
     const A: &str = "192.0.2.1";
     const B: &str = "192.0.2.2";
 
-    fn begin(connections: &Rc<Connections>, client: &str, n: usize) -> Vec<Connection> {
+    fn begin(connections: &Rc<AdminConnections>, client: &str, n: usize) -> Vec<AdminConnection> {
         let client = client.parse().unwrap();
         (0..n).map(|_| connections.begin(client)).collect()
     }
 
     /// The places of those that are over.
-    fn over(connections: &[Connection]) -> Vec<usize> {
-        let is_over = |(_, c): &(usize, &Connection)| c.over().now_or_never().is_some();
+    fn over(connections: &[AdminConnection]) -> Vec<usize> {
+        let is_over = |(_, c): &(usize, &AdminConnection)| c.over().now_or_never().is_some();
         let all = connections.iter().enumerate();
         all.filter(is_over).map(|(place, _)| place).collect()
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_client_with_the_most_makes_room_with_its_longest() {
-        let connections = Rc::<Connections>::default();
+        let connections = Rc::<AdminConnections>::default();
         let probe = begin(&connections, B, 1);
         let flood = begin(&connections, A, 63);
         assert_eq!((over(&probe), over(&flood)), (vec![], vec![]));
@@ -204,7 +204,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_ipv6_network_is_one_client() {
-        let connections = Rc::<Connections>::default();
+        let connections = Rc::<AdminConnections>::default();
         let lone = begin(&connections, A, 1);
         let flood: Vec<_> = (0..64)
             .flat_map(|n| begin(&connections, &format!("2001:db8::{n:x}"), 1))
@@ -214,16 +214,18 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn stages_have_places_and_time_of_their_own() {
-        let connections = Rc::<Connections>::default();
+        let connections = Rc::<AdminConnections>::default();
         let pages = begin(&connections, A, 9);
-        pages[..8].iter().for_each(|page| page.enter(Stage::Page));
+        pages[..8]
+            .iter()
+            .for_each(|page| page.enter(RequestStage::Page));
         let waiting = begin(&connections, A, 63);
         assert_eq!((over(&pages), over(&waiting)), (vec![], vec![]));
-        pages[8].enter(Stage::Page);
+        pages[8].enter(RequestStage::Page);
         assert_eq!(over(&pages), [0]);
-        advance(Stage::Waiting.time()).await;
+        advance(RequestStage::Waiting.time()).await;
         assert_eq!((over(&pages).len(), over(&waiting).len()), (1, 63));
-        advance(Stage::Page.time() - Stage::Waiting.time()).await;
+        advance(RequestStage::Page.time() - RequestStage::Waiting.time()).await;
         assert_eq!(over(&pages).len(), 9);
         drop((pages, waiting));
         assert!(connections.open.borrow().is_empty());

@@ -18,7 +18,7 @@ pub(super) struct Gate {
 
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum GateRefusal {
     /// `Host` is missing, repeated or invalid.
     BadHost,
     /// This host is somebody else's name: perhaps of a page that has its own name lead here (DNS
@@ -39,12 +39,12 @@ impl Gate {
     }
 
     /// Whether whoever sent this may see pages.
-    pub(super) fn admit(&self, head: &request::Parts) -> Result<(), Refusal> {
+    pub(super) fn admit(&self, head: &request::Parts) -> Result<(), GateRefusal> {
         // A page whose name was made to lead here knows no token, so names matter where there is none.
         if self.token.is_none() || !self.hosts.is_empty() {
-            let host = read_host(head).map_err(|_| Refusal::BadHost)?;
+            let host = read_host(head).map_err(|_| GateRefusal::BadHost)?;
             if !self.knows(&host) {
-                return Err(Refusal::Host(host));
+                return Err(GateRefusal::Host(host));
             }
         }
         let Some(expected) = &self.token else {
@@ -53,7 +53,7 @@ impl Gate {
         // Digests are compared, so how long it takes tells nothing of the token or its length.
         match bearer_token(&head.headers).is_some_and(|given| digest(given) == *expected) {
             true => Ok(()),
-            false => Err(Refusal::Token),
+            false => Err(GateRefusal::Token),
         }
     }
 
@@ -99,7 +99,7 @@ mod tests {
         }
     }
 
-    fn admit(gate: &Gate, headers: &[(&str, &str)]) -> Result<(), Refusal> {
+    fn admit(gate: &Gate, headers: &[(&str, &str)]) -> Result<(), GateRefusal> {
         let mut request = Request::get("/api/status");
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn without_a_token_only_addresses_and_known_names_are_hosts() {
-        let refused = |host: &str| Err(Refusal::Host(host.to_owned()));
+        let refused = |host: &str| Err(GateRefusal::Host(host.to_owned()));
         let plain = gate(None, &[]);
         for (host, expected) in [
             ("127.0.0.1:9900", Ok(())),
@@ -121,8 +121,8 @@ mod tests {
             ("127.0.0.1.evil.example", refused("127.0.0.1.evil.example")),
             ("localhost.evil.example", refused("localhost.evil.example")),
             ("lb1", refused("lb1")),
-            ("evil.example@127.0.0.1", Err(Refusal::BadHost)),
-            ("", Err(Refusal::BadHost)),
+            ("evil.example@127.0.0.1", Err(GateRefusal::BadHost)),
+            ("", Err(GateRefusal::BadHost)),
         ] {
             assert_eq!(admit(&plain, &[("host", host)]), expected, "{host}");
         }
@@ -138,9 +138,9 @@ mod tests {
 
     #[test]
     fn a_missing_host_is_only_for_http_1_0_and_two_are_for_nobody() {
-        assert_eq!(admit(&gate(None, &[]), &[]), Err(Refusal::BadHost));
+        assert_eq!(admit(&gate(None, &[]), &[]), Err(GateRefusal::BadHost));
         let two = [("host", "localhost"), ("host", "localhost")];
-        assert_eq!(admit(&gate(None, &[]), &two), Err(Refusal::BadHost));
+        assert_eq!(admit(&gate(None, &[]), &two), Err(GateRefusal::BadHost));
         let old = Request::get("/")
             .version(Version::HTTP_10)
             .body(())
@@ -148,7 +148,7 @@ mod tests {
         assert_eq!(gate(None, &[]).admit(&old.into_parts().0), Ok(()));
         let absolute = Request::get("http://evil.example/").header("host", "127.0.0.1");
         let head = absolute.body(()).unwrap().into_parts().0;
-        assert_eq!(gate(None, &[]).admit(&head), Err(Refusal::BadHost));
+        assert_eq!(gate(None, &[]).admit(&head), Err(GateRefusal::BadHost));
     }
 
     #[test]
@@ -158,10 +158,10 @@ mod tests {
         assert_eq!(admit(&gate(Some("s3cret"), &[]), &[host, token]), Ok(()));
         assert_eq!(
             admit(&gate(Some("s3cret"), &[]), &[host]),
-            Err(Refusal::Token)
+            Err(GateRefusal::Token)
         );
         let named = gate(Some("s3cret"), &["lb2.example"]);
-        let refused = Err(Refusal::Host("lb1.example".to_owned()));
+        let refused = Err(GateRefusal::Host("lb1.example".to_owned()));
         assert_eq!(admit(&named, &[host, token]), refused);
     }
 

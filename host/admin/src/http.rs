@@ -31,10 +31,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 
-use super::connections::{Connection, Connections, Stage};
-use super::gate::{Gate, Refusal, is_from_a_page};
+use super::commands::{Drainable, Order, Outcome};
+use super::connections::{AdminConnection, AdminConnections, RequestStage};
+use super::gate::{Gate, GateRefusal, is_from_a_page};
 use super::status::Status;
-use super::steer::{Drainable, Order, Outcome};
 
 /// What there is to be seen. Asked on the control thread, once per request.
 pub trait View {
@@ -95,8 +95,8 @@ const INDEX: &str = "pointsman\n\n\
 
 /// Serves until it is dropped, which ends every connection and order too. Runs on a `LocalSet`.
 pub async fn serve(listener: TcpListener, view: Rc<dyn View>, config: config::Admin) {
-    let door = Rc::new(Door::new(view, Gate::new(&config)));
-    let connections = Rc::<Connections>::default();
+    let door = Rc::new(AdminService::new(view, Gate::new(&config)));
+    let connections = Rc::<AdminConnections>::default();
     let mut tasks = JoinSet::new();
     loop {
         match listener.accept().await {
@@ -119,7 +119,7 @@ pub async fn serve(listener: TcpListener, view: Rc<dyn View>, config: config::Ad
     }
 }
 
-async fn answer_one(stream: TcpStream, door: Rc<Door>, connection: Rc<Connection>) {
+async fn answer_one(stream: TcpStream, door: Rc<AdminService>, connection: Rc<AdminConnection>) {
     let of_request = Rc::clone(&connection);
     let service = service_fn(move |request| {
         let (door, connection) = (Rc::clone(&door), Rc::clone(&of_request));
@@ -139,7 +139,7 @@ async fn answer_one(stream: TcpStream, door: Rc<Door>, connection: Rc<Connection
     }
 }
 
-struct Door {
+struct AdminService {
     view: Rc<dyn View>,
     gate: Gate,
     /// One for each order that may be carried out.
@@ -151,7 +151,7 @@ struct Door {
 
 /// What can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Page {
+enum AdminPage {
     Index,
     Health,
     Ready,
@@ -162,7 +162,7 @@ enum Page {
     Plan,
 }
 
-impl Page {
+impl AdminPage {
     fn at(path: &str) -> Option<Self> {
         match path {
             "/" => Some(Self::Index),
@@ -194,7 +194,7 @@ impl Page {
 
 type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
-impl Door {
+impl AdminService {
     fn new(view: Rc<dyn View>, gate: Gate) -> Self {
         Self {
             view,
@@ -204,15 +204,19 @@ impl Door {
         }
     }
 
-    async fn answer<B>(&self, request: Request<B>, connection: &Connection) -> Response<Full<Bytes>>
+    async fn answer<B>(
+        &self,
+        request: Request<B>,
+        connection: &AdminConnection,
+    ) -> Response<Full<Bytes>>
     where
         B: Body,
         B::Error: Into<BodyError>,
     {
         let (head, body) = request.into_parts();
-        let page = Page::at(head.uri.path());
+        let page = AdminPage::at(head.uri.path());
         // Before 404 and 405: who may not look learns nothing of what is here.
-        if !page.is_some_and(Page::is_open)
+        if !page.is_some_and(AdminPage::is_open)
             && let Err(refusal) = self.gate.admit(&head)
         {
             return refused(refusal);
@@ -229,25 +233,25 @@ impl Door {
             return answer;
         }
         match page {
-            Page::Reload | Page::Drain | Page::Plan => {
+            AdminPage::Reload | AdminPage::Drain | AdminPage::Plan => {
                 self.steer(page, head, body, connection).await
             }
-            Page::Metrics | Page::Status => {
-                connection.enter(Stage::Page);
+            AdminPage::Metrics | AdminPage::Status => {
+                connection.enter(RequestStage::Page);
                 self.long_page(page, &head.headers)
             }
-            Page::Health => text(StatusCode::OK, "ok\n"),
-            Page::Ready => ready(&self.view.readiness()),
-            Page::Index => text(StatusCode::OK, INDEX),
+            AdminPage::Health => text(StatusCode::OK, "ok\n"),
+            AdminPage::Ready => ready(&self.view.readiness()),
+            AdminPage::Index => text(StatusCode::OK, INDEX),
         }
     }
 
     async fn steer<B>(
         &self,
-        page: Page,
+        page: AdminPage,
         head: request::Parts,
         body: B,
-        connection: &Connection,
+        connection: &AdminConnection,
     ) -> Response<Full<Bytes>>
     where
         B: Body,
@@ -263,7 +267,7 @@ impl Door {
             answer.headers_mut().insert(RETRY_AFTER, soon);
             return answer;
         };
-        connection.enter(Stage::Order);
+        connection.enter(RequestStage::Order);
         let read = timeout(BODY_DEADLINE, order(page, &head, body)).await;
         let Some(order) = read.ok().flatten() else {
             return text(StatusCode::BAD_REQUEST, BAD_ORDER);
@@ -288,8 +292,8 @@ impl Door {
         outcome
     }
 
-    fn long_page(&self, page: Page, headers: &HeaderMap) -> Response<Full<Bytes>> {
-        if page == Page::Metrics {
+    fn long_page(&self, page: AdminPage, headers: &HeaderMap) -> Response<Full<Bytes>> {
+        if page == AdminPage::Metrics {
             let format = format_wanted(headers);
             let content = self.view.metrics(format);
             return body(StatusCode::OK, format.content_type(), content);
@@ -305,18 +309,18 @@ impl Door {
 }
 
 /// None: it cannot be read.
-async fn order<B>(page: Page, head: &request::Parts, body: B) -> Option<Order>
+async fn order<B>(page: AdminPage, head: &request::Parts, body: B) -> Option<Order>
 where
     B: Body,
     B::Error: Into<BodyError>,
 {
     match page {
-        Page::Drain => {
+        AdminPage::Drain => {
             let is_out = head.method == Method::POST;
             let what = drainable(head.uri.query().unwrap_or_default())?;
             Some(Order::Drain { what, is_out })
         }
-        Page::Plan => {
+        AdminPage::Plan => {
             let body = Limited::new(body, BODY_MAX_BYTES).collect().await.ok()?;
             let proposal = serde_json::from_slice(&body.to_bytes()).ok()?;
             Some(Order::Plan(proposal))
@@ -357,20 +361,20 @@ fn ready(readiness: &Readiness) -> Response<Full<Bytes>> {
     }
 }
 
-fn refused(refusal: Refusal) -> Response<Full<Bytes>> {
+fn refused(refusal: GateRefusal) -> Response<Full<Bytes>> {
     match refusal {
-        Refusal::BadHost => text(
+        GateRefusal::BadHost => text(
             StatusCode::BAD_REQUEST,
             "Host is missing, repeated or invalid\n",
         ),
-        Refusal::Host(host) => body(
+        GateRefusal::Host(host) => body(
             StatusCode::FORBIDDEN,
             TEXT,
             format!(
                 "not by the name {host}: an address, localhost, or one of admin.hosts is allowed\n"
             ),
         ),
-        Refusal::Token => {
+        GateRefusal::Token => {
             let mut answer = text(StatusCode::UNAUTHORIZED, "unauthorized\n");
             let bearer = HeaderValue::from_static("Bearer");
             answer.headers_mut().insert(WWW_AUTHENTICATE, bearer);
@@ -527,8 +531,8 @@ mod tests {
         token: Option<&str>,
         request: request::Builder,
     ) -> Response<Full<Bytes>> {
-        let door = Door::new(Rc::clone(view) as Rc<dyn View>, Gate::new(&config(token)));
-        let connections = Rc::<Connections>::default();
+        let door = AdminService::new(Rc::clone(view) as Rc<dyn View>, Gate::new(&config(token)));
+        let connections = Rc::<AdminConnections>::default();
         let connection = connections.begin(Ipv4Addr::LOCALHOST.into());
         let request = request.body(Empty::<Bytes>::new()).unwrap();
         let answered = async { door.answer(request, &connection).await };

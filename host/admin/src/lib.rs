@@ -5,8 +5,8 @@
 //! decides about traffic, and nothing here can make a worker wait.
 
 pub mod access_log;
+pub mod commands;
 mod connections;
 mod gate;
 pub mod http;
 pub mod status;
-pub mod steer;

@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::access_log::rfc3339;
-use super::steer::{Plan, Proposal};
+use super::commands::{Plan, Proposal};
 
 /// Everything that runs, at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -429,8 +429,8 @@ impl fmt::Display for Problem {
 }
 
 impl Status {
-    fn upstream_table(&self) -> Table {
-        let mut table = Table::new([
+    fn upstream_table(&self) -> TextTable {
+        let mut table = TextTable::new([
             "UPSTREAM",
             "POLICY",
             "BACKEND",
@@ -467,8 +467,8 @@ impl Status {
         table
     }
 
-    fn route_table(&self) -> Table {
-        let mut table = Table::new(["HOST", "PATH", "TARGET"]);
+    fn route_table(&self) -> TextTable {
+        let mut table = TextTable::new(["HOST", "PATH", "TARGET"]);
         for route in &self.routes {
             let state = if route.is_draining { ", draining" } else { "" };
             table.row([
@@ -480,8 +480,8 @@ impl Status {
         table
     }
 
-    fn plugin_table(&self) -> Table {
-        let mut table = Table::new([
+    fn plugin_table(&self) -> TextTable {
+        let mut table = TextTable::new([
             "PLUGIN",
             ">GENERATION",
             "SOURCE",
@@ -511,8 +511,8 @@ impl Status {
         table
     }
 
-    fn worker_table(&self) -> Table {
-        let mut table = Table::new(["WORKER", ">SESSIONS", ">CONNECTIONS"]);
+    fn worker_table(&self) -> TextTable {
+        let mut table = TextTable::new(["WORKER", ">SESSIONS", ">CONNECTIONS"]);
         for (index, worker) in self.workers.iter().enumerate() {
             table.row([
                 &index.to_string(),
@@ -525,12 +525,12 @@ impl Status {
 }
 
 /// Columns that stand under their heads; a head that begins with `>` stands to the right.
-struct Table {
+struct TextTable {
     rows: Vec<Vec<String>>,
     is_right: Vec<bool>,
 }
 
-impl Table {
+impl TextTable {
     fn new<const N: usize>(heads: [&str; N]) -> Self {
         let is_right = heads.iter().map(|head| head.starts_with('>')).collect();
         let heads = heads
@@ -548,7 +548,7 @@ impl Table {
     }
 }
 
-impl fmt::Display for Table {
+impl fmt::Display for TextTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = |column: usize| {
             self.rows

@@ -62,7 +62,7 @@ const MAX_INFLATE_RATIO: u32 = 10_000;
 
 /// Keys of the design that this version does not serve: section, key, and the one value that is
 /// accepted because it asks for nothing. A key that comes to be served loses its line here.
-const UNSERVED: &[(&str, &str, Option<&str>)] = &[
+const RESERVED_KEYS: &[(&str, &str, Option<&str>)] = &[
     ("listener", "proxy_protocol", Some("\"off\"")),
     ("listener", "tls", None),
 ];
@@ -446,7 +446,7 @@ fn target(s: &mut Section<'_, '_>, upstreams: &Taken<UpstreamName>) -> Option<Ta
 }
 
 fn refuse_unserved(s: &mut Section<'_, '_>, section: &str) {
-    for (_, key, only) in UNSERVED.iter().filter(|(of, _, _)| *of == section) {
+    for (_, key, only) in RESERVED_KEYS.iter().filter(|(of, _, _)| *of == section) {
         s.refuse_unserved(key, *only);
     }
 }

@@ -58,7 +58,7 @@ impl ErrorLog {
         };
         tracing_subscriber::fmt()
             .with_max_level(level)
-            .with_writer(Lines(log.writer.clone()))
+            .with_writer(LogLines(log.writer.clone()))
             // It would go to stderr, and a panic would follow where that fails.
             .log_internal_errors(false)
             .event_format(Bounded::new(Formats::new(Arc::clone(&log.style))))
@@ -127,9 +127,9 @@ fn report_panic(panic: &PanicHookInfo<'_>) {
 }
 
 /// Each line of the subscriber becomes one of the writer.
-struct Lines(LogWriter);
+struct LogLines(LogWriter);
 
-impl<'a> MakeWriter<'a> for Lines {
+impl<'a> MakeWriter<'a> for LogLines {
     type Writer = &'a Self;
 
     fn make_writer(&'a self) -> Self::Writer {
@@ -137,7 +137,7 @@ impl<'a> MakeWriter<'a> for Lines {
     }
 }
 
-impl Write for &Lines {
+impl Write for &LogLines {
     /// Called with a whole line, or with nothing where the line was left out.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if !line.is_empty() {
@@ -223,11 +223,11 @@ impl Formats {
 /// Writes lines in their format, unless there were too many of their kind.
 struct Bounded {
     formats: Formats,
-    windows: Mutex<HashMap<&'static str, Window>>,
+    windows: Mutex<HashMap<&'static str, RateWindow>>,
 }
 
 /// One second of one kind, which is a place in the code: an event is named after its file and line.
-struct Window {
+struct RateWindow {
     begun: Instant,
     n_lines: u32,
 }
@@ -243,7 +243,7 @@ impl Bounded {
     /// Whether a line may be written now; then also how many before it were not.
     fn may_write(&self, kind: &'static str, now: Instant) -> Option<u32> {
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = Window {
+        let new = RateWindow {
             begun: now,
             n_lines: 0,
         };

@@ -31,12 +31,12 @@ const GATHERING: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone)]
 pub struct LogWriter {
     lines: SyncSender<String>,
-    shared: Arc<Shared>,
+    shared: Arc<WriterShared>,
 }
 
 /// What the writing thread shares with everybody else.
 #[derive(Debug)]
-struct Shared {
+struct WriterShared {
     /// Names the log in messages about it.
     name: &'static str,
     /// Of the lines in the queue.
@@ -62,7 +62,7 @@ impl LogWriter {
     /// The system has no room for another thread.
     pub fn start(name: &'static str, output: Box<dyn Output>) -> io::Result<Self> {
         let (lines, queue) = sync_channel(QUEUE_MAX_LINES);
-        let shared = Arc::new(Shared::new(name));
+        let shared = Arc::new(WriterShared::new(name));
         let ended = Ended(Arc::clone(&shared));
         thread::Builder::new()
             .name(name.replace('_', "-"))
@@ -116,7 +116,7 @@ impl LogWriter {
     }
 }
 
-impl Shared {
+impl WriterShared {
     fn new(name: &'static str) -> Self {
         Self {
             name,
@@ -150,7 +150,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Dropped by the thread when it ends, however that is.
-struct Ended(Arc<Shared>);
+struct Ended(Arc<WriterShared>);
 
 impl Drop for Ended {
     fn drop(&mut self) {
@@ -161,7 +161,7 @@ impl Drop for Ended {
 
 /// The thread's side.
 struct Sink<'a> {
-    shared: &'a Shared,
+    shared: &'a WriterShared,
     output: Box<dyn Output>,
     /// Whole lines, but for the first, whose beginning may have been written.
     buffer: Vec<u8>,
@@ -172,7 +172,7 @@ struct Sink<'a> {
 }
 
 impl<'a> Sink<'a> {
-    fn new(shared: &'a Shared, output: Box<dyn Output>) -> Self {
+    fn new(shared: &'a WriterShared, output: Box<dyn Output>) -> Self {
         Self {
             shared,
             output,
@@ -416,7 +416,7 @@ mod tests {
                 0 => memory.takes([0]),
                 n => memory.takes([n, 0]),
             }
-            let shared = Shared::new("test");
+            let shared = WriterShared::new("test");
             let mut sink = Sink::new(&shared, Box::new(memory.clone()));
             for lines in [&first, &second] {
                 sink.buffer.extend_from_slice(lines.as_bytes());
@@ -436,7 +436,7 @@ mod tests {
     fn a_line_is_completed_in_its_own_output_or_not_at_all() {
         let (old, new) = (Memory::default(), Memory::default());
         old.takes([3, 0, 0]);
-        let shared = Shared::new("test");
+        let shared = WriterShared::new("test");
         let mut sink = Sink::new(&shared, Box::new(old.clone()));
         sink.buffer.extend_from_slice(b"line 1\nline 2\n");
         sink.write();
@@ -455,7 +455,7 @@ mod tests {
     fn a_line_is_not_completed_behind_something_else() {
         let memory = Memory::default();
         memory.takes([3, 0]);
-        let shared = Shared::new("test");
+        let shared = WriterShared::new("test");
         let mut sink = Sink::new(&shared, Box::new(memory.clone()));
         sink.take(&line(1));
         sink.write();

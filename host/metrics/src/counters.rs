@@ -17,7 +17,7 @@ use crate::labels::{
 /// All counters of this process. Made at start and passed in; a clone is another handle.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    shared: Arc<Shared>,
+    shared: Arc<MetricsShared>,
 }
 
 /// One cell that one thread writes and any thread reads.
@@ -45,7 +45,7 @@ pub struct WorkerCounters {
     pub buffered_bytes: Count,
     upgrades: [Count; UpgradeResult::ALL.len()],
     ended_by_limit: [Count; Limit::ALL.len()],
-    targets: Mutex<Vec<Target>>,
+    targets: Mutex<Vec<TargetCells>>,
 }
 
 /// What one worker counts for one upstream or plugin. "Up" is from the client, "down" is to it.
@@ -107,7 +107,7 @@ pub struct WorkerLoad {
 }
 
 #[derive(Debug)]
-struct Shared {
+struct MetricsShared {
     started: SystemTime,
     /// A worker that is made again keeps its cells, so that a sum never falls.
     workers: Mutex<BTreeMap<usize, Arc<WorkerCounters>>>,
@@ -115,7 +115,7 @@ struct Shared {
 }
 
 #[derive(Debug)]
-struct Target {
+struct TargetCells {
     kind: TargetKind,
     name: String,
     counters: Arc<TargetCounters>,
@@ -155,7 +155,7 @@ impl Metrics {
     )]
     pub fn new() -> Self {
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(MetricsShared {
                 started: SystemTime::now(),
                 workers: Mutex::default(),
                 reloads: Default::default(),
@@ -233,7 +233,7 @@ impl WorkerCounters {
             return Arc::clone(&target.counters);
         }
         let counters = Arc::<TargetCounters>::default();
-        targets.push(Target {
+        targets.push(TargetCells {
             kind,
             name: name.to_owned(),
             counters: Arc::clone(&counters),

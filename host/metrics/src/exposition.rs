@@ -37,7 +37,7 @@ impl Metrics {
 
 /// The whole page.
 pub(super) fn text(totals: Totals, scrape: Scrape, started: SystemTime, format: Format) -> String {
-    let page = Page {
+    let page = MetricsPage {
         totals,
         scrape,
         started,
@@ -90,14 +90,14 @@ fn classic(open_metrics: &str) -> String {
 }
 
 #[derive(Debug)]
-struct Page {
+struct MetricsPage {
     totals: Totals,
     scrape: Scrape,
     started: SystemTime,
     process: Process,
 }
 
-impl Collector for Page {
+impl Collector for MetricsPage {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let out = &mut encoder;
         self.sessions(out)?;
@@ -113,7 +113,7 @@ impl Collector for Page {
     }
 }
 
-impl Page {
+impl MetricsPage {
     fn sessions(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let targets = self.with_sessions();
         let sessions = targets.map(|(name, sums)| ([("target", name)], sums.sessions));
@@ -228,7 +228,7 @@ impl Page {
             .flat_map(|(name, sums)| {
                 let classes = STATUS_CLASSES.into_iter().zip(sums.requests);
                 classes.map(move |(class, count)| {
-                    ([("upstream", name.as_str()), ("code", class)], count)
+                    ([("target", name.as_str()), ("code", class)], count)
                 })
             });
         counters(
@@ -241,7 +241,7 @@ impl Page {
         let with_requests = with_requests.filter(|(_, sums)| sums.has_requests);
         let aborted = with_requests.flat_map(|(name, sums)| {
             let by = ABORTED_BY.into_iter().zip(sums.aborted);
-            by.map(move |(by, n)| ([("upstream", name.as_str()), ("by", by)], n))
+            by.map(move |(by, n)| ([("target", name.as_str()), ("by", by)], n))
         });
         counters(
             out,
@@ -510,12 +510,12 @@ fn seconds(time: SystemTime) -> f64 {
 }
 
 fn directions(
-    upstream: &str,
+    target: &str,
     values: [u64; 2],
 ) -> impl Iterator<Item = ([(&'static str, &str); 2], u64)> {
     let by_direction = DIRECTIONS.into_iter().zip(values);
     by_direction
-        .map(move |(direction, value)| ([("upstream", upstream), ("direction", direction)], value))
+        .map(move |(direction, value)| ([("target", target), ("direction", direction)], value))
 }
 
 fn pair<'a>(plugin: &'a str, key: &'static str, value: &'a str) -> [(&'static str, &'a str); 2] {
@@ -608,12 +608,12 @@ mod tests {
             "pointsman_connections_refused_total 0",
             "pointsman_access_log_dropped_total 11",
             "pointsman_error_log_dropped_total 12",
-            "pointsman_bytes_total{upstream=\"app\",direction=\"up\"} 10",
-            "pointsman_bytes_total{upstream=\"app\",direction=\"down\"} 20",
-            "pointsman_messages_total{upstream=\"app\",direction=\"up\"} 1",
-            "pointsman_messages_total{upstream=\"echo\",direction=\"down\"} 0",
-            "pointsman_http_requests_total{upstream=\"app\",code=\"2xx\"} 1",
-            "pointsman_http_requests_total{upstream=\"hello\",code=\"5xx\"} 0",
+            "pointsman_bytes_total{target=\"app\",direction=\"up\"} 10",
+            "pointsman_bytes_total{target=\"app\",direction=\"down\"} 20",
+            "pointsman_messages_total{target=\"app\",direction=\"up\"} 1",
+            "pointsman_messages_total{target=\"echo\",direction=\"down\"} 0",
+            "pointsman_http_requests_total{target=\"app\",code=\"2xx\"} 1",
+            "pointsman_http_requests_total{target=\"hello\",code=\"5xx\"} 0",
             "# TYPE pointsman_backend_up gauge",
             "pointsman_backend_up{upstream=\"app\",backend=\"127.0.0.1:3001\"} 1",
             "pointsman_backend_healthy{upstream=\"app\",backend=\"127.0.0.1:3001\"} 0",
@@ -707,10 +707,10 @@ mod tests {
     #[test]
     fn a_handler_has_no_plain_requests_and_an_http_handler_no_sessions() {
         let page = full_page();
-        assert!(!page.contains("pointsman_http_requests_total{upstream=\"echo\""));
+        assert!(!page.contains("pointsman_http_requests_total{target=\"echo\""));
         assert!(!page.contains("pointsman_sessions{target=\"hello\""));
-        assert!(!page.contains("pointsman_bytes_total{upstream=\"hello\""));
-        assert!(!page.contains("pointsman_messages_total{upstream=\"hello\""));
+        assert!(!page.contains("pointsman_bytes_total{target=\"hello\""));
+        assert!(!page.contains("pointsman_messages_total{target=\"hello\""));
     }
 
     #[test]

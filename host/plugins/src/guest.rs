@@ -17,7 +17,7 @@ use super::host::PluginHost;
 use super::host_api::HostState;
 use super::limits::{Limits, monotonic_ns};
 use super::load::CallCode;
-use super::share::Share;
+use super::share::PluginShared;
 use super::stats::PluginStats;
 
 /// One instance that is called synchronously.
@@ -27,20 +27,20 @@ pub(super) struct Guest {
     store: Option<Store<HostState>>,
     /// What `stats` know of its memory.
     counted_bytes: usize,
-    pub(super) about: About,
+    pub(super) about: InstanceContext,
 }
 
 /// What is true of all instances of one generation on one worker.
 #[derive(Debug, Clone)]
-pub(super) struct About {
+pub(super) struct InstanceContext {
     pub(super) generation: Arc<Generation>,
     pub(super) host: PluginHost,
     pub(super) limits: Limits,
-    pub(super) share: Arc<Share>,
+    pub(super) share: Arc<PluginShared>,
     pub(super) stats: Arc<PluginStats>,
 }
 
-impl About {
+impl InstanceContext {
     pub(super) fn new(generation: &Arc<Generation>, host: &PluginHost) -> Self {
         Self {
             generation: Arc::clone(generation),
@@ -83,7 +83,7 @@ impl About {
 impl Guest {
     /// Makes an instance. `load` finds its exports.
     pub(super) fn new<E>(
-        about: About,
+        about: InstanceContext,
         load: impl FnOnce(&CallCode, &mut Store<HostState>, &Instance) -> wasmtime::Result<E>,
     ) -> Result<(Self, E), CallError> {
         let mut store = about.store();

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::failure::Failure;
 use super::grace::Grace;
 use super::limits::{AllLimits, Limits, monotonic_ns};
-use super::share::Share;
+use super::share::PluginShared;
 use super::stats::{self, Penalty, PluginFigures, PluginStats};
 
 /// A worker's leave to make instances. The control plane makes one for each worker.
@@ -33,7 +33,7 @@ pub struct StatsReader(Arc<Shares>);
 #[derive(Debug)]
 pub(super) struct Shares {
     limits: Mutex<AllLimits>,
-    shares: Mutex<BTreeMap<PluginName, Arc<Share>>>,
+    shares: Mutex<BTreeMap<PluginName, Arc<PluginShared>>>,
     stats: Mutex<Vec<Arc<PluginStats>>>,
 }
 
@@ -75,7 +75,7 @@ impl PluginHost {
         limits.unwrap_or_else(PoisonError::into_inner).of(plugin)
     }
 
-    pub(super) fn share(&self, plugin: &PluginName) -> Arc<Share> {
+    pub(super) fn share(&self, plugin: &PluginName) -> Arc<PluginShared> {
         let mut shares = self
             .plugins
             .shares
@@ -83,7 +83,7 @@ impl PluginHost {
             .unwrap_or_else(PoisonError::into_inner);
         let share = shares
             .entry(plugin.clone())
-            .or_insert_with(|| Arc::new(Share::new(plugin.clone())));
+            .or_insert_with(|| Arc::new(PluginShared::new(plugin.clone())));
         Arc::clone(share)
     }
 
@@ -165,7 +165,7 @@ impl StatsReader {
     }
 }
 
-fn figures(share: &Share, stats: &[Arc<PluginStats>]) -> PluginFigures {
+fn figures(share: &PluginShared, stats: &[Arc<PluginStats>]) -> PluginFigures {
     let workers = stats
         .iter()
         .map(Arc::as_ref)

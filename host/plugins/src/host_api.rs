@@ -27,7 +27,7 @@ use super::bindings::{close_reason, message};
 use super::grace::Grace;
 use super::kv::KeepError;
 use super::limits::{CallWatch, HttpLimits, Limits, MemoryLimit, monotonic_ns};
-use super::share::Share;
+use super::share::PluginShared;
 use super::wasi;
 
 /// Bytes of one `random.bytes`; more traps.
@@ -46,7 +46,7 @@ const BODY_CHUNK_BYTES: usize = 256 << 10;
 pub(super) struct HostState {
     pub(super) memory: MemoryLimit,
     pub(super) watch: CallWatch,
-    share: Arc<Share>,
+    share: Arc<PluginShared>,
     wasi: WasiCtx,
     wasi_http: WasiHttpCtx,
     table: ResourceTable,
@@ -54,7 +54,7 @@ pub(super) struct HostState {
 }
 
 impl HostState {
-    pub(super) fn new(share: Arc<Share>, limits: &Limits, grace: Arc<Grace>) -> Self {
+    pub(super) fn new(share: Arc<PluginShared>, limits: &Limits, grace: Arc<Grace>) -> Self {
         let mut wasi_http = WasiHttpCtx::new();
         wasi_http.set_field_size_limit(FIELDS_MAX_BYTES);
         Self {

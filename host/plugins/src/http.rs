@@ -30,7 +30,7 @@ use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 use super::call::Call;
 use super::failure::CallError;
 use super::generation::Generation;
-use super::guest::About;
+use super::guest::InstanceContext;
 use super::host::PluginHost;
 use super::host_api::HostState;
 use super::limits::{monotonic_ns, thread_cpu_ns};
@@ -39,13 +39,13 @@ use super::stats::PluginStats;
 /// What answers requests of one generation on one worker.
 #[derive(Debug, Clone)]
 pub struct GuestHttp {
-    about: About,
+    about: InstanceContext,
 }
 
 /// The body of a guest's answer; the guest runs on while this is read. What it would still do after
 /// the end of its body is not waited for.
 pub struct GuestBody {
-    about: About,
+    about: InstanceContext,
     body: HyperOutgoingBody,
     /// None when it has returned.
     guest: Option<RunningGuest>,
@@ -66,7 +66,7 @@ const TICKS_PER_LOOK: u32 = 16;
 
 impl GuestHttp {
     pub(super) fn new(generation: &Arc<Generation>, host: &PluginHost) -> Self {
-        let about = About::new(generation, host);
+        let about = InstanceContext::new(generation, host);
         Self { about }
     }
 
@@ -114,7 +114,7 @@ impl GuestHttp {
 }
 
 /// An error code that the guest answers with is no failure.
-fn failed(about: &About, error: &CallError) {
+fn failed(about: &InstanceContext, error: &CallError) {
     if !matches!(error, CallError::Refused { .. }) {
         about.failed(Call::Http, error);
     }
@@ -171,7 +171,7 @@ fn unfinished() -> CallError {
 
 /// The whole life of one instance.
 async fn run<B>(
-    about: About,
+    about: InstanceContext,
     request: Request<B>,
     answer: oneshot::Sender<Answer>,
 ) -> Result<(), CallError>
@@ -201,7 +201,7 @@ where
 }
 
 async fn call<B>(
-    about: &About,
+    about: &InstanceContext,
     store: &mut Store<HostState>,
     request: Request<B>,
     answer: oneshot::Sender<Answer>,

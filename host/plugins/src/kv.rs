@@ -28,7 +28,7 @@ const ENTRY_BYTES: usize = 128;
 #[derive(Debug)]
 pub(super) struct KeyValues {
     /// By the hash of the key.
-    shards: [HashMap<String, Entry>; N_SHARDS],
+    shards: [HashMap<String, StoredValue>; N_SHARDS],
     hasher: RandomState,
     used_bytes: usize,
     /// When the last walk through all of it, for what has expired, began.
@@ -38,7 +38,7 @@ pub(super) struct KeyValues {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct StoredValue {
     value: Value,
     /// None: until it is deleted.
     expires_at_ms: Option<u64>,
@@ -132,7 +132,7 @@ impl KeyValues {
     ) -> Result<i64, KeepError> {
         self.expire(&key, now_ms);
         match self.shard(&key).get_mut(&key) {
-            Some(Entry {
+            Some(StoredValue {
                 value: Value::Number(number),
                 ..
             }) => {
@@ -163,7 +163,7 @@ impl KeyValues {
         }
         self.delete(&key);
         self.used_bytes += added;
-        let entry = Entry {
+        let entry = StoredValue {
             value,
             expires_at_ms,
         };
@@ -222,13 +222,13 @@ impl KeyValues {
         });
     }
 
-    fn shard(&mut self, key: &str) -> &mut HashMap<String, Entry> {
+    fn shard(&mut self, key: &str) -> &mut HashMap<String, StoredValue> {
         let hash = self.hasher.hash_one(key) as usize;
         &mut self.shards[hash % N_SHARDS]
     }
 }
 
-impl Entry {
+impl StoredValue {
     fn is_over(&self, now_ms: u64) -> bool {
         self.expires_at_ms.is_some_and(|at| at <= now_ms)
     }

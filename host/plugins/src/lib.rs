@@ -11,7 +11,6 @@
 //!                                             host_api, wasi <- imports - guest -> stats, failures
 //! ```
 
-pub mod apart;
 mod bindings;
 mod breaker;
 pub mod call;
@@ -28,6 +27,7 @@ pub mod host;
 mod host_api;
 mod http;
 mod instantiate;
+pub mod isolated_compile;
 mod kv;
 pub mod limits;
 pub mod load;

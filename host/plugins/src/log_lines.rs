@@ -19,12 +19,12 @@ const LINE_MAX_BYTES: usize = 4 << 10;
 #[derive(Debug)]
 pub(super) struct LogLines {
     plugin: PluginName,
-    window: Mutex<Window>,
+    window: Mutex<LineWindow>,
     n_dropped: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct Window {
+struct LineWindow {
     second: u64,
     n_lines: u64,
 }
@@ -68,7 +68,7 @@ impl LogLines {
                 let plugin = self.plugin.as_str();
                 tracing::warn!(target: PLUGIN_TARGET, plugin, n_over, "lines over {LINES_PER_SECOND_MAX} a second were dropped");
             }
-            *window = Window { second, n_lines: 0 };
+            *window = LineWindow { second, n_lines: 0 };
         }
         window.n_lines += 1;
         window.n_lines <= LINES_PER_SECOND_MAX

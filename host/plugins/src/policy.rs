@@ -17,7 +17,7 @@ use super::bindings::pointsman::plugin::types::HeaderParam;
 use super::call::Call;
 use super::failure::{CallError, cut};
 use super::generation::{Generation, Saved};
-use super::guest::{About, Guest};
+use super::guest::{Guest, InstanceContext};
 use super::host::PluginHost;
 
 /// One upstream's policy on one worker. After an error that is not about its output it is dead and
@@ -44,7 +44,7 @@ impl GuestPolicy {
         config: &serde_json::Value,
         host: &PluginHost,
     ) -> Result<Self, CallError> {
-        let about = About::new(generation, host);
+        let about = InstanceContext::new(generation, host);
         let (mut guest, (policy, state)) =
             Guest::new(about, |code, store, instance: &Instance| {
                 let Some(policy) = &code.policy else {

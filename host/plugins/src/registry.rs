@@ -14,10 +14,10 @@ use pointsman_contract::names::{PLUGIN_TARGET, PluginName};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::apart;
 use super::failure::Failure;
 use super::generation::{Generation, Source};
 use super::host::{PluginHost, Shares, StatsReader};
+use super::isolated_compile;
 use super::limits::AllLimits;
 use super::load::{Compiler, LoadError, sha256};
 
@@ -26,7 +26,7 @@ const FAILURES_MAX: usize = 3;
 const FAILURE_WINDOW: Duration = Duration::from_secs(60);
 
 /// A generation whose first failure comes later than this has proved itself.
-const YOUTH: Duration = Duration::from_secs(60);
+const PROBATION: Duration = Duration::from_secs(60);
 
 /// Failures that wait to be heard; more are counted in the metrics alone.
 const FAILURE_QUEUE: usize = 256;
@@ -39,7 +39,7 @@ pub type Embedded = &'static [(&'static str, &'static [u8])];
 pub struct Registry {
     compiler: Arc<Compiler>,
     embedded: BTreeMap<PluginName, &'static [u8]>,
-    entries: BTreeMap<PluginName, Entry>,
+    entries: BTreeMap<PluginName, RegistryEntry>,
     catalog: Arc<Catalog>,
     plugins: Arc<Shares>,
     failures: mpsc::Sender<Failure>,
@@ -53,7 +53,7 @@ pub struct Catalog {
 
 /// What is known of one name.
 #[derive(Debug, Default)]
-struct Entry {
+struct RegistryEntry {
     current: Option<Serving>,
     previous: Option<Arc<Generation>>,
     last_number: u64,
@@ -420,7 +420,7 @@ impl Registry {
 
     /// All plugins that have been loaded, or should have been, by name.
     pub fn status(&self) -> Vec<PluginStatus> {
-        let status = |(name, entry): (&PluginName, &Entry)| PluginStatus {
+        let status = |(name, entry): (&PluginName, &RegistryEntry)| PluginStatus {
             name: name.clone(),
             current: entry
                 .current
@@ -432,7 +432,7 @@ impl Registry {
             is_quarantined: entry.quarantined.is_some(),
             is_unused: entry.unused.is_some(),
         };
-        let is_known = |(_, entry): &(&PluginName, &Entry)| {
+        let is_known = |(_, entry): &(&PluginName, &RegistryEntry)| {
             entry.current.is_some() || entry.last_error.is_some() || entry.unused.is_some()
         };
         self.entries.iter().filter(is_known).map(status).collect()
@@ -451,7 +451,7 @@ impl Registry {
     }
 }
 
-impl Entry {
+impl RegistryEntry {
     fn note(&mut self, kind: ErrorKind, error: &dyn fmt::Display) {
         self.note_at(kind, error, Instant::now());
     }
@@ -533,7 +533,7 @@ impl Serving {
             self.failures.push_back(now);
         }
         let first = self.failures.front().copied().unwrap_or(now);
-        self.failures.len() >= FAILURES_MAX && first - self.since < YOUTH
+        self.failures.len() >= FAILURES_MAX && first - self.since < PROBATION
     }
 }
 
@@ -551,7 +551,7 @@ impl Job {
         let bytes = match &self.bytes {
             JobBytes::Embedded(bytes) => bytes,
             JobBytes::Read(bytes) => {
-                apart::try_compile(bytes, self.compile_timeout)?;
+                isolated_compile::try_compile(bytes, self.compile_timeout)?;
                 bytes.as_slice()
             }
         };
@@ -780,7 +780,7 @@ mod tests {
         let mut registry = registry();
         load_and_publish(&mut registry, version(1));
         load_and_publish(&mut registry, version(2));
-        let later = Instant::now() + YOUTH;
+        let later = Instant::now() + PROBATION;
         for _ in 0..5 {
             assert!(registry.report_failure_at(&failure(2), later).is_none());
         }

@@ -31,7 +31,7 @@ use super::breaker::Breaker;
 use super::call::Call;
 use super::failure::{CallError, cut};
 use super::generation::{Generation, Saved};
-use super::guest::{About, Guest};
+use super::guest::{Guest, InstanceContext};
 use super::host::PluginHost;
 use super::host_api::HostState;
 use super::load::CallCode;
@@ -71,18 +71,18 @@ pub(super) struct Wants {
 
 /// What makes the sessions of one generation on one worker.
 pub(super) struct Host<X> {
-    pub(super) about: About,
+    pub(super) about: InstanceContext,
     pub(super) settings: PluginSettings,
     pub(super) wanted_headers: Vec<String>,
     pub(super) wants_accept: bool,
     /// Its oldest instance stays when it has no session, for `accept` and for state.
-    usual: Rc<Pool<X>>,
+    usual: Rc<InstancePool<X>>,
     /// For clients for whom a call has failed lately.
-    suspects: Rc<Pool<X>>,
+    suspects: Rc<InstancePool<X>>,
 }
 
 /// Instances that take sessions, none of them dead.
-struct Pool<X> {
+struct InstancePool<X> {
     placement: RefCell<Placement<Rc<SharedInstance<X>>>>,
     breaker: Breaker,
 }
@@ -93,7 +93,7 @@ pub(super) struct SharedInstance<X> {
     number: u64,
     /// None is left when its generation makes no more sessions, and there never was one where each session has
     /// an instance.
-    pool: Weak<Pool<X>>,
+    pool: Weak<InstancePool<X>>,
     inside: RefCell<SessionsInstance<X>>,
 }
 
@@ -128,8 +128,8 @@ impl<X: Exports> Host<X> {
         settings: &PluginSettings,
         host: &PluginHost,
     ) -> Result<Self, CallError> {
-        let about = About::new(generation, host);
-        let usual = Rc::new(Pool::new(settings, true));
+        let about = InstanceContext::new(generation, host);
+        let usual = Rc::new(InstancePool::new(settings, true));
         let wants = usual.grow(&about, settings)?.1;
         Ok(Self {
             about,
@@ -141,7 +141,7 @@ impl<X: Exports> Host<X> {
                 .collect(),
             wants_accept: wants.accept,
             usual,
-            suspects: Rc::new(Pool::new(settings, false)),
+            suspects: Rc::new(InstancePool::new(settings, false)),
         })
     }
 
@@ -222,7 +222,7 @@ impl<X: Exports> Host<X> {
         }
     }
 
-    fn pool(&self, facts: &Facts) -> &Rc<Pool<X>> {
+    fn pool(&self, facts: &Facts) -> &Rc<InstancePool<X>> {
         match facts.is_suspect {
             true => &self.suspects,
             false => &self.usual,
@@ -230,7 +230,7 @@ impl<X: Exports> Host<X> {
     }
 
     /// An instance that is alive, whether it is full or not.
-    fn oldest(&self, pool: &Rc<Pool<X>>) -> Result<Rc<SharedInstance<X>>, CallError> {
+    fn oldest(&self, pool: &Rc<InstancePool<X>>) -> Result<Rc<SharedInstance<X>>, CallError> {
         let found = pool.placement.borrow().oldest();
         match found {
             Some(instance) => Ok(instance),
@@ -239,7 +239,7 @@ impl<X: Exports> Host<X> {
     }
 }
 
-impl<X: Exports> Pool<X> {
+impl<X: Exports> InstancePool<X> {
     fn new(settings: &PluginSettings, keeps_oldest: bool) -> Self {
         let placement = Placement::new(settings.sessions_per_instance, keeps_oldest);
         Self {
@@ -251,7 +251,7 @@ impl<X: Exports> Pool<X> {
     /// Makes one more instance.
     fn grow(
         self: &Rc<Self>,
-        about: &About,
+        about: &InstanceContext,
         settings: &PluginSettings,
     ) -> Result<(Rc<SharedInstance<X>>, Wants), CallError> {
         let number = self.placement.borrow_mut().next_number();
@@ -265,10 +265,10 @@ impl<X: Exports> Pool<X> {
 
 impl<X: Exports> SharedInstance<X> {
     fn new(
-        about: &About,
+        about: &InstanceContext,
         settings: &PluginSettings,
         number: u64,
-        pool: Weak<Pool<X>>,
+        pool: Weak<InstancePool<X>>,
     ) -> Result<(Rc<Self>, Wants), CallError> {
         let (inside, wants) = SessionsInstance::new(about.clone(), settings)?;
         let instance = Self {
@@ -323,7 +323,7 @@ impl<X> SharedInstance<X> {
 }
 
 impl<X: Exports> SessionsInstance<X> {
-    fn new(about: About, settings: &PluginSettings) -> Result<(Self, Wants), CallError> {
+    fn new(about: InstanceContext, settings: &PluginSettings) -> Result<(Self, Wants), CallError> {
         let (mut guest, (exports, state)) =
             Guest::new(about, |code, store, instance: &Instance| {
                 let exports = X::load(code, store, instance)?;
@@ -517,7 +517,7 @@ impl<X: Exports> GuestSession<X> {
     }
 
     /// For what a session has to count.
-    pub(super) fn about<R>(&self, read: impl FnOnce(&About) -> R) -> R {
+    pub(super) fn about<R>(&self, read: impl FnOnce(&InstanceContext) -> R) -> R {
         read(&self.seat.instance.inside.borrow().guest.about)
     }
 }

@@ -17,7 +17,7 @@ const VALUE_NAME_MAX_BYTES: usize = 64;
 
 /// One plugin's. It outlives generations.
 #[derive(Debug)]
-pub(super) struct Share {
+pub(super) struct PluginShared {
     pub(super) plugin: PluginName,
     pub(super) store: Mutex<KeyValues>,
     pub(super) topics: Topics,
@@ -27,7 +27,7 @@ pub(super) struct Share {
     has_complained: AtomicBool,
 }
 
-impl Share {
+impl PluginShared {
     pub(super) fn new(plugin: PluginName) -> Self {
         let log = Arc::new(LogLines::new(plugin.clone()));
         Self {
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn values_are_kept_by_name_and_bounded() {
-        let share = Share::new(PluginName::parse("chat").unwrap());
+        let share = PluginShared::new(PluginName::parse("chat").unwrap());
         share.count("messages".to_owned(), 2);
         share.count("messages".to_owned(), 3);
         share.count("Bad name".to_owned(), 1);

@@ -456,7 +456,7 @@ mod tests {
     #[test]
     fn what_a_guest_prints_goes_to_the_log() {
         let n_lines = Arc::new(AtomicUsize::new(0));
-        let log = Lines(Arc::clone(&n_lines));
+        let log = GuestLines(Arc::clone(&n_lines));
         let printed = tracing::subscriber::with_default(log, || {
             choose(
                 r#"(import "wasi:cli/stdout@0.2.0" "get-stdout" (func $stdout (result i32)))
@@ -473,9 +473,9 @@ mod tests {
     }
 
     /// Counts the events of the target `plugin`.
-    struct Lines(Arc<AtomicUsize>);
+    struct GuestLines(Arc<AtomicUsize>);
 
-    impl Subscriber for Lines {
+    impl Subscriber for GuestLines {
         fn enabled(&self, metadata: &Metadata<'_>) -> bool {
             metadata.target() == "plugin"
         }

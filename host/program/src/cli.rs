@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use pointsman_plugins::apart;
+use pointsman_plugins::isolated_compile;
 
 /// A WebSocket balancer whose routing policies and message handlers are WebAssembly plugins.
 #[derive(Debug, Parser)]
@@ -32,7 +32,7 @@ pub enum Command {
     /// Three backends, the balancer and a client on this machine: rotation, then a live policy swap
     Demo(Demo),
     /// Compile a plugin from stdin into the cache, within bounds: what `run` and `check` call for large ones
-    #[command(name = apart::SUBCOMMAND, hide = true)]
+    #[command(name = isolated_compile::SUBCOMMAND, hide = true)]
     CompilePlugin,
 }
 

@@ -15,11 +15,11 @@ use pointsman::cli::{Check, Cli, Command, Demo, Run, Status};
 use pointsman::demo::{self, DemoError};
 use pointsman::server::{self, Server, StartError};
 use pointsman::systemd::{self, Inherited};
+use pointsman_admin::commands::{Plan, Proposal};
 use pointsman_admin::status::{self, FetchError};
-use pointsman_admin::steer::{Plan, Proposal};
 use pointsman_config::{Config, Flags, Problem};
 use pointsman_log::ErrorLog;
-use pointsman_plugins::apart;
+use pointsman_plugins::isolated_compile;
 use rustix::process::Signal as SignalNumber;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::level_filters::LevelFilter;
@@ -29,7 +29,7 @@ const DEFAULT_FILE: &str = "pointsman.toml";
 
 fn main() -> ExitCode {
     // By this name it is the program that runs, even if another was installed since.
-    apart::use_program("/proc/self/exe".into());
+    isolated_compile::use_program("/proc/self/exe".into());
     let command = Cli::parse().command;
     let level = match &command {
         Command::Run(flags) => flags.log_level,
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         Command::Check(flags) => check(&flags),
         Command::Status(flags) => status(&flags),
         Command::Demo(flags) => show(&flags, &log),
-        Command::CompilePlugin => apart::compile_stdin().map_err(Into::into),
+        Command::CompilePlugin => isolated_compile::compile_stdin().map_err(Into::into),
     };
     match done {
         Ok(()) => {

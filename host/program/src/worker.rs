@@ -445,7 +445,7 @@ impl Worker {
         tracing::info!(
             worker = self.context.index,
             sessions = leaving.len(),
-            "ending sessions: their place is taken out"
+            "draining the sessions of removed routes and backends"
         );
         let has_to_go = |session: &Control| !self.context.keeps.borrow().keeps(&session.place);
         for (i, session) in leaving.iter().enumerate() {
@@ -514,10 +514,11 @@ impl Worker {
     /// Ends what has not ended by itself.
     async fn cut_all(&self) {
         let sessions = self.context.sessions.all();
+        let n = sessions.len();
         tracing::warn!(
             worker = self.context.index,
-            sessions = sessions.len(),
-            "the drain time is over: cutting what is left"
+            sessions = n,
+            "drain timeout: closing {n} sessions"
         );
         for session in sessions {
             session.tell(Order::Cut(Ender::Operator));

@@ -15,7 +15,7 @@
 //!                                           +-----+  another event, another stamp
 //! ```
 
-mod ledger;
+mod file_tracker;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -32,14 +32,14 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use self::ledger::{FILES_MAX, Ledger, Pending, Seen, Settled, Stamp};
+use self::file_tracker::{FILES_MAX, FileTracker, Pending, Seen, Settled, Stamp};
 
 /// Keeps a watch going; dropping it ends the watch, and with it the channel of changes.
 #[derive(Debug)]
 pub struct Watch {
     existing: Vec<PathBuf>,
     trouble: watch::Receiver<Option<String>>,
-    waker: SyncSender<Noise>,
+    waker: SyncSender<FsEvent>,
     is_stopped: Arc<AtomicBool>,
 }
 
@@ -133,7 +133,7 @@ impl Drop for Watch {
         self.is_stopped.store(true, Ordering::Relaxed);
         // A full channel wakes the thread just as well. The thread is not joined: it may be inside
         // a look at a share that is dead, and it holds nothing that others wait for.
-        let _ = self.waker.try_send(Noise::Wake);
+        let _ = self.waker.try_send(FsEvent::Wake);
     }
 }
 
@@ -166,7 +166,7 @@ enum Inotify {
 
 /// What wakes the thread.
 #[derive(Debug, PartialEq, Eq)]
-enum Noise {
+enum FsEvent {
     /// Look at the flags.
     Wake,
     /// Something happened to this name.
@@ -197,9 +197,9 @@ struct Watcher {
     inotify: Option<RecommendedWatcher>,
     /// Device and inode of the directory that `inotify` looks at.
     armed_for: Option<(u64, u64)>,
-    ledger: Ledger,
-    noise: Receiver<Noise>,
-    waker: SyncSender<Noise>,
+    ledger: FileTracker,
+    noise: Receiver<FsEvent>,
+    waker: SyncSender<FsEvent>,
     has_missed: Arc<AtomicBool>,
     is_stopped: Arc<AtomicBool>,
     changes: mpsc::Sender<Change>,
@@ -233,7 +233,7 @@ fn start(
         use_inotify,
         inotify: None,
         armed_for: None,
-        ledger: Ledger::default(),
+        ledger: FileTracker::default(),
         noise,
         waker: waker.clone(),
         has_missed: Arc::new(AtomicBool::new(false)),
@@ -295,7 +295,7 @@ impl Watcher {
             .recv_timeout(wake_at.saturating_duration_since(Instant::now()));
         if !matches!(first, Err(RecvTimeoutError::Timeout)) {
             // No more than a channel full at a time, so that a flood does not hold up what is due.
-            let rest: Vec<Noise> = self.noise.try_iter().take(NOISE_MAX).collect();
+            let rest: Vec<FsEvent> = self.noise.try_iter().take(NOISE_MAX).collect();
             for noise in first.into_iter().chain(rest) {
                 self.hear(noise);
             }
@@ -303,11 +303,11 @@ impl Watcher {
         !self.is_stopped.load(Ordering::Relaxed)
     }
 
-    fn hear(&mut self, noise: Noise) {
+    fn hear(&mut self, noise: FsEvent) {
         let (name, touch) = match noise {
-            Noise::Wake => return,
-            Noise::Directory => return self.rescan_soon(),
-            Noise::Entry(name, touch) => (name, touch),
+            FsEvent::Wake => return,
+            FsEvent::Directory => return self.rescan_soon(),
+            FsEvent::Entry(name, touch) => (name, touch),
         };
         let quiet = match touch {
             Touch::Finished => self.pace.finished,
@@ -446,7 +446,7 @@ impl Watcher {
                 };
                 if is_lost {
                     has_missed.store(true, Ordering::Relaxed);
-                    let _ = waker.try_send(Noise::Wake);
+                    let _ = waker.try_send(FsEvent::Wake);
                 }
             })?;
         inotify.watch(&directory, RecursiveMode::NonRecursive)?;
@@ -486,12 +486,12 @@ impl Watcher {
 }
 
 /// False where it did not fit.
-fn hand_over(waker: &SyncSender<Noise>, noise: Noise) -> bool {
+fn hand_over(waker: &SyncSender<FsEvent>, noise: FsEvent) -> bool {
     !matches!(waker.try_send(noise), Err(TrySendError::Full(_)))
 }
 
 /// What of an event is worth waking up for.
-fn translate(event: &notify::Event, root: &Path, wanted: &Wanted) -> impl Iterator<Item = Noise> {
+fn translate(event: &notify::Event, root: &Path, wanted: &Wanted) -> impl Iterator<Item = FsEvent> {
     let touch = match event.kind {
         EventKind::Access(AccessKind::Close(AccessMode::Write))
         | EventKind::Modify(ModifyKind::Name(RenameMode::From | RenameMode::To))
@@ -503,14 +503,14 @@ fn translate(event: &notify::Event, root: &Path, wanted: &Wanted) -> impl Iterat
         // `Both` repeats a `From` and a `To`; being opened or read changes nothing.
         _ => None,
     };
-    let has_overflowed = event.need_rescan().then_some(Noise::Directory);
+    let has_overflowed = event.need_rescan().then_some(FsEvent::Directory);
     let entries = event.paths.iter().filter_map(move |path| {
         let touch = touch?;
         if path == root {
-            return Some(Noise::Directory);
+            return Some(FsEvent::Directory);
         }
         let name = path.file_name().filter(|name| wanted.matches(name))?;
-        Some(Noise::Entry(name.to_owned(), touch))
+        Some(FsEvent::Entry(name.to_owned(), touch))
     });
     has_overflowed.into_iter().chain(entries)
 }
@@ -915,7 +915,7 @@ mod tests {
     fn events_are_heard_for_what_they_say() {
         let root = Path::new("/plugins");
         let wanted = Wanted::Extension("wasm".into());
-        let check = |kind: EventKind, path: &str, expected: Option<Noise>| {
+        let check = |kind: EventKind, path: &str, expected: Option<FsEvent>| {
             let event = notify::Event::new(kind).add_path(PathBuf::from(path));
             assert_eq!(
                 translate(&event, root, &wanted).next(),
@@ -923,7 +923,7 @@ mod tests {
                 "{kind:?} {path}"
             );
         };
-        let entry = |touch| Some(Noise::Entry("x.wasm".into(), touch));
+        let entry = |touch| Some(FsEvent::Entry("x.wasm".into(), touch));
         let closed = EventKind::Access(AccessKind::Close(AccessMode::Write));
         check(closed, "/plugins/x.wasm", entry(Touch::Finished));
         check(closed, "/plugins/x.txt", None);
@@ -945,13 +945,13 @@ mod tests {
         check(
             EventKind::Remove(notify::event::RemoveKind::Folder),
             "/plugins",
-            Some(Noise::Directory),
+            Some(FsEvent::Directory),
         );
 
         let overflow = notify::Event::new(EventKind::Other).set_flag(notify::event::Flag::Rescan);
         assert_eq!(
             translate(&overflow, root, &wanted).next(),
-            Some(Noise::Directory)
+            Some(FsEvent::Directory)
         );
     }
 }

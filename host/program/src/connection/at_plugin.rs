@@ -45,5 +45,5 @@ pub(super) async fn request(
     let mut response = answered.map_err(failed)?;
     forwarding::strip_hop_by_hop(response.headers_mut());
     let response = exchange.follow(route, None, response);
-    Ok(Answered::plain(response, UpgradeResult::Accepted, None))
+    Ok(Answered::plain(response, None))
 }

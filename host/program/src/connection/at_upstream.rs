@@ -122,8 +122,10 @@ pub(super) async fn upgrade(
                 drop(pending.answered(!status.is_server_error()));
                 finish_headers(exchange, &choice, backend, &head, response.headers_mut());
                 let response = exchange.follow(route, Some(backend), response);
-                let result = UpgradeResult::BackendRefused;
-                return Ok(Answered::plain(response, result, Some(backend.address())));
+                return Ok(Answered {
+                    result: Some(UpgradeResult::BackendRefused),
+                    ..Answered::plain(response, Some(backend.address()))
+                });
             }
             Err(error) => failures.note(exchange, &pool, backend, error),
         }
@@ -174,8 +176,7 @@ pub(super) async fn request(
                 let mut response = response.map(hold);
                 finish_headers(exchange, &choice, backend, &head, response.headers_mut());
                 let response = exchange.follow(route, Some(backend), response);
-                let result = UpgradeResult::BackendRefused;
-                return Ok(Answered::plain(response, result, Some(backend.address())));
+                return Ok(Answered::plain(response, Some(backend.address())));
             }
             Err(ProxyError::NotSent(error, unsent)) => {
                 failures.note(exchange, &pool, backend, error);

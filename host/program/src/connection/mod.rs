@@ -191,8 +191,8 @@ struct Refused {
 struct Answered {
     response: Response<Body>,
     next: Option<Next>,
-    /// For the log and the counters.
-    result: UpgradeResult,
+    /// What came of an upgrade.
+    result: Option<UpgradeResult>,
     backend: Option<String>,
     reason: Option<String>,
 }
@@ -252,7 +252,9 @@ async fn answer(
     let status = answered.response.status().as_u16();
     let ends_at_http = |route: &Arc<Route>| matches!(route.target, Target::Http(_));
     if is_upgrade && !route.as_ref().is_some_and(ends_at_http) {
-        exchange.worker.counters.upgrade(answered.result);
+        if let Some(result) = answered.result {
+            exchange.worker.counters.upgrade(result);
+        }
     } else if let Some(route) = &route {
         exchange
             .worker
@@ -308,7 +310,7 @@ impl Exchange {
             return Err(drained());
         }
         if self.worker.is_too_late() {
-            return Err(overloaded("there is too much to do"));
+            return Err(overloaded("overloaded"));
         }
         if let Target::Http(plugin) = &route.target {
             return at_plugin::request(self, route, plugin, head, body).await;
@@ -416,11 +418,12 @@ impl Exchange {
 }
 
 impl Answered {
-    fn plain(response: Response<Body>, result: UpgradeResult, backend: Option<&str>) -> Self {
+    /// What a backend or an HTTP handler answers to a plain request.
+    fn plain(response: Response<Body>, backend: Option<&str>) -> Self {
         Self {
             response,
             next: None,
-            result,
+            result: None,
             backend: backend.map(str::to_owned),
             reason: None,
         }
@@ -434,7 +437,7 @@ impl Answered {
         Self {
             response,
             next: Some(next),
-            result: UpgradeResult::Accepted,
+            result: Some(UpgradeResult::Accepted),
             backend: None,
             reason: None,
         }
@@ -478,7 +481,7 @@ impl Refused {
         Answered {
             response,
             next: None,
-            result: self.result,
+            result: Some(self.result),
             backend: None,
             reason: Some(self.reason),
         }

@@ -14,8 +14,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use pointsman_admin as admin;
+use pointsman_admin::commands::{Drainable, Outcome, Proposal};
 use pointsman_admin::status::{PluginSource, PluginStatus};
-use pointsman_admin::steer::{Drainable, Outcome, Proposal};
 use pointsman_config::{self as config, Config, Listener, Problem, UpstreamName};
 use pointsman_contract::names::PluginName;
 use pointsman_log as log;

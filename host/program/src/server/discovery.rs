@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use pointsman_config::{self as config, Config, Dns, Problem, UpstreamName};
 use pointsman_metrics::labels::{ReloadKind, ReloadResult};
-use pointsman_traffic::upstream::dns::{self, Answer};
+use pointsman_traffic::upstream::dns::{self, DnsAnswer};
 use pointsman_traffic::upstream::tls::Tls;
 use pointsman_watch::{Change, Watch};
 use tokio::sync::mpsc;
@@ -145,7 +145,7 @@ async fn ask(control: Rc<RefCell<Control>>, upstream: UpstreamName, dns: Dns) {
         let answer = timeout(DNS_TIMEOUT, dns::ask(&resolver, &dns)).await;
         let answer = answer.unwrap_or_else(|_| Err(format!("no answer in {DNS_TIMEOUT:?}")));
         let wait = match answer {
-            Ok(Answer {
+            Ok(DnsAnswer {
                 backends,
                 valid_for,
             }) => {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use pointsman_admin::steer::{Change, ChangeKind, Plan};
+use pointsman_admin::commands::{Change, ChangeKind, Plan};
 use pointsman_config::{Backend, Config, Listener, Route, Target, Upstream};
 use pointsman_traffic::session::Place;
 

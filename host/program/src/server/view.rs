@@ -4,11 +4,11 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use futures_util::future::LocalBoxFuture;
+use pointsman_admin::commands::{Order, Outcome};
 use pointsman_admin::http::{Readiness, View};
 use pointsman_admin::status::{
     BackendState, BackendStatus, PolicyStatus, RouteStatus, Status, UpstreamStatus, WorkerStatus,
 };
-use pointsman_admin::steer::{Order, Outcome};
 use pointsman_config::{Route, Target};
 use pointsman_metrics::labels::Format;
 use pointsman_metrics::scrape::{

@@ -38,11 +38,11 @@ const PURGE_INTERVAL: Duration = Duration::from_secs(10);
 pub struct Penalties {
     /// Clients in the table: so that those who ask need no lock when there are none.
     n_clients: AtomicUsize,
-    table: Mutex<Table>,
+    table: Mutex<PenaltyTable>,
 }
 
 #[derive(Debug, Default)]
-struct Table {
+struct PenaltyTable {
     clients: HashMap<IpAddr, Vec<Penalty>>,
     purged_at: Option<Instant>,
 }
@@ -66,14 +66,14 @@ pub enum Turn {
     /// Now, but it is penalized.
     Now,
     /// Then, unless it has failed once more by then: ask [`Penalties::is_still`].
-    At(Instant, Ticket),
+    At(Instant, PenaltyTicket),
     /// After such a time, which is too long to wait for.
     TooLate(Duration),
 }
 
 /// What a place in the order of handshakes rests on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ticket {
+pub struct PenaltyTicket {
     n_failures: u32,
 }
 
@@ -145,7 +145,7 @@ impl Penalties {
     /// Whether a place in the order is still good.
     pub fn is_still(
         &self,
-        ticket: Ticket,
+        ticket: PenaltyTicket,
         plugin: &PluginName,
         generation: u64,
         client: IpAddr,
@@ -156,17 +156,17 @@ impl Penalties {
         penalty.is_none_or(|penalty| penalty.n_failures == ticket.n_failures)
     }
 
-    fn count(&self, table: &Table) {
+    fn count(&self, table: &PenaltyTable) {
         self.n_clients.store(table.clients.len(), Ordering::Relaxed);
     }
 
     /// Nothing between lock and unlock can panic half way, so a poisoned lock is as good.
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    fn lock(&self) -> MutexGuard<'_, PenaltyTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Table {
+impl PenaltyTable {
     fn find(
         &mut self,
         plugin: &PluginName,
@@ -217,7 +217,7 @@ impl Penalty {
             return Turn::Now;
         }
         let n_failures = self.n_failures;
-        Turn::At(at, Ticket { n_failures })
+        Turn::At(at, PenaltyTicket { n_failures })
     }
 }
 
@@ -232,12 +232,12 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
     const CLIENT: &str = "192.0.2.1";
 
-    struct Site {
+    struct PenaltySite {
         penalties: Penalties,
         begun: Instant,
     }
 
-    impl Site {
+    impl PenaltySite {
         fn new() -> Self {
             Self {
                 penalties: Penalties::default(),
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_client_waits_longer_each_time_and_others_do_not() {
-        let site = Site::new();
+        let site = PenaltySite::new();
         assert!(site.penalties.is_empty());
         assert_eq!(site.fail(Duration::ZERO), 1000 * MS);
         assert!(!site.penalties.is_empty());
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     fn those_that_wait_are_let_through_one_after_the_other() {
-        let site = Site::new();
+        let site = PenaltySite::new();
         site.fail(Duration::ZERO);
         for n in 0..10 {
             assert_eq!(site.wait(100 * MS), Some(900 * MS + n * 100 * MS), "{n}");
@@ -310,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_failure_meanwhile_makes_those_that_wait_ask_again() {
-        let site = Site::new();
+        let site = PenaltySite::new();
         site.fail(Duration::ZERO);
         let Turn::At(then, ticket) = site.ask(CLIENT, 1, MS) else {
             panic!("it should wait")
@@ -326,7 +326,7 @@ mod tests {
 
     #[test]
     fn what_was_long_ago_is_forgotten() {
-        let site = Site::new();
+        let site = PenaltySite::new();
         site.fail(Duration::ZERO);
         let later = MEMORY + MS;
         assert_eq!(site.ask(CLIENT, 1, later), Turn::Free);
@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_new_generation_is_other_code() {
-        let site = Site::new();
+        let site = PenaltySite::new();
         site.fail(Duration::ZERO);
         assert_eq!(site.ask(CLIENT, 2, MS), Turn::Free);
         let (now, client) = (site.begun + MS, ip(CLIENT));
@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn an_ipv6_network_is_one_client_and_the_table_is_bounded() {
-        let site = Site::new();
+        let site = PenaltySite::new();
         let add = |client: IpAddr, at: Duration| {
             let now = site.begun + at;
             site.penalties.add(&plugin("chat"), 1, client, now)

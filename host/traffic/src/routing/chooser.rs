@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::HeaderMap;
+use pointsman_config::UpstreamName;
+use pointsman_contract::names::PluginName;
 use pointsman_contract::policy::{
     Candidate, ChoiceRequest, Decision, Figures, Policy, PolicyError, Refusal,
 };
@@ -16,7 +18,7 @@ use pointsman_contract::session::EndReport;
 use tokio::time::Instant;
 
 use super::fallback;
-use crate::upstream::pool::{Backend, Nobody, Pool, Tier};
+use crate::upstream::pool::{Backend, NoBackend, Pool, Tier};
 
 /// After so many failures in a row a policy is given a rest before it is made anew.
 const FAILURES_BEFORE_REST: u32 = 3;
@@ -27,6 +29,8 @@ const REST: Duration = Duration::from_secs(1);
 /// A policy at work for one upstream on one worker.
 #[derive(Debug)]
 pub struct Chooser<P> {
+    /// The upstream's and the policy's, for the log.
+    names: (UpstreamName, PluginName),
     /// None: it was never needed or has failed, and is made for the next choice.
     policy: Option<P>,
     /// What the policy was last told of, in that order, each with its weight.
@@ -72,9 +76,10 @@ pub enum Plan {
 pub type MakePolicy<'a, P> = &'a mut dyn FnMut() -> Result<P, PolicyError>;
 
 impl<P: Policy> Chooser<P> {
-    /// The policy is made at the first choice.
-    pub fn new() -> Self {
+    /// The policy of this name is made at the first choice.
+    pub fn new(upstream: UpstreamName, policy: PluginName) -> Self {
         Self {
+            names: (upstream, policy),
             policy: None,
             candidates: Vec::new(),
             failures_in_a_row: 0,
@@ -101,8 +106,8 @@ impl<P: Policy> Chooser<P> {
     ) -> Plan {
         match self.refresh_candidates(pool) {
             Ok(()) => {}
-            Err(Nobody::Full) => return Plan::Full,
-            Err(Nobody::None) => return Plan::NoBackend,
+            Err(NoBackend::Full) => return Plan::Full,
+            Err(NoBackend::None) => return Plan::NoBackend,
         }
         let request = choice_request(pool.next_sequence(), facts, &[]);
         let decision = self.ask(&request, make);
@@ -142,7 +147,7 @@ impl<P: Policy> Chooser<P> {
     }
 
     /// Sees who may be chosen now; tells the policy if that changed.
-    fn refresh_candidates(&mut self, pool: &Pool) -> Result<(), Nobody> {
+    fn refresh_candidates(&mut self, pool: &Pool) -> Result<(), NoBackend> {
         let now = Instant::now();
         let tier = pool.tier(now)?;
         let known = self
@@ -160,7 +165,7 @@ impl<P: Policy> Chooser<P> {
                 .collect();
             // Another thread may have taken the last place since.
             if self.candidates.is_empty() {
-                return Err(Nobody::Full);
+                return Err(NoBackend::Full);
             }
             if let Some(policy) = &mut self.policy {
                 let result = policy.backends_changed(&candidates(&self.candidates));
@@ -222,7 +227,8 @@ impl<P: Policy> Chooser<P> {
     /// A failed policy's instance may be dead: the next choice makes another, now or after a rest.
     fn keep_if_ok<T>(&mut self, result: Result<T, PolicyError>) -> Option<T> {
         if let Err(error) = &result {
-            tracing::warn!(%error, "policy failed: round robin stands in");
+            let (upstream, policy) = &self.names;
+            tracing::warn!(%upstream, %policy, %error, "policy failed: round robin stands in");
             self.policy = None;
             self.failures_in_a_row += 1;
             if self.failures_in_a_row >= FAILURES_BEFORE_REST {
@@ -263,12 +269,6 @@ impl<P: Policy> Chooser<P> {
         order[1..]
             .sort_by_key(|backend| (backend.failures_in_a_row() > 0, backend.config.is_backup));
         order
-    }
-}
-
-impl<P: Policy> Default for Chooser<P> {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -386,7 +386,10 @@ mod tests {
             let policy = Scripted::default();
             policy.answers.borrow_mut().extend(answers.iter().cloned());
             Self {
-                chooser: Chooser::new(),
+                chooser: Chooser::new(
+                    UpstreamName::parse("app").unwrap(),
+                    PluginName::round_robin(),
+                ),
                 policy,
                 n_made: Cell::new(0),
             }

@@ -18,7 +18,7 @@ const MAX_WEIGHT: u16 = 1000;
 
 /// What a name stood for at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct DnsAnswer {
     /// In order of their addresses; never empty.
     pub backends: Vec<Backend>,
     /// How long it may be believed (the shortest TTL).
@@ -54,7 +54,7 @@ pub fn resolver(dns: &Dns) -> Result<TokioResolver, String> {
 ///
 /// # Errors
 /// Nobody answers, or the name stands for nothing.
-pub async fn ask(resolver: &TokioResolver, dns: &Dns) -> Result<Answer, String> {
+pub async fn ask(resolver: &TokioResolver, dns: &Dns) -> Result<DnsAnswer, String> {
     let mut valid_for = dns.refresh;
     let mut found: Vec<(SocketAddr, u32, bool)> = Vec::new();
     match dns.port {
@@ -90,7 +90,7 @@ pub async fn ask(resolver: &TokioResolver, dns: &Dns) -> Result<Answer, String> 
     };
     match found.is_empty() {
         true => Err(format!("{} has no address", dns.name)),
-        false => Ok(Answer {
+        false => Ok(DnsAnswer {
             backends: found.into_iter().map(backend).collect(),
             valid_for,
         }),

@@ -30,12 +30,12 @@ pub struct Pool {
     pub tls: Option<Arc<Tls>>,
     /// When this set was made.
     pub since: SystemTime,
-    shared: Arc<Shared>,
+    shared: Arc<PoolShared>,
 }
 
 /// What an upstream has over all workers and snapshots.
 #[derive(Debug, Default)]
-struct Shared {
+struct PoolShared {
     /// Counts choices.
     sequence: AtomicU64,
     queue: Arc<Queue>,
@@ -122,7 +122,7 @@ pub enum Tier {
 
 /// Nobody can be chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Nobody {
+pub enum NoBackend {
     /// All have their `max_sessions`: waiting may help.
     Full,
     /// There is none, or all are draining.
@@ -241,8 +241,8 @@ impl Pool {
     /// Who may be chosen at this moment.
     ///
     /// # Errors
-    /// See [`Nobody`].
-    pub fn tier(&self, now: Instant) -> Result<Tier, Nobody> {
+    /// See [`NoBackend`].
+    pub fn tier(&self, now: Instant) -> Result<Tier, NoBackend> {
         #[derive(Default)]
         struct Count {
             all: usize,
@@ -264,9 +264,9 @@ impl Pool {
         }
         let threshold = self.config.panic_threshold_percent as usize;
         let is_panic = primaries.fit * 100 < primaries.all * threshold;
-        let room_if = |n: usize, tier: Tier| (n > 0).then_some(tier).ok_or(Nobody::Full);
+        let room_if = |n: usize, tier: Tier| (n > 0).then_some(tier).ok_or(NoBackend::Full);
         if primaries.all + backups.all == 0 {
-            Err(Nobody::None)
+            Err(NoBackend::None)
         } else if primaries.fit + backups.fit == 0 {
             room_if(primaries.with_room + backups.with_room, Tier::Everyone)
         } else if is_panic && primaries.with_room > 0 {
@@ -402,7 +402,7 @@ impl Backend {
         figures.taken.fetch_update(Relaxed, Relaxed, take).ok()?;
         figures.pending.fetch_add(1, Relaxed);
         Some(Pending {
-            slot: Slot {
+            slot: BackendSlot {
                 backend: Arc::clone(self),
                 is_active: false,
             },
@@ -425,19 +425,19 @@ impl Backend {
 /// A dial under way.
 #[derive(Debug)]
 pub struct Pending {
-    slot: Slot,
+    slot: BackendSlot,
     begun: Instant,
 }
 
 /// A session or plain request under way; ends when it is dropped.
 #[derive(Debug)]
 pub struct Active {
-    slot: Slot,
+    slot: BackendSlot,
 }
 
 /// One of a backend's `max_sessions`.
 #[derive(Debug)]
-struct Slot {
+struct BackendSlot {
     backend: Arc<Backend>,
     is_active: bool,
 }
@@ -480,7 +480,7 @@ impl Active {
     }
 }
 
-impl Drop for Slot {
+impl Drop for BackendSlot {
     fn drop(&mut self) {
         let State { figures, queue, .. } = &*self.backend.state;
         let count = match self.is_active {

@@ -66,7 +66,7 @@ impl Tls {
         let mut client = match (config.insecure_skip_verify, &config.ca) {
             (true, _) => builder
                 .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+                .with_custom_certificate_verifier(Arc::new(AcceptAnyCert(provider)))
                 .with_no_client_auth(),
             (false, Some(path)) => builder
                 .with_root_certificates(roots_in(&pem, path)?)
@@ -133,9 +133,9 @@ fn roots_of_the_system() -> Result<RootCertStore, String> {
 
 /// Believes everybody, as `insecure_skip_verify` asks for. Signatures are checked all the same.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct AcceptAnyCert(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptAnyCert {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

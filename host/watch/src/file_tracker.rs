@@ -35,7 +35,7 @@ pub(super) struct Stamp {
 
 /// What is known and what is still moving.
 #[derive(Debug, Default)]
-pub(super) struct Ledger {
+pub(super) struct FileTracker {
     /// What was last reported, or was there from the start. Never [`Seen::Missing`].
     known: BTreeMap<OsString, Seen>,
     pending: BTreeMap<OsString, Pending>,
@@ -65,7 +65,7 @@ pub(super) enum Settled {
     NoFile { why: &'static str, was_file: bool },
 }
 
-impl Ledger {
+impl FileTracker {
     pub(super) fn begin_with(&mut self, name: OsString, seen: Seen) {
         if let Seen::NoFile(why) = seen {
             tracing::warn!(name = %name.display(), "ignored: this is {why}");
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn each_event_begins_the_wait_anew() {
-        let (mut ledger, now) = (Ledger::default(), Instant::now());
+        let (mut ledger, now) = (FileTracker::default(), Instant::now());
         ledger.note("x".into(), pending(now, file(1)));
         ledger.note("x".into(), pending(now + QUIET / 2, file(2)));
         assert!(ledger.due(now + QUIET).is_empty());
@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_file_that_moves_without_events_is_waited_for() {
-        let (mut ledger, now) = (Ledger::default(), Instant::now());
+        let (mut ledger, now) = (FileTracker::default(), Instant::now());
         ledger.note("x".into(), pending(now, file(1)));
         assert_eq!(
             ledger.settle("x".into(), file(2), now, PATIENCE),
@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_look_that_finds_the_known_stamp_is_no_change_and_a_write_is() {
-        let (mut ledger, now) = (Ledger::default(), Instant::now());
+        let (mut ledger, now) = (FileTracker::default(), Instant::now());
         ledger.begin_with("x".into(), file(1));
         ledger.note(
             "x".into(),
@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn what_is_no_file_is_told_once() {
-        let (mut ledger, now) = (Ledger::default(), Instant::now());
+        let (mut ledger, now) = (FileTracker::default(), Instant::now());
         ledger.begin_with("x".into(), file(1));
         for was_file in [true, false] {
             ledger.note("x".into(), pending(now, Seen::NoFile("a directory")));
@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn it_does_not_grow_past_its_bound() {
-        let (mut ledger, now) = (Ledger::default(), Instant::now());
+        let (mut ledger, now) = (FileTracker::default(), Instant::now());
         ledger.begin_with("known".into(), file(1));
         for n in 0..2 * FILES_MAX {
             ledger.note(n.to_string().into(), pending(now, file(1)));

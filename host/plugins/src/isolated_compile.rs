@@ -1,4 +1,4 @@
-//! Compiling a plugin apart: in a process of its own first, which may be stopped, and may crash.
+//! Compiles a plugin in a process of its own first, which may be stopped, and may crash.
 //!
 //! A compiler cannot be stopped from within; a file can be made to keep it busy for minutes, to take
 //! gigabytes, to overflow its stack or to run into a panic of a parser. So every file is compiled by a
@@ -107,7 +107,7 @@ pub(super) fn try_compile(bytes: &[u8], timeout: Duration) -> Result<(), LoadErr
     let mut child = match start(program) {
         Ok(child) => child,
         Err(error) => {
-            tracing::warn!(%error, "plugins cannot be compiled apart");
+            tracing::warn!(%error, "cannot compile plugins in a process of their own");
             return Ok(());
         }
     };
@@ -132,7 +132,7 @@ pub(super) fn try_compile(bytes: &[u8], timeout: Duration) -> Result<(), LoadErr
             timeout.as_millis()
         ))),
         Err(error) => {
-            tracing::warn!(%error, "a plugin is not compiled apart");
+            tracing::warn!(%error, "plugin not compiled in a process of its own");
             Ok(())
         }
     }
