@@ -32,6 +32,7 @@ mod plugin_attacks;
 mod policies;
 mod problems;
 mod proxy;
+mod quarantine;
 mod relay;
 mod reload;
 mod shipped_plugins;

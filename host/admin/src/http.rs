@@ -54,8 +54,6 @@ pub trait View {
 /// Whether this process takes new work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Readiness {
-    /// Not yet.
-    Starting,
     /// Yes.
     Ready,
     /// No longer.
@@ -352,7 +350,6 @@ fn ready(readiness: &Readiness) -> Response<Full<Bytes>> {
     let not = |why: String| body(StatusCode::SERVICE_UNAVAILABLE, TEXT, why);
     match readiness {
         Readiness::Ready => text(StatusCode::OK, "ready\n"),
-        Readiness::Starting => not("starting\n".to_owned()),
         Readiness::Draining => not("draining\n".to_owned()),
         Readiness::NoBackend(upstreams) => not(match upstreams.as_slice() {
             [upstream] => format!("upstream {upstream} has no fit backend\n"),
@@ -691,7 +688,6 @@ mod tests {
         };
         let view = Rc::<Fixed>::default();
         for (readiness, status, said) in [
-            (Readiness::Starting, 503, "starting\n"),
             (Readiness::Ready, 200, "ready\n"),
             (Readiness::Draining, 503, "draining\n"),
             (none(&["app"]), 503, "upstream app has no fit backend\n"),

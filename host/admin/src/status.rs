@@ -175,6 +175,13 @@ pub struct PluginStatus {
     /// There is a file that is not loaded, because nothing refers to it.
     #[serde(rename = "unused", default, skip_serializing_if = "std::ops::Not::not")]
     pub is_unused: bool,
+    /// The file's content has failed in service, and is not loaded again until it changes.
+    #[serde(
+        rename = "quarantined",
+        default,
+        skip_serializing_if = "std::ops::Not::not"
+    )]
+    pub is_quarantined: bool,
     /// Why the newest file does not serve, where it does not.
     pub last_error: Option<String>,
 }
@@ -502,6 +509,7 @@ impl Status {
                 &plugin.bytes.to_string(),
                 plugin.sha256.get(..12).unwrap_or(&plugin.sha256),
                 match &plugin.last_error {
+                    _ if plugin.is_quarantined => "QUARANTINED",
                     Some(_) => "FAILED",
                     None if plugin.is_unused => "unused",
                     None => "ok",
@@ -626,7 +634,7 @@ HOST           PATH    TARGET
 any            /hello  http hello
 
 PLUGIN  GENERATION  SOURCE    KINDS         BYTES  SHA256        LAST LOAD
-least            3  file      policy        40123  0123456789ab  FAILED
+least            3  file      policy        40123  0123456789ab  QUARANTINED
 hello            1  embedded  http,handler      9  ab            ok
 
 WORKER  SESSIONS  CONNECTIONS
@@ -802,6 +810,7 @@ WORKER  SESSIONS  CONNECTIONS
                     bytes: 40_123,
                     sha256: "0123456789abcdef".into(),
                     is_unused: false,
+                    is_quarantined: true,
                     last_error: Some("truncated\n\u{1b}at byte 12\n".into()),
                 },
                 PluginStatus {
@@ -812,6 +821,7 @@ WORKER  SESSIONS  CONNECTIONS
                     bytes: 9,
                     sha256: "ab".into(),
                     is_unused: false,
+                    is_quarantined: false,
                     last_error: None,
                 },
             ],

@@ -5,7 +5,6 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use pointsman_contract::names::PluginName;
 
@@ -20,8 +19,6 @@ pub struct Generation {
     pub number: u64,
     /// Where its bytes came from.
     pub source: Source,
-    /// When it was compiled.
-    pub loaded_at: SystemTime,
     /// Shared with a generation that brings the same code back.
     pub(super) code: Arc<Code>,
 }
@@ -50,11 +47,6 @@ impl Generation {
         self.code.kinds
     }
 
-    /// The interfaces that it imports, by name.
-    pub fn imports(&self) -> &[String] {
-        &self.code.imports
-    }
-
     /// The size of the file.
     pub fn n_bytes(&self) -> usize {
         self.code.n_bytes
@@ -80,7 +72,6 @@ impl Generation {
             name: self.name.clone(),
             number,
             source: self.source.clone(),
-            loaded_at: self.loaded_at,
             code: Arc::clone(&self.code),
         }
     }

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use pointsman_config as config;
 use pointsman_contract::handler::{Facts, Handler};
@@ -200,7 +200,6 @@ pub(super) fn load(bytes: &[u8]) -> Result<Arc<Generation>, LoadError> {
         name: PluginName::parse("guest").unwrap(),
         number: 1,
         source: Source::Embedded,
-        loaded_at: SystemTime::now(),
         code: Arc::new(code),
     }))
 }

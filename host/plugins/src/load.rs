@@ -63,7 +63,6 @@ pub(super) struct Code {
     pub(super) kinds: Kinds,
     pub(super) sha256: [u8; 32],
     pub(super) n_bytes: usize,
-    pub(super) imports: Vec<String>,
     /// None where it is an HTTP handler only.
     pub(super) calls: Option<CallCode>,
     pub(super) http: Option<ProxyPre<HostState>>,
@@ -207,7 +206,7 @@ impl Compiler {
 
     fn parse_and_compile(&self, bytes: &[u8]) -> Result<Code, LoadError> {
         let component = self.component(bytes)?;
-        let imports = self.imports(&component)?;
+        self.check_imports(&component)?;
         let kinds = self.kinds(&component)?;
         let has_calls = kinds.policy || kinds.filter || kinds.handler;
         let calls = has_calls
@@ -219,7 +218,6 @@ impl Compiler {
             kinds,
             sha256: sha256(bytes),
             n_bytes: bytes.len(),
-            imports,
             calls,
             http,
         })
@@ -245,17 +243,14 @@ impl Compiler {
         component.map_err(|error| LoadError::Compile(in_one_line(&format!("{error:#}"))))
     }
 
-    /// The names of all imports, each of which is offered.
-    fn imports(&self, component: &Component) -> Result<Vec<String>, LoadError> {
+    /// Whether all imports are offered.
+    fn check_imports(&self, component: &Component) -> Result<(), LoadError> {
         let ty = component.component_type();
         let names: BTreeSet<_> = ty
             .imports(self.engines.engine())
             .map(|(name, _)| name)
             .collect();
-        names
-            .into_iter()
-            .map(|name| check_import(name).map(|()| name.to_owned()))
-            .collect()
+        names.into_iter().try_for_each(check_import)
     }
 
     fn kinds(&self, component: &Component) -> Result<Kinds, LoadError> {

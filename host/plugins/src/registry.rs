@@ -60,6 +60,8 @@ struct RegistryEntry {
     last_error: Option<LastError>,
     /// The content that failed in service.
     quarantined: Option<[u8; 32]>,
+    /// That is what the file has now.
+    is_file_quarantined: bool,
     /// The file in the folder that nothing has referred to since it was written: it is not compiled.
     unused: Option<PathBuf>,
 }
@@ -129,15 +131,6 @@ pub enum Removal {
     KeepsLast(Arc<Generation>),
 }
 
-/// A generation was taken back.
-#[derive(Debug, Clone)]
-pub struct Reverted {
-    /// The one that failed.
-    pub from: u64,
-    /// What serves in its place: the code of the one before it, under a new number.
-    pub to: Arc<Generation>,
-}
-
 /// One plugin, for people.
 #[derive(Debug, Clone)]
 pub struct PluginStatus {
@@ -145,8 +138,6 @@ pub struct PluginStatus {
     pub name: PluginName,
     /// What serves; none if nothing has been published.
     pub current: Option<Arc<Generation>>,
-    /// What would be brought back.
-    pub previous: Option<u64>,
     /// Why the last attempt to load, or the last generation, failed. Cleared by a file that is published or
     /// gone.
     pub last_error: Option<String>,
@@ -237,6 +228,7 @@ impl Registry {
         }
         if entry.quarantined == Some(hash) {
             entry.note(ErrorKind::Refused, &LoadError::Quarantined);
+            entry.is_file_quarantined = true;
             return Err(LoadError::Quarantined);
         }
         Ok(Some(self.job(name, source, JobBytes::Read(bytes))))
@@ -308,15 +300,16 @@ impl Registry {
     pub fn refuse(&mut self, name: &PluginName, error: &LoadError) {
         let entry = self.entries.entry(name.clone()).or_default();
         entry.note(ErrorKind::Refused, error);
+        entry.is_file_quarantined = *error == LoadError::Quarantined;
         entry.unused = None;
     }
 
     /// Puts a candidate into service.
-    pub fn publish(&mut self, candidate: Arc<Generation>) -> Arc<Catalog> {
+    pub fn publish(&mut self, candidate: Arc<Generation>) {
         self.publish_at(candidate, Instant::now())
     }
 
-    fn publish_at(&mut self, candidate: Arc<Generation>, now: Instant) -> Arc<Catalog> {
+    fn publish_at(&mut self, candidate: Arc<Generation>, now: Instant) {
         let entry = self.entries.entry(candidate.name.clone()).or_default();
         // Two candidates may have been made beside each other.
         let candidate = if candidate.number > entry.last_number {
@@ -328,6 +321,7 @@ impl Registry {
         // One that is embedded stands in for a file that was refused, which it does not mend.
         if candidate.source != Source::Embedded {
             entry.last_error = None;
+            entry.is_file_quarantined = false;
         }
         entry.unused = None;
         if let Some(before) = entry.current.take() {
@@ -336,7 +330,7 @@ impl Registry {
         self.serve(candidate, now)
     }
 
-    fn serve(&mut self, generation: Arc<Generation>, since: Instant) -> Arc<Catalog> {
+    fn serve(&mut self, generation: Arc<Generation>, since: Instant) {
         let mut catalog = Catalog::clone(&self.catalog);
         catalog
             .generations
@@ -348,7 +342,6 @@ impl Registry {
             failures: VecDeque::new(),
         });
         self.catalog = Arc::new(catalog);
-        self.catalog()
     }
 
     /// The file of a plugin is gone.
@@ -357,6 +350,7 @@ impl Registry {
             return Removal::Nothing;
         };
         entry.quarantined = None;
+        entry.is_file_quarantined = false;
         entry.unused = None;
         entry.forget_refusal();
         let Some(serving) = &entry.current else {
@@ -381,12 +375,12 @@ impl Registry {
     }
 
     /// A guest has failed. Three times within a minute, and the first time within a minute of its
-    /// publication, take a generation back; the catalog has changed then.
-    pub fn report_failure(&mut self, failure: &Failure) -> Option<Reverted> {
+    /// publication, take a generation back: the code of the one before it serves, as the generation returned.
+    pub fn report_failure(&mut self, failure: &Failure) -> Option<Arc<Generation>> {
         self.report_failure_at(failure, Instant::now())
     }
 
-    fn report_failure_at(&mut self, failure: &Failure, now: Instant) -> Option<Reverted> {
+    fn report_failure_at(&mut self, failure: &Failure, now: Instant) -> Option<Arc<Generation>> {
         let entry = self.entries.get_mut(&failure.plugin)?;
         let serving = entry
             .current
@@ -401,6 +395,7 @@ impl Registry {
         let previous = entry.previous.take()?;
         entry.note_at(ErrorKind::Refused, &failure.error, now);
         entry.quarantined = Some(failed.code.sha256);
+        entry.is_file_quarantined = failed.source != Source::Embedded;
         entry.last_number += 1;
         let to = Arc::new(previous.renumbered(entry.last_number));
         self.serve(Arc::clone(&to), now);
@@ -412,10 +407,7 @@ impl Registry {
             error = %failure.error,
             "failed {FAILURES_MAX} times within a minute: the generation before it serves again, as a new one"
         );
-        Some(Reverted {
-            from: failed.number,
-            to,
-        })
+        Some(to)
     }
 
     /// All plugins that have been loaded, or should have been, by name.
@@ -426,10 +418,9 @@ impl Registry {
                 .current
                 .as_ref()
                 .map(|serving| Arc::clone(&serving.generation)),
-            previous: entry.previous.as_ref().map(|generation| generation.number),
             last_error: entry.last_error.as_ref().map(|last| last.message.clone()),
             problem: entry.problem(Instant::now()),
-            is_quarantined: entry.quarantined.is_some(),
+            is_quarantined: entry.is_file_quarantined,
             is_unused: entry.unused.is_some(),
         };
         let is_known = |(_, entry): &(&PluginName, &RegistryEntry)| {
@@ -560,7 +551,6 @@ impl Job {
             name: self.name,
             number: self.number,
             source: self.source,
-            loaded_at: SystemTime::now(),
             code: Arc::new(code),
         }))
     }
@@ -719,11 +709,8 @@ mod tests {
         assert!(registry.report_failure_at(&failure(1), now).is_none());
         assert!(registry.report_failure_at(&failure(2), now).is_none());
         let reverted = registry.report_failure_at(&failure(2), now).unwrap();
-        assert_eq!(
-            (reverted.from, reverted.to.number, serving(&registry)),
-            (2, 3, 3)
-        );
-        assert_eq!(reverted.to.code.sha256, sha256(&version(1)));
+        assert_eq!((reverted.number, serving(&registry)), (3, 3));
+        assert_eq!(reverted.code.sha256, sha256(&version(1)));
 
         assert_eq!(
             registry.load(&name(), version(2), file()).unwrap_err(),

@@ -837,6 +837,7 @@ fn plugin_status(status: &registry::PluginStatus) -> PluginStatus {
             .map(|generation| generation.sha256())
             .unwrap_or_default(),
         is_unused: status.is_unused,
+        is_quarantined: status.is_quarantined,
         last_error: status.last_error.clone(),
     }
 }

@@ -108,7 +108,7 @@ pub(super) fn load_missing(
 /// False: it does not pass its trial.
 fn publish(registry: &mut Registry, trial: &Trial, candidate: Arc<Generation>) -> bool {
     match trial.run(&candidate) {
-        Ok(()) => _ = registry.publish(candidate),
+        Ok(()) => registry.publish(candidate),
         Err(error) => {
             refuse(registry, &candidate.name, &error);
             return false;
