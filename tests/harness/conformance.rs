@@ -17,6 +17,7 @@ use tokio::time::timeout;
 
 use crate::balancer::Balancer;
 use crate::config::repository;
+use crate::edit::Edit;
 use crate::guests;
 use crate::node::NodeStory;
 
@@ -242,8 +243,7 @@ fn mend(venv: &Path) -> Result<()> {
             continue;
         };
         if !cases.contains(mended) {
-            ensure!(cases.contains(before), "{} is another one", path.display());
-            fs::write(&path, cases.replace(before, &MENDED.concat()))?;
+            fs::write(&path, cases.replace_all(before, &MENDED.concat()))?;
         }
         return Ok(());
     }

@@ -10,7 +10,7 @@ mod chatter;
 mod chromium;
 mod client;
 mod config;
-
+mod edit;
 mod lines;
 mod metrics;
 mod node;
@@ -31,6 +31,7 @@ pub use chatter::Chatter;
 pub use chromium::Chromium;
 pub use client::{Client, Refused, payload};
 pub use config::{NOBODY, app, repository};
+pub use edit::Edit;
 pub use metrics::Metrics;
 pub use node::{NodeServers, NodeStory, example, node, script};
 pub use process::{BackendProcess, Ended, binary, pointsman};

@@ -12,6 +12,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 use crate::config::repository;
+use crate::edit::Edit;
 use crate::process::{Ended, start_listening, start_speaking};
 use crate::wait::in_time;
 
@@ -141,18 +142,16 @@ pub async fn node(example: &str, name: &str, args: &[&str]) -> Result<Ended> {
 ///
 /// # Errors
 ///
-/// The file is missing, or does not hold a text exactly once.
+/// The file is missing.
+///
+/// # Panics
+///
+/// It does not hold a text exactly once.
 pub fn example(name: &str, replaced: &[(&str, String)]) -> Result<String> {
     let path = repository("examples").join(name).join("pointsman.toml");
     let mut text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     for (from, to) in replaced {
-        let found = text.matches(from).count();
-        anyhow::ensure!(
-            found == 1,
-            "{} holds {from:?} {found} times, expected once",
-            path.display()
-        );
-        text = text.replace(from, to);
+        text = text.replace_once(from, to);
     }
     Ok(text)
 }

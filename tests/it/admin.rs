@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Error, Result, ensure};
 use pointsman_tests::{
-    Answer, Backend, Balancer, Client, Metrics, NOBODY, PATIENCE, Promtool, Wire, app, eventually,
-    repository,
+    Answer, Backend, Balancer, Client, Edit, Metrics, NOBODY, PATIENCE, Promtool, Wire, app,
+    eventually, repository,
 };
 use tokio::time::timeout;
 
@@ -261,7 +261,7 @@ async fn readiness_can_depend_on_backends() -> Result<()> {
             "[upstream.health]\nkind = \"tcp\"\ninterval_ms = 20\nfall = 1\nrise = 1\n\n[[route]]";
         format!(
             "ready_needs_backend = {needs}\n{}\n[[upstream]]\nname = \"unused\"\ndns = {{ name = \"none.invalid\", port = 1, server = \"{NOBODY}\" }}\n",
-            toml.replacen("[[route]]", health, 1)
+            toml.replace_once("[[route]]", health)
         )
     };
     let balancer = Balancer::start(&site(true)).await?;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pointsman_tests::{
-    Backend, BackendProcess, Balancer, Client, NOBODY, PATIENCE, Refused, Reply, ScriptedBackend,
-    Wire, accept_upgrade, app, eventually, frame, upgrade_request,
+    Backend, BackendProcess, Balancer, Client, Edit, NOBODY, PATIENCE, Refused, Reply,
+    ScriptedBackend, Wire, accept_upgrade, app, eventually, frame, upgrade_request,
 };
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
@@ -119,8 +119,8 @@ async fn a_backend_that_hangs_up_or_says_nothing_is_given_up_for_another() -> Re
     let rude = ScriptedBackend::start(|_| Reply::HangUp).await?;
     let silent = ScriptedBackend::start(|_| Reply::Nothing).await?;
     let addresses = [rude.address(), silent.address(), alive.address()];
-    let toml =
-        app("round_robin", &addresses).replace("policy =", "response_timeout_ms = 300\npolicy =");
+    let toml = app("round_robin", &addresses)
+        .replace_once("policy =", "response_timeout_ms = 300\npolicy =");
     let balancer = Balancer::start(&toml).await?;
     for _ in 0..6 {
         let client = Client::connect(&balancer.url("/websocket")).await?;
@@ -137,7 +137,7 @@ async fn a_backend_that_hangs_up_or_says_nothing_is_given_up_for_another() -> Re
 async fn a_backend_that_never_answers_is_a_504() -> Result<()> {
     let silent = ScriptedBackend::start(|_| Reply::Nothing).await?;
     let toml = app("round_robin", &[silent.address()])
-        .replace("policy =", "response_timeout_ms = 300\npolicy =");
+        .replace_once("policy =", "response_timeout_ms = 300\npolicy =");
     let balancer = Balancer::start(&toml).await?;
     assert_eq!(refusal(&balancer).await?, 504);
     Ok(())
@@ -195,10 +195,10 @@ async fn a_101_that_is_not_one_is_a_502() -> Result<()> {
             Reply::Say("HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n".into())
         }),
         ("no upgrade", |head| {
-            Reply::Say(accept_upgrade(head, &[]).replace("Upgrade: websocket\r\n", ""))
+            Reply::Say(accept_upgrade(head, &[]).replace_once("Upgrade: websocket\r\n", ""))
         }),
         ("no connection", |head| {
-            Reply::Say(accept_upgrade(head, &[]).replace("Connection: Upgrade\r\n", ""))
+            Reply::Say(accept_upgrade(head, &[]).replace_once("Connection: Upgrade\r\n", ""))
         }),
         ("a subprotocol that was not offered", |head| {
             Reply::Say(accept_upgrade(head, &["Sec-WebSocket-Protocol: surprise"]))
@@ -265,7 +265,7 @@ async fn a_backend_that_takes_no_connection_costs_no_more_than_the_connect_timeo
     let alive = Backend::start().await?;
     let (full, _held) = full_listener().await?;
     let toml = app("round_robin", &[full.local_addr()?, alive.address()])
-        .replace("policy =", "connect_timeout_ms = 200\npolicy =");
+        .replace_once("policy =", "connect_timeout_ms = 200\npolicy =");
     let balancer = Balancer::start(&toml).await?;
     for _ in 0..2 {
         let began = Instant::now();

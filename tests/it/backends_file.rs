@@ -5,7 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 
 use anyhow::Result;
-use pointsman_tests::{Backend, Balancer, Chatter, Client, PATIENCE, eventually};
+use pointsman_tests::{Backend, Balancer, Chatter, Client, Edit, PATIENCE, eventually};
 use tempfile::TempDir;
 
 const SITE: &str = r#"
@@ -40,7 +40,7 @@ async fn what_the_file_says_is_followed_and_touches_nobody_else() -> Result<()> 
     let folder = TempDir::new()?;
     let file = folder.path().join("backends.json");
     fs::write(&file, json(&all[..2]))?;
-    let site = SITE.replace("FILE", &file.display().to_string());
+    let site = SITE.replace_once("FILE", &file.display().to_string());
     let balancer = Balancer::start(&site).await?;
     let stays = Client::connect(&balancer.url("/websocket")).await?;
     let mut goes = Client::connect(&balancer.url("/websocket")).await?;
@@ -69,7 +69,7 @@ async fn a_file_that_cannot_be_used_changes_nothing() -> Result<()> {
     let file = folder.path().join("backends.toml");
     let good = format!("backends = [\"{}\"]", backend.address());
     fs::write(&file, &good)?;
-    let site = SITE.replace("FILE", &file.display().to_string());
+    let site = SITE.replace_once("FILE", &file.display().to_string());
     let balancer = Balancer::start(&site).await?;
     let chatter = Chatter::start(5, &balancer.url("/websocket")).await?;
     let failed = async || {
@@ -113,7 +113,7 @@ async fn a_file_without_backends_is_obeyed_where_it_says_that_it_means_it() -> R
     let folder = TempDir::new()?;
     let file = folder.path().join("backends.json");
     fs::write(&file, json(&[backend.address()]))?;
-    let site = SITE.replace("FILE", &file.display().to_string());
+    let site = SITE.replace_once("FILE", &file.display().to_string());
     let balancer = Balancer::start(&site).await?;
     let mut session = Client::connect(&balancer.url("/websocket")).await?;
     fs::write(&file, "{\"backends\": [], \"allow_empty\": true}")?;
@@ -125,7 +125,7 @@ async fn a_file_without_backends_is_obeyed_where_it_says_that_it_means_it() -> R
 async fn a_file_that_is_wrong_at_the_start_is_a_problem_of_its_key() -> Result<()> {
     let folder = TempDir::new()?;
     let file = folder.path().join("none.toml");
-    let site = SITE.replace("FILE", &file.display().to_string());
+    let site = SITE.replace_once("FILE", &file.display().to_string());
     let error = Balancer::start(&site).await.expect_err("there is no file");
     let said = format!("{error:#}");
     assert!(said.contains("upstream[0].backends_file"), "{said}");

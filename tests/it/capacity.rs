@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Result;
-use pointsman_tests::{Backend, Balancer, Client, NOBODY, PATIENCE, Refused, app, eventually, get};
+use pointsman_tests::{
+    Backend, Balancer, Client, Edit, NOBODY, PATIENCE, Refused, app, eventually, get,
+};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -128,7 +130,7 @@ async fn a_wait_is_over_in_time_and_a_reload_makes_room() -> Result<()> {
 async fn without_a_budget_a_burst_is_retried_ten_times_a_second() -> Result<()> {
     let good = Backend::start().await?;
     let toml = app("round_robin", &[NOBODY, good.address()])
-        .replace("[[route]]", "retry_budget_percent = 0\n\n[[route]]");
+        .replace_once("[[route]]", "retry_budget_percent = 0\n\n[[route]]");
     let balancer = Balancer::start(&toml).await?;
     let mut refused = 0;
     let began = Instant::now();

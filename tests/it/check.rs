@@ -4,7 +4,7 @@ use std::fs;
 use std::net::TcpListener;
 
 use anyhow::{Context, Result, ensure};
-use pointsman_tests::{Backend, Balancer, app, pointsman, repository};
+use pointsman_tests::{Backend, Balancer, Edit, app, pointsman, repository};
 use tempfile::TempDir;
 
 /// Five mistakes of five kinds: a key that there is not, a wrong unit, text that is no address, a
@@ -151,7 +151,7 @@ async fn a_policy_that_there_is_not_is_named() -> Result<()> {
         ("uri", "consistent_hash"),
         ("least_request", "power_of_two"),
     ] {
-        let toml = GOOD.replace("\"least_connections\"", &format!("\"{written}\""));
+        let toml = GOOD.replace_once("\"least_connections\"", &format!("\"{written}\""));
         let (code, said) = check(&toml).await?;
         assert_eq!(code, Some(1));
         ensure!(names(&said, "upstream[0].policy", 7), "no line in:\n{said}");
@@ -164,7 +164,7 @@ async fn a_policy_that_there_is_not_is_named() -> Result<()> {
 
 #[tokio::test]
 async fn a_value_that_is_nearly_right_says_which_was_meant() -> Result<()> {
-    let toml = GOOD.replace(
+    let toml = GOOD.replace_once(
         "upstream = \"app\"",
         "upstream = \"apps\"\ndeflate = \"stripp\"",
     ) + "\n[plugin.echo]\nslow_consumer = \"drop-oldest\"\nisolation = \"Session\"\n";
@@ -210,7 +210,7 @@ async fn a_folder_or_an_address_that_cannot_be_had_is_named_with_its_line() -> R
     let free = "[[listener]]\nbind = \"127.0.0.2:0\"\n";
     fs::write(
         &file,
-        format!("{free}{}", GOOD.replace("127.0.0.1:0", &address)),
+        format!("{free}{}", GOOD.replace_once("127.0.0.1:0", &address)),
     )?;
     let ended = pointsman(&["run", "--config", path]).await?;
     assert_eq!(ended.code, Some(1), "{ended:?}");
@@ -233,7 +233,7 @@ async fn a_folder_or_an_address_that_cannot_be_had_is_named_with_its_line() -> R
 async fn a_plugin_file_that_cannot_be_loaded_is_named() -> Result<()> {
     let folder = TempDir::new()?;
     fs::write(folder.path().join("broken.wasm"), "this is no plugin\n")?;
-    let toml = GOOD.replace("least_connections", "broken")
+    let toml = GOOD.replace_once("least_connections", "broken")
         + &format!("\n[plugins]\ndir = \"{}\"\n", folder.path().display());
     let (code, said) = check(&toml).await?;
     assert_eq!(code, Some(1));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use pointsman_tests::{
-    Backend, Balancer, Client, PATIENCE, Refused, Wire, app, eventually, upgrade_request,
+    Backend, Balancer, Client, Edit, PATIENCE, Refused, Wire, app, eventually, upgrade_request,
 };
 use rustix::process::Signal;
 use tokio::task::JoinSet;
@@ -152,7 +152,7 @@ async fn a_backend_is_drained_by_the_file_as_well() -> Result<()> {
     let url = balancer.url("/websocket");
     let mut of_a = Client::connect(&url).await?;
     let drained = format!("{{ address = \"{a}\", drain = true }}");
-    balancer.reload(&toml.replace(&format!("\"{a}\""), &drained))?;
+    balancer.reload(&toml.replace_once(&format!("\"{a}\""), &drained))?;
     assert_eq!(of_a.close_code().await?, Some(1012));
     for _ in 0..3 {
         assert_eq!(Client::connect(&url).await?.backend()?, b);
@@ -183,7 +183,8 @@ async fn one_route_is_drained_and_put_back() -> Result<()> {
 async fn the_sockets_of_a_drained_backend_are_told_over_the_drain_time() -> Result<()> {
     let backends = Backend::start_many(2).await?;
     let addresses: Vec<_> = backends.iter().map(Backend::address).collect();
-    let toml = two_routes(&addresses).replace("drain_timeout_secs = 1", "drain_timeout_secs = 5");
+    let toml =
+        two_routes(&addresses).replace_once("drain_timeout_secs = 1", "drain_timeout_secs = 5");
     let balancer = Balancer::start(&toml).await?;
     let mut clients = JoinSet::new();
     for _ in 0..40 {

@@ -3,13 +3,13 @@
 
 use anyhow::Result;
 use pointsman_tests::{
-    Backend, Balancer, Client, NOBODY, PATIENCE, Reply, ScriptedBackend, app, eventually,
+    Backend, Balancer, Client, Edit, NOBODY, PATIENCE, Reply, ScriptedBackend, app, eventually,
 };
 
 const EJECTION: &str = "[upstream.ejection]\nfailures = 3\nwindow_secs = 10\neject_secs = 3\nmax_ejected_percent = 50\n\n[[route]]";
 
 fn ejecting(backends: &[std::net::SocketAddr]) -> String {
-    app("round_robin", backends).replace("[[route]]", EJECTION)
+    app("round_robin", backends).replace_once("[[route]]", EJECTION)
 }
 
 async fn ejections(balancer: &Balancer, backend: std::net::SocketAddr) -> Result<f64> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pointsman_tests::{
-    Backend, BackendProcess, Balancer, Client, PATIENCE, Refused, app, eventually,
+    Backend, BackendProcess, Balancer, Client, Edit, PATIENCE, Refused, app, eventually,
 };
 use rustix::process::Signal;
 use tokio::process::Command;
@@ -222,9 +222,9 @@ async fn a_thousand_sessions_and_a_backend_that_is_stopped() -> Result<()> {
     let backends = three().await?;
     let all = addresses(&backends);
     let toml = app("round_robin", &all)
-        .replace("policy =", "response_timeout_ms = 500\npolicy =")
-        .replace("path = \"/*\"", "path = \"/*\"\nping_interval_secs = 1")
-        .replace(
+        .replace_once("policy =", "response_timeout_ms = 500\npolicy =")
+        .replace_once("path = \"/*\"", "path = \"/*\"\nping_interval_secs = 1")
+        .replace_once(
             "[[route]]",
             "[upstream.health]\nkind = \"websocket\"\npath = \"/websocket\"\ninterval_ms = 200\ntimeout_ms = 300\nrise = 1\nfall = 1\n\n[[route]]",
         );
@@ -292,7 +292,7 @@ async fn in_a_network_of_its_own() -> Result<()> {
     set_loopback("up").await?;
     let backend = Backend::start().await?;
     let toml = app("round_robin", &[backend.address()])
-        .replace("path = \"/*\"", "path = \"/*\"\nping_interval_secs = 1");
+        .replace_once("path = \"/*\"", "path = \"/*\"\nping_interval_secs = 1");
     let balancer = Balancer::start(&toml).await?;
     let url = balancer.url("/websocket");
     let mut clients = Vec::new();

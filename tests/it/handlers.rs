@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use flate2::{Compress, Compression, FlushCompress};
-use pointsman_tests::{Backend, Balancer, Wire, app, frame, upgrade_request};
+use pointsman_tests::{Backend, Balancer, Edit, Wire, app, frame, upgrade_request};
 
 const TOML: &str = r#"
 [[route]]
@@ -271,7 +271,7 @@ async fn a_bomb_is_too_big_before_it_is_inflated() -> Result<()> {
 async fn compression_is_left_out_where_the_route_says_so() -> Result<()> {
     let backend = Backend::start().await?;
     let toml = app("round_robin", &[backend.address()])
-        .replace("[[route]]", "[[route]]\ndeflate = \"strip\"")
+        .replace_once("[[route]]", "[[route]]\ndeflate = \"strip\"")
         + "[[route]]\npath = \"/echo\"\nhandler = \"echo\"\ndeflate = \"strip\"\n";
     let balancer = Balancer::start(&toml).await?;
     for path in ["/echo", "/websocket"] {

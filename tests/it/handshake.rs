@@ -3,8 +3,8 @@
 
 use anyhow::{Context, Result, ensure};
 use pointsman_tests::{
-    Answer, Backend, Balancer, Client, Reply, ScriptedBackend, Wire, accept_upgrade, app, frame,
-    upgrade_request,
+    Answer, Backend, Balancer, Client, Edit, Reply, ScriptedBackend, Wire, accept_upgrade, app,
+    frame, upgrade_request,
 };
 
 /// Sends a request as it is, and reads the head of the answer.
@@ -52,8 +52,8 @@ handler = "echo"
                 upgrade_request(path, &["Sec-WebSocket-Key: !!!!!!!!!!!!!!!!!!!!!!!!"]),
                 400,
             ),
-            ("a POST", good.replace("GET ", "POST "), 400),
-            ("HTTP/1.0", good.replace("HTTP/1.1", "HTTP/1.0"), 400),
+            ("a POST", good.replace_once("GET ", "POST "), 400),
+            ("HTTP/1.0", good.replace_once("HTTP/1.1", "HTTP/1.0"), 400),
             ("no host", upgrade_request(path, &["Host:"]), 400),
         ];
         for (what, request, status) in bad {
@@ -168,7 +168,7 @@ upstream = "other"
 #[tokio::test]
 async fn an_origin_that_is_not_allowed_is_a_403() -> Result<()> {
     let backend = Backend::start().await?;
-    let toml = app("round_robin", &[backend.address()]).replace(
+    let toml = app("round_robin", &[backend.address()]).replace_once(
         "path = \"/*\"",
         "path = \"/*\"\norigins = [\"https://app.example.org\"]",
     );

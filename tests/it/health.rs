@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use pointsman_tests::{
-    Backend, Balancer, Client, NOBODY, PATIENCE, Reply, ScriptedBackend, accept_upgrade, app,
+    Backend, Balancer, Client, Edit, NOBODY, PATIENCE, Reply, ScriptedBackend, accept_upgrade, app,
     eventually,
 };
 
@@ -15,7 +15,7 @@ const FAST: &str = "interval_ms = 50\ntimeout_ms = 200\nrise = 2\nfall = 2\n";
 fn probed(kind: &str, backends: &[std::net::SocketAddr]) -> String {
     // A probe goes where it is told, and not where the traffic goes.
     let health = format!("[upstream.health]\nkind = \"{kind}\"\npath = \"/probe\"\n{FAST}");
-    app("round_robin", backends).replace("[[route]]", &format!("{health}\n[[route]]"))
+    app("round_robin", backends).replace_once("[[route]]", &format!("{health}\n[[route]]"))
 }
 
 /// All of ten sockets land on this one.
@@ -138,7 +138,7 @@ async fn one_that_flaps_faster_than_rise_stays_down() -> Result<()> {
 async fn when_all_are_down_all_are_tried() -> Result<()> {
     let good = Backend::start().await?;
     // Its probes fail, its sockets do not.
-    let toml = probed("http", &[good.address(), NOBODY]).replace("/probe", "/status/500");
+    let toml = probed("http", &[good.address(), NOBODY]).replace_once("/probe", "/status/500");
     let balancer = Balancer::start(&toml).await?;
     balancer.backend_state(good.address(), "down").await?;
     balancer.backend_state(NOBODY, "down").await?;
@@ -148,7 +148,7 @@ async fn when_all_are_down_all_are_tried() -> Result<()> {
 #[tokio::test]
 async fn a_reload_without_health_forgets_what_probes_said() -> Result<()> {
     let good = Backend::start().await?;
-    let toml = probed("http", &[good.address()]).replace("/probe", "/status/404");
+    let toml = probed("http", &[good.address()]).replace_once("/probe", "/status/404");
     let balancer = Balancer::start(&toml).await?;
     balancer.backend_state(good.address(), "down").await?;
     balancer.reload(&app("round_robin", &[good.address()]))?;

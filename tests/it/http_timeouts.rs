@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use pointsman_tests::{
-    Balancer, PATIENCE, Reply, ScriptedBackend, Wire, eventually, upgrade_request,
+    Balancer, Edit, PATIENCE, Reply, ScriptedBackend, Wire, eventually, upgrade_request,
 };
 use rustix::process::Signal;
 use tokio::time::sleep;
@@ -255,7 +255,7 @@ async fn a_request_that_breaks_off_while_it_is_answered_is_its_clients_doing() -
 async fn an_answer_that_the_end_of_a_drain_cuts_does_not_look_whole() -> Result<()> {
     let said = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n";
     let backend = ScriptedBackend::start(move |_| Reply::Say(said.to_owned())).await?;
-    let toml = plain(&backend.address()).replace("read_timeout_ms = 1000", "");
+    let toml = plain(&backend.address()).replace_once("read_timeout_ms = 1000", "");
     let mut balancer = Balancer::start(&format!("drain_timeout_secs = 1\n{toml}")).await?;
     let mut wire = Wire::connect(balancer.address()).await?;
     wire.send("GET / HTTP/1.0\r\nHost: a\r\n\r\n").await?;

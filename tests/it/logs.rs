@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use pointsman_tests::{
-    Backend, Client, Metrics, NOBODY, PATIENCE, app, binary, eventually, get, in_time, pointsman,
+    Backend, Client, Edit, Metrics, NOBODY, PATIENCE, app, binary, eventually, get, in_time,
+    pointsman,
 };
 use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal, kill_process};
@@ -398,7 +399,7 @@ error_log = { format = "json", file = "logs/error.log" }
 async fn with_log_files(command: &mut Command, backend: &Backend) -> Result<Site> {
     // The folder has to be there before the process, and its name is known afterwards.
     let logs = TempDir::new()?;
-    let top = IN_FILES.replace("logs/", &format!("{}/", logs.path().display()));
+    let top = IN_FILES.replace_all("logs/", &format!("{}/", logs.path().display()));
     let streams = [Stdio::null(), Stdio::null()];
     let site = Site::start(command, &top, &[backend.address()], streams).await?;
     std::os::unix::fs::symlink(logs.keep(), site.path("logs"))?;
@@ -522,13 +523,13 @@ async fn a_reload_has_the_logs_go_elsewhere() -> Result<()> {
             (&event.into(), &"to-stdout".into())
         );
     }
-    let to_files = IN_FILES.replace("logs/", "");
+    let to_files = IN_FILES.replace_all("logs/", "");
     site.reload(&to_files)?;
     eventually_has(&site.path("error.log"), "configuration in force").await?;
     site.open("to-file").await?.close(1000).await?;
     eventually_has(&site.path("access.log"), "to-file").await?;
     // Refused whole: nothing of it is done.
-    site.reload(&to_files.replace("file:", "file:nowhere/"))?;
+    site.reload(&to_files.replace_once("file:", "file:nowhere/"))?;
     eventually_has(&site.path("error.log"), "line 3: access_log: cannot open").await?;
     site.open("as-before").await?.close(1000).await?;
     eventually_has(&site.path("access.log"), "as-before").await?;
@@ -580,7 +581,7 @@ async fn log_files_that_cannot_be_opened_are_named_before_anything_starts() -> R
     assert_eq!(fs::read_dir(folder.path().join("logs"))?.count(), 0);
     fs::write(
         file,
-        IN_FILES.replace("file:logs/access.log", "syslog:127.0.0.1:514") + rest,
+        IN_FILES.replace_once("file:logs/access.log", "syslog:127.0.0.1:514") + rest,
     )?;
     let ended = pointsman(&["check", "--config", file]).await?;
     assert_eq!(ended.code, Some(1), "{ended:?}");

@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 use pointsman_tests::{
-    Backend, Balancer, PATIENCE, Reply, ScriptedBackend, Wire, accept_upgrade, eventually, frame,
-    guests, upgrade_request,
+    Backend, Balancer, Edit, PATIENCE, Reply, ScriptedBackend, Wire, accept_upgrade, eventually,
+    frame, guests, upgrade_request,
 };
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -428,7 +428,7 @@ async fn a_relay_that_is_stuck_makes_room_for_messages_and_not_for_other_relays(
 
 #[tokio::test]
 async fn what_other_workers_leave_is_there_for_a_large_message() -> Result<()> {
-    let toml = echo("max_buffered_bytes = 1048576", "").replace("workers = 1", "workers = 8");
+    let toml = echo("max_buffered_bytes = 1048576", "").replace_once("workers = 1", "workers = 8");
     let balancer = Balancer::start(&toml).await?;
     // Its worker's share is an eighth of what is allowed.
     let mut wire = session(&balancer, "/").await?;

@@ -3,8 +3,8 @@
 
 use anyhow::{Context, Result, ensure};
 use pointsman_tests::{
-    Backend, Balancer, Client, NOBODY, PATIENCE, Reply, ScriptedBackend, Wire, app, eventually,
-    pointsman, upgrade_request,
+    Backend, Balancer, Client, Edit, NOBODY, PATIENCE, Reply, ScriptedBackend, Wire, app,
+    eventually, pointsman, upgrade_request,
 };
 use serde_json::Value;
 
@@ -377,7 +377,7 @@ token = "{admin}"
         wire.head().await?;
     }
     assert_eq!(balancer.admin_get("/metrics").await?.status, 401);
-    balancer.reload(&toml.replace(admin, short))?;
+    balancer.reload(&toml.replace_once(admin, short))?;
     eventually("the reload is refused", PATIENCE, async || {
         let log = balancer.log();
         log.iter()

@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use pointsman_tests::{
-    Backend, Balancer, Client, PATIENCE, Reply, ScriptedBackend, accept_upgrade, app, eventually,
+    Backend, Balancer, Client, Edit, PATIENCE, Reply, ScriptedBackend, accept_upgrade, app,
+    eventually,
 };
 
 type Placement = BTreeMap<String, SocketAddr>;
 
 /// One upstream with this policy and this `policy_config`.
 fn site(policy: &str, config: &str, backends: &[SocketAddr]) -> String {
-    app(policy, backends).replace(
+    app(policy, backends).replace_once(
         "[[route]]",
         &format!("policy_config = {config}\n\n[[route]]"),
     )
@@ -162,7 +163,7 @@ async fn least_connections_is_right_across_reloads_and_newcomers() -> Result<()>
         BTreeMap::from([(addresses[2], 5)]),
         "the newcomer catches up"
     );
-    let weighted = site("least_connections", "{}", &addresses).replace(
+    let weighted = site("least_connections", "{}", &addresses).replace_once(
         &format!("\"{}\"", addresses[0]),
         &format!("{{ address = \"{}\", weight = 3 }}", addresses[0]),
     );
@@ -260,7 +261,7 @@ async fn a_cookie_brings_its_client_back_and_a_forged_or_stale_one_does_not() ->
         assert_eq!((again.backend()?, cookie(&again)), (at, None));
     }
     // Plain HTTP goes the same way.
-    let forged = ticket.replace('=', "=A");
+    let forged = ticket.replace_all("=", "=A");
     let stranger = Client::connect_with(&url, &[("Cookie", &forged)]).await?;
     assert!(
         cookie(&stranger).is_some(),

@@ -4,7 +4,9 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use pointsman_tests::{Backend, Balancer, Client, NOBODY, PATIENCE, app, eventually, pointsman};
+use pointsman_tests::{
+    Backend, Balancer, Client, Edit, NOBODY, PATIENCE, app, eventually, pointsman,
+};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -173,7 +175,7 @@ async fn a_name_that_nobody_resolves() -> Result<()> {
     let with_dns = |dns: &str| {
         let key = format!("backends = [\"{}\"]", backend.address());
         let toml = app("round_robin", &[backend.address()]);
-        toml.replace(&key, &format!("{key}\n{dns}"))
+        toml.replace_once(&key, &format!("{key}\n{dns}"))
     };
     // Nobody listens there.
     let dead = format!(
@@ -265,7 +267,7 @@ async fn backends_that_are_down() -> Result<()> {
     let addresses: Vec<_> = backends.iter().map(Backend::address).collect();
     let health =
         "[upstream.health]\nkind = \"tcp\"\ninterval_ms = 20\nfall = 1\nrise = 1\n\n[[route]]";
-    let toml = app("round_robin", &addresses).replacen("[[route]]", health, 1);
+    let toml = app("round_robin", &addresses).replace_once("[[route]]", health);
     let balancer = Balancer::start(&toml).await?;
     drop(backends.pop());
     let says = format!("backend {} is down", addresses[1]);

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
 use pointsman_tests::{
-    Backend, Balancer, NOBODY, Reply, ScriptedBackend, Wire, app, in_time, payload, upgrade_request,
+    Backend, Balancer, Edit, NOBODY, Reply, ScriptedBackend, Wire, app, in_time, payload,
+    upgrade_request,
 };
 
 async fn one_backend() -> Result<(Backend, Balancer)> {
@@ -249,11 +250,10 @@ async fn a_large_body_streams_through_both_ways_at_once() -> Result<()> {
 #[tokio::test]
 async fn what_can_be_read_as_a_field_that_the_policy_goes_by_reaches_no_backend() -> Result<()> {
     let backend = Backend::start().await?;
-    let toml = app("consistent_hash", &[backend.address()]).replace(
+    let toml = app("consistent_hash", &[backend.address()]).replace_once(
         "policy = \"consistent_hash\"",
         "policy = \"consistent_hash\"\npolicy_config = { key = \"header\", name = \"X-Tenant\" }",
     );
-    ensure!(toml.contains("X-Tenant"), "{toml}");
     let balancer = Balancer::start(&toml).await?;
     let mut wire = Wire::connect(balancer.address()).await?;
     wire.send("GET / HTTP/1.1\r\nHost: a\r\nX_Tenant: b\r\nX_Other: c\r\n\r\n")

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use pointsman_tests::{
-    Backend, Balancer, Client, PATIENCE, Wire, app, eventually, frame, payload, upgrade_request,
+    Backend, Balancer, Client, Edit, PATIENCE, Wire, app, eventually, frame, payload,
+    upgrade_request,
 };
 use tokio_tungstenite::tungstenite::Message;
 
@@ -75,7 +76,7 @@ async fn many_messages_come_back_in_order() -> Result<()> {
 #[tokio::test]
 async fn a_message_over_the_bound_closes_the_session_with_1009() -> Result<()> {
     let backend = Backend::start().await?;
-    let toml = app("round_robin", &[backend.address()]).replace("16777216", "1024");
+    let toml = app("round_robin", &[backend.address()]).replace_once("16777216", "1024");
     let balancer = Balancer::start(&toml).await?;
     let mut client = Client::connect(&balancer.url("/websocket")).await?;
     client.echo_binary(vec![1; 1024]).await?;
@@ -127,7 +128,7 @@ async fn a_client_that_does_not_read_holds_up_no_other() -> Result<()> {
 async fn a_session_with_no_traffic_ends_after_its_idle_timeout() -> Result<()> {
     let backend = Backend::start().await?;
     let toml = app("round_robin", &[backend.address()])
-        .replace("path = \"/*\"", "path = \"/*\"\nidle_timeout_secs = 1");
+        .replace_once("path = \"/*\"", "path = \"/*\"\nidle_timeout_secs = 1");
     let balancer = Balancer::start(&toml).await?;
     let mut busy = Client::connect(&balancer.url("/websocket")).await?;
     let mut idle = Client::connect(&balancer.url("/websocket")).await?;
@@ -150,7 +151,7 @@ async fn a_session_with_no_traffic_ends_after_its_idle_timeout() -> Result<()> {
 async fn a_client_that_answers_no_ping_is_closed_though_its_backend_does() -> Result<()> {
     let backend = Backend::start().await?;
     let toml = app("round_robin", &[backend.address()])
-        .replace("path = \"/*\"", "path = \"/*\"\nping_interval_secs = 1");
+        .replace_once("path = \"/*\"", "path = \"/*\"\nping_interval_secs = 1");
     let balancer = Balancer::start(&toml).await?;
     let mut alive = Client::connect(&balancer.url("/websocket")).await?;
     let mut mute = Wire::connect(balancer.address()).await?;

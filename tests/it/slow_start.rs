@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Result;
-use pointsman_tests::{Backend, Balancer, Client, PATIENCE, app, eventually};
+use pointsman_tests::{Backend, Balancer, Client, Edit, PATIENCE, app, eventually};
 
 /// How many of `n` sockets land on each.
 async fn shares(balancer: &Balancer, n: usize) -> Result<BTreeMap<SocketAddr, usize>> {
@@ -22,7 +22,7 @@ async fn a_newcomer_begins_with_a_tenth_and_ends_with_its_share() -> Result<()> 
     let backends = Backend::start_many(2).await?;
     let [first, second] = [backends[0].address(), backends[1].address()];
     let slowly = |backends: &[SocketAddr]| {
-        app("round_robin", backends).replace("[[route]]", "slow_start_secs = 4\n\n[[route]]")
+        app("round_robin", backends).replace_once("[[route]]", "slow_start_secs = 4\n\n[[route]]")
     };
     let balancer = Balancer::start(&slowly(&[first])).await?;
     assert_eq!(shares(&balancer, 5).await?, BTreeMap::from([(first, 5)]));
@@ -49,8 +49,8 @@ async fn a_newcomer_begins_with_a_tenth_and_ends_with_its_share() -> Result<()> 
 async fn at_the_start_of_the_process_nobody_is_new() -> Result<()> {
     let backends = Backend::start_many(2).await?;
     let addresses: Vec<_> = backends.iter().map(Backend::address).collect();
-    let toml =
-        app("round_robin", &addresses).replace("[[route]]", "slow_start_secs = 600\n\n[[route]]");
+    let toml = app("round_robin", &addresses)
+        .replace_once("[[route]]", "slow_start_secs = 600\n\n[[route]]");
     let balancer = Balancer::start(&toml).await?;
     let shares = shares(&balancer, 10).await?;
     assert_eq!(shares.into_values().collect::<Vec<_>>(), [5, 5]);

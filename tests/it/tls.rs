@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use pointsman_tests::{
-    Backend, Balancer, Client, PATIENCE, Refused, eventually, get, payload, pointsman,
+    Backend, Balancer, Client, Edit, PATIENCE, Refused, eventually, get, payload, pointsman,
 };
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd,
@@ -164,11 +164,11 @@ async fn probes_are_in_tls_too() -> Result<()> {
     let bad = stranger.backend("app.internal", 2090).await?;
     for kind in ["tcp", "http", "websocket"] {
         let toml = site(good.address(), &tls)
-            .replace(
+            .replace_once(
                 &format!("\"{}\"", good.address()),
                 &format!("\"{}\", \"{}\"", good.address(), bad.address()),
             )
-            .replace(
+            .replace_once(
                 "[[route]]",
                 &format!("[upstream.health]\nkind = \"{kind}\"\ninterval_ms = 50\n[[route]]"),
             );

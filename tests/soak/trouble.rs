@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use pointsman_tests::{BackendProcess, Wire, frame, guests, upgrade_request};
+use pointsman_tests::{BackendProcess, Edit, Wire, frame, guests, upgrade_request};
 use rustix::process::Signal;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -185,7 +185,7 @@ pub(crate) async fn reload(soak: Arc<Soak>, stopped: watch::Receiver<bool>) -> R
         }
         let mut toml = configuration(&soak.backends, version);
         if version % 3 == 2 {
-            toml = toml.replace("workers = 2", "workers = 2\nunknown = true");
+            toml = toml.replace_once("workers = 2", "workers = 2\nunknown = true");
         }
         soak.balancer.reload(&toml)?;
         soak.trouble.reloads.fetch_add(1, Relaxed);

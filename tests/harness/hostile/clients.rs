@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Act, Case, DEADLINE, Step};
+use crate::edit::Edit;
 use crate::{frame, upgrade_request};
 
 const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
@@ -50,10 +51,10 @@ fn upgrades() -> Vec<Case> {
     let good = asks(&[]);
     let mut cases = vec![
         case("a good upgrade", good.clone()).tunnel(),
-        case("by POST", good.replace("GET", "POST")).refused(400),
-        case("by HEAD", good.replace("GET", "HEAD")).refused(400),
-        case("by `get`", good.replace("GET", "get")).refused(400),
-        case("in HTTP/1.0", good.replace("HTTP/1.1", "HTTP/1.0")).refused(400),
+        case("by POST", good.replace_once("GET", "POST")).refused(400),
+        case("by HEAD", good.replace_once("GET", "HEAD")).refused(400),
+        case("by `get`", good.replace_once("GET", "get")).refused(400),
+        case("in HTTP/1.0", good.replace_once("HTTP/1.1", "HTTP/1.0")).refused(400),
         case(
             "a body by Content-Length",
             asks(&["Content-Length: 5"]) + "hello",
@@ -237,7 +238,7 @@ fn fields() -> Vec<Case> {
     cases.push(
         case(
             "lines that end in a bare LF",
-            asks(&[]).replace("\r\n", "\n").into_bytes(),
+            asks(&[]).replace_all("\r\n", "\n").into_bytes(),
         )
         .tunnel()
         .unsent("websocket\nconnection")
@@ -328,7 +329,7 @@ fn bodies() -> Vec<Case> {
     cases.push(
         case(
             "chunks in HTTP/1.0",
-            posts("Transfer-Encoding: chunked", "0\r\n\r\n").replace("HTTP/1.1", "HTTP/1.0"),
+            posts("Transfer-Encoding: chunked", "0\r\n\r\n").replace_once("HTTP/1.1", "HTTP/1.0"),
         )
         .refused(400),
     );
@@ -389,7 +390,7 @@ fn bodies() -> Vec<Case> {
 fn targets() -> Vec<Case> {
     let group = "Targets (RFC 9112 section 3.2)";
     let at =
-        |name: &str, target: &str| Case::new(group, name, asks(&[]).replacen("/ws", target, 1));
+        |name: &str, target: &str| Case::new(group, name, asks(&[]).replace_once("/ws", target));
     let mut raw = asks(&[]).into_bytes();
     raw.splice(7..7, *b"/\xc3\xa9");
     vec![
@@ -502,22 +503,22 @@ fn sizes() -> Vec<Case> {
         case("102 fields", gets(&many)).refused(431),
         case(
             "a target of 7 KiB",
-            gets("").replace("/x", &format!("/{}", long(7 << 10))),
+            gets("").replace_once("/x", &format!("/{}", long(7 << 10))),
         )
         .answered(200),
         case(
             "a target of 9 KiB",
-            gets("").replace("/x", &format!("/{}", long(9 << 10))),
+            gets("").replace_once("/x", &format!("/{}", long(9 << 10))),
         )
         .refused(414),
         case(
             "a target of 70 KiB",
-            gets("").replace("/x", &format!("/{}", long(70 << 10))),
+            gets("").replace_once("/x", &format!("/{}", long(70 << 10))),
         )
         .refused(431),
         case(
             "a method of 17 KiB",
-            gets("").replace("GET", &long(17 << 10)),
+            gets("").replace_once("GET", &long(17 << 10)),
         )
         .refused(431),
     ]

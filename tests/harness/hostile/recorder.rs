@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::Act;
+use crate::edit::Edit;
 use crate::scripted::accept_upgrade;
 
 /// What a backend says to a request that is no upgrade.
@@ -169,7 +170,10 @@ impl Ear {
             Act::Usual => self.usual().await,
             Act::Say(bytes) => self.say(bytes).await,
             Act::Accept(text, other) => {
-                let accept = accept_upgrade(&self.head(), &[]).replace(text, other);
+                let mut accept = accept_upgrade(&self.head(), &[]);
+                if !text.is_empty() {
+                    accept = accept.replace_once(text, other);
+                }
                 self.say(accept.as_bytes()).await
             }
             Act::Quiet(time) => {
