@@ -32,7 +32,7 @@ pub use chromium::Chromium;
 pub use client::{Client, Refused, payload};
 pub use config::{NOBODY, app, repository};
 pub use edit::Edit;
-pub use metrics::Metrics;
+pub use metrics::{Metrics, documented_metrics};
 pub use node::{NodeServers, NodeStory, example, node, script};
 pub use process::{BackendProcess, Ended, binary, pointsman};
 pub use promtool::Promtool;

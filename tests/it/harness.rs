@@ -47,7 +47,7 @@ fn metrics_are_read_in_every_form() -> Result<()> {
     assert_eq!(metrics.sum("a_total", &[("y", "b")]), 7.0);
     assert_eq!(metrics.sum("b", &[]), 0.5);
     assert!(metrics.has("c_bucket", &[("le", "+Inf")]));
-    assert!(!metrics.has("a", &[]));
+    assert!(!metrics.has("a_total", &[("x", "3")]));
     assert!(Metrics::parse("this is no page").is_err());
     Ok(())
 }
