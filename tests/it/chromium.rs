@@ -2,7 +2,7 @@
 //! server itself, in a browser that people use.
 
 use anyhow::{Context, Result, ensure};
-use pointsman_tests::{Chromium, NodeStory, three_ways};
+use pointsman_tests::{Chromium, NodeStory, skip, three_ways};
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -10,7 +10,7 @@ async fn a_page_in_chromium_speaks_over_every_way() -> Result<()> {
     let mut server = NodeStory::start("page.mjs", &[]).await?;
     let balancer = three_ways(server.address(), 16 << 20).await?;
     let Some(browser) = Chromium::visit(&format!("http://{}/", balancer.address()))? else {
-        eprintln!("skipped: there is no Chromium, and without root and apt-get none can be had");
+        skip("there is no Chromium, and without root and apt-get none can be had");
         return Ok(());
     };
     let posted = server.line().await?.context("the server has ended")?;
