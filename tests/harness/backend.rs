@@ -36,12 +36,15 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
-/// One backend; dropping it closes its listener and all its sockets.
+use crate::tasks::{Panics, Tasks};
+
+/// One backend; dropping it closes its listener and all its sockets, and fails the test if one of its
+/// tasks has panicked.
 #[derive(Debug)]
 pub struct Backend {
     address: SocketAddr,
     seen: Arc<Seen>,
-    _server: JoinSet<()>,
+    _server: Tasks,
 }
 
 /// What a backend remembers.
@@ -81,15 +84,8 @@ impl Backend {
             .with_single_cert(vec![certificate], key)?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let seen = Arc::<Seen>::default();
         let tls = TlsAcceptor::from(Arc::new(config));
-        let mut server = JoinSet::new();
-        server.spawn(serve(listener, address, Arc::clone(&seen), Some(tls)));
-        Ok(Self {
-            address,
-            seen,
-            _server: server,
-        })
+        Ok(Self::serving(listener, address, Some(tls)))
     }
 
     /// Starts where one has been before.
@@ -103,14 +99,18 @@ impl Backend {
         socket.bind(address)?;
         let listener = socket.listen(1024)?;
         let address = listener.local_addr()?;
+        Ok(Self::serving(listener, address, None))
+    }
+
+    fn serving(listener: TcpListener, address: SocketAddr, tls: Option<TlsAcceptor>) -> Self {
         let seen = Arc::<Seen>::default();
-        let mut server = JoinSet::new();
-        server.spawn(serve(listener, address, Arc::clone(&seen), None));
-        Ok(Self {
+        let of_server = Arc::clone(&seen);
+        let server = Tasks::start(|panics| serve(listener, address, of_server, tls, panics));
+        Self {
             address,
             seen,
             _server: server,
-        })
+        }
     }
 
     /// Starts `n`.
@@ -168,6 +168,7 @@ async fn serve(
     address: SocketAddr,
     seen: Arc<Seen>,
     tls: Option<TlsAcceptor>,
+    panics: Panics,
 ) {
     let mut connections = JoinSet::new();
     loop {
@@ -177,8 +178,8 @@ async fn serve(
                 let seen = Arc::clone(&seen);
                 let _ = stream.set_nodelay(true);
                 match &tls {
-                    None => connections.spawn(connection(stream, address, seen)),
-                    Some(tls) => connections.spawn(secured(tls.accept(stream), address, seen)),
+                    None => connections.spawn(panics.watch(connection(stream, address, seen))),
+                    Some(tls) => connections.spawn(panics.watch(secured(tls.accept(stream), address, seen))),
                 };
             },
             Some(_) = connections.join_next() => {}

@@ -12,6 +12,8 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use crate::tasks::{Panics, Tasks};
+
 /// What to do when the head of a request is in.
 #[derive(Clone, Debug)]
 pub enum Reply {
@@ -33,13 +35,13 @@ pub enum Reply {
     Nothing,
 }
 
-/// Dropping it closes its listener and all its sockets.
+/// Dropping it closes its listener and all its sockets, and fails the test if the script has panicked.
 #[derive(Debug)]
 pub struct ScriptedBackend {
     address: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
     n_open: Arc<AtomicUsize>,
-    _server: JoinSet<()>,
+    _server: Tasks,
 }
 
 type Script = dyn Fn(&str) -> Reply + Send + Sync;
@@ -56,14 +58,9 @@ impl ScriptedBackend {
         let address = listener.local_addr()?;
         let heads = Arc::<Mutex<Vec<String>>>::default();
         let n_open = Arc::<AtomicUsize>::default();
-        let mut server = JoinSet::new();
         let script: Arc<Script> = Arc::new(script);
-        server.spawn(serve(
-            listener,
-            script,
-            Arc::clone(&heads),
-            Arc::clone(&n_open),
-        ));
+        let (of_server, open) = (Arc::clone(&heads), Arc::clone(&n_open));
+        let server = Tasks::start(|panics| serve(listener, script, of_server, open, panics));
         Ok(Self {
             address,
             heads,
@@ -115,6 +112,7 @@ async fn serve(
     script: Arc<Script>,
     heads: Arc<Mutex<Vec<String>>>,
     n_open: Arc<AtomicUsize>,
+    panics: Panics,
 ) {
     let mut connections = JoinSet::new();
     loop {
@@ -122,10 +120,10 @@ async fn serve(
             accepted = listener.accept() => if let Ok((stream, _)) = accepted {
                 n_open.fetch_add(1, Ordering::SeqCst);
                 let (script, heads, n_open) = (Arc::clone(&script), Arc::clone(&heads), Arc::clone(&n_open));
-                connections.spawn(async move {
+                connections.spawn(panics.watch(async move {
                     connection(stream, script, heads).await;
                     n_open.fetch_sub(1, Ordering::SeqCst);
-                });
+                }));
             },
             Some(_) = connections.join_next() => {}
         }

@@ -10,9 +10,8 @@ use anyhow::Result;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::{A, SRV};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use pointsman_tests::{Backend, Balancer, Client, PATIENCE, eventually, get};
+use pointsman_tests::{Backend, Balancer, Client, PATIENCE, Tasks, eventually, get};
 use tokio::net::UdpSocket;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 type Zone = HashMap<(String, RecordType), Vec<(u32, RData)>>;
@@ -22,7 +21,7 @@ struct NameServer {
     address: SocketAddr,
     zone: Arc<Mutex<Zone>>,
     asked: Arc<Mutex<Vec<Instant>>>,
-    _server: JoinSet<()>,
+    _server: Tasks,
 }
 
 impl NameServer {
@@ -30,8 +29,8 @@ impl NameServer {
         let socket = UdpSocket::bind("127.0.0.1:0").await?;
         let address = socket.local_addr()?;
         let (zone, asked) = (Arc::<Mutex<Zone>>::default(), Arc::<Mutex<_>>::default());
-        let mut server = JoinSet::new();
-        server.spawn(serve(socket, Arc::clone(&zone), Arc::clone(&asked)));
+        let (of_server, questions) = (Arc::clone(&zone), Arc::clone(&asked));
+        let server = Tasks::start(|_| serve(socket, of_server, questions));
         Ok(Self {
             address,
             zone,

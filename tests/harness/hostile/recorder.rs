@@ -15,16 +15,18 @@ use tokio::time::{sleep, timeout};
 use super::Act;
 use crate::edit::Edit;
 use crate::scripted::accept_upgrade;
+use crate::tasks::{Panics, Tasks};
 
 /// What a backend says to a request that is no upgrade.
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
 
-/// Dropping it closes its listener and all its sockets.
+/// Dropping it closes its listener and all its sockets, and fails the test if one of its tasks has
+/// panicked.
 #[derive(Debug)]
 pub struct Recorder {
     address: SocketAddr,
     scene: watch::Sender<Arc<Scene>>,
-    _server: JoinSet<()>,
+    _server: Tasks,
 }
 
 /// What happens at a backend during one case.
@@ -57,8 +59,8 @@ impl Recorder {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let scene = watch::Sender::new(Arc::<Scene>::default());
-        let mut server = JoinSet::new();
-        server.spawn(serve(listener, scene.subscribe()));
+        let changes = scene.subscribe();
+        let server = Tasks::start(|panics| serve(listener, changes, panics));
         Ok(Self {
             address,
             scene,
@@ -95,7 +97,7 @@ impl Recorder {
     }
 }
 
-async fn serve(listener: TcpListener, mut scene: watch::Receiver<Arc<Scene>>) {
+async fn serve(listener: TcpListener, mut scene: watch::Receiver<Arc<Scene>>, panics: Panics) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -108,7 +110,7 @@ async fn serve(listener: TcpListener, mut scene: watch::Receiver<Arc<Scene>>) {
             }
             accepted = listener.accept() => if let Ok((stream, _)) = accepted {
                 let scene = Arc::clone(&scene.borrow_and_update());
-                connections.spawn(connection(stream, scene));
+                connections.spawn(panics.watch(connection(stream, scene)));
             },
             Some(_) = connections.join_next() => {}
         }
