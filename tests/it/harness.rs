@@ -1,11 +1,15 @@
 //! The harness itself: its guests are what they should be, and its clients and backends understand
 //! each other with nothing between them.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{env, fs};
+
 use anyhow::{Context, Result, ensure};
 use pointsman_tests::{
-    Backend, Chatter, Client, Metrics, NodeServers, Refused, Reply, ScriptedBackend, Wire,
-    accept_upgrade, frame, get, guests, node, payload, upgrade_request,
+    Backend, Chatter, Client, Edit, Metrics, NodeServers, Refused, Reply, ScriptedBackend, Wire,
+    accept_upgrade, frame, get, guests, node, payload, repository, skip, upgrade_request,
 };
+use tokio::process::Command;
 
 /// The first eight bytes of a component, and of a core module (component model, `Binary.md`).
 const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
@@ -49,6 +53,117 @@ fn metrics_are_read_in_every_form() -> Result<()> {
     assert!(metrics.has("c_bucket", &[("le", "+Inf")]));
     assert!(!metrics.has("a_total", &[("x", "3")]));
     assert!(Metrics::parse("this is no page").is_err());
+    Ok(())
+}
+
+#[test]
+fn what_nobody_has_counted_is_0_and_what_does_not_exist_is_an_error() -> Result<()> {
+    let metrics = Metrics::parse("a_total{x=\"1\"} 3\n")?;
+    assert_eq!(metrics.sum("a_total", &[("x", "2")]), 0.0);
+    // Documented, and not on this page.
+    let labels = [("target", "app"), ("direction", "up")];
+    assert_eq!(metrics.sum("pointsman_messages_total", &labels), 0.0);
+    for (name, label) in [
+        ("b_total", "x"),
+        ("a_total", "y"),
+        ("pointsman_messages_totals", "target"),
+        ("pointsman_messages_total", "upstream"),
+    ] {
+        let sum = || metrics.sum(name, &[(label, "1")]);
+        ensure!(catch_unwind(sum).is_err(), "{name}{{{label}}} is 0");
+        let has = || metrics.has(name, &[(label, "1")]);
+        ensure!(catch_unwind(has).is_err(), "{name}{{{label}}} is not there");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_change_that_does_not_fit_fails() {
+    assert_eq!("a b".replace_once("b", "c"), "a c");
+    assert_eq!("b b".replace_all("b", "c"), "c c");
+    for text in ["a", "b b"] {
+        assert!(catch_unwind(|| text.replace_once("b", "c")).is_err());
+    }
+    assert!(catch_unwind(|| "a".replace_all("b", "c")).is_err());
+}
+
+#[test]
+fn text_is_changed_by_what_fails_where_it_does_not_fit() -> Result<()> {
+    // `config.rs` fills in what most tests leave out.
+    let exempt = ["harness/edit.rs", "harness/config.rs", "it/harness.rs"];
+    let mut folders = vec![repository("tests")];
+    let mut n_files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let is_code = path.extension().is_some_and(|extension| extension == "rs");
+            if !is_code || exempt.iter().any(|exempt| path.ends_with(exempt)) {
+                continue;
+            }
+            n_files += 1;
+            for (i, line) in fs::read_to_string(&path)?.lines().enumerate() {
+                // One character in place of another is no change of configuration.
+                let is_loose = line.contains(".replacen(")
+                    || line.contains(".replace(") && !line.contains(".replace('");
+                let at = i + 1;
+                ensure!(!is_loose, "{}:{at}: use `Edit`: {line}", path.display());
+            }
+        }
+    }
+    ensure!(n_files > 50, "only {n_files} files");
+    Ok(())
+}
+
+/// This test program with one of its ignored tests, and with this `CI`.
+async fn told(test: &str, ci: &str) -> Result<String> {
+    let mut inner = Command::new(env::current_exe()?);
+    inner.args(["--exact", test, "--ignored", "--nocapture"]);
+    let output = inner.env("CI", ci).kill_on_drop(true).output().await?;
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    ensure!(said.contains("running 1 test"), "{said}");
+    assert_eq!(output.status.success(), said.contains("1 passed"), "{said}");
+    Ok(said.into_owned())
+}
+
+#[tokio::test]
+async fn what_is_skipped_fails_under_ci() -> Result<()> {
+    let test = "harness::a_test_that_is_skipped";
+    let by_hand = told(test, "").await?;
+    ensure!(by_hand.contains("skipped: no reason"), "{by_hand}");
+    ensure!(by_hand.contains("1 passed"), "{by_hand}");
+    let in_ci = told(test, "true").await?;
+    ensure!(in_ci.contains("1 failed"), "{in_ci}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "the test above runs it, with and without CI"]
+fn a_test_that_is_skipped() {
+    skip("no reason");
+}
+
+#[tokio::test]
+async fn a_backend_whose_script_panics_fails_the_test() -> Result<()> {
+    let backend = ScriptedBackend::start(|_| panic!("unforeseen")).await?;
+    ensure!(get(backend.address(), "/").await.is_err(), "an answer");
+    let dropped = catch_unwind(AssertUnwindSafe(|| drop(backend)));
+    let panic = dropped.err().context("nobody hears of it")?;
+    let message = panic.downcast_ref::<String>().context("a text")?;
+    ensure!(message.ends_with("has panicked: unforeseen"), "{message}");
+
+    // A test that fails already is not aborted by it.
+    let backend = ScriptedBackend::start(|_| panic!("unforeseen")).await?;
+    ensure!(get(backend.address(), "/").await.is_err(), "an answer");
+    let failed = catch_unwind(AssertUnwindSafe(|| {
+        let _backend = backend;
+        panic!("the test's own");
+    }));
+    let panic = failed.expect_err("it panics");
+    assert_eq!(panic.downcast_ref::<&str>(), Some(&"the test's own"));
     Ok(())
 }
 
