@@ -309,14 +309,17 @@ impl Balancer {
         self.signal(Signal::HUP)
     }
 
-    /// Writes another configuration, completed as at the start, and tells nobody.
+    /// Writes another configuration, completed as at the start, and tells nobody. It takes its place by a
+    /// rename: who watches the file must not see half of it.
     ///
     /// # Errors
     ///
     /// The disk refuses.
     pub fn write_config(&self, toml: &str) -> Result<()> {
         let text = config::complete(toml, &self.plugins_dir());
-        Ok(fs::write(self.config_file(), text)?)
+        let incoming = self.folder.path().join("incoming/pointsman.toml");
+        fs::write(&incoming, text)?;
+        Ok(fs::rename(&incoming, self.config_file())?)
     }
 
     /// The most memory in RAM that the process has had since it started or since
