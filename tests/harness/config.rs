@@ -7,6 +7,13 @@ use std::path::{Path, PathBuf};
 /// Where nobody listens, now or later: the system hands out no port below 1024.
 pub const NOBODY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 
+/// An address to listen at that nobody else has, though its port is known before it is bound: a host of
+/// 127.0.0.0/8 picked at random, and a port that the system gives to nobody.
+pub fn own_address() -> SocketAddr {
+    let [b, c, d] = [(); 3].map(|()| fastrand::u8(1..=254));
+    SocketAddr::from(([127, b, c, d], 17_980))
+}
+
 /// Stands in a test's configuration for the watched plugin folder.
 const PLUGINS_DIR: &str = "PLUGINS_DIR";
 

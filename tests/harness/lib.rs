@@ -32,7 +32,7 @@ pub use balancer::Balancer;
 pub use chatter::Chatter;
 pub use chromium::Chromium;
 pub use client::{Client, Refused, payload};
-pub use config::{NOBODY, app, repository};
+pub use config::{NOBODY, app, own_address, repository};
 pub use edit::Edit;
 pub use metrics::{Metrics, documented_metrics};
 pub use node::{NodeServers, NodeStory, example, node, script};

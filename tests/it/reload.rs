@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use pointsman_tests::{
     Backend, Balancer, Chatter, Client, Edit, PATIENCE, app, ask, eventually, get, guests,
-    pointsman,
+    own_address, pointsman,
 };
 use serde_json::Value;
 
@@ -248,8 +248,7 @@ async fn a_written_file_is_read_without_a_signal_and_an_order_reads_it_too() -> 
 #[tokio::test]
 async fn listeners_come_and_go_and_those_that_stay_keep_their_sockets() -> Result<()> {
     let backend = Backend::start().await?;
-    let free = || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    let [stays, comes]: [SocketAddr; 2] = [free()?, free()?];
+    let [stays, comes] = [own_address(), own_address()];
     let at = |addresses: &[SocketAddr]| {
         let mut toml = app("round_robin", &[backend.address()]);
         for address in addresses {

@@ -8,10 +8,11 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 use super::{DEADLINE, Recorder};
+use crate::config::own_address;
 use crate::wait::{PATIENCE, eventually};
 
 /// A program that the table can be run against.
@@ -128,7 +129,7 @@ impl Peer {
     /// It is not installed, or does not start.
     pub async fn start(self, backends: &[Recorder; 2]) -> Result<Running> {
         let folder = TempDir::new()?;
-        let address = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
+        let address = own_address();
         let (file, text, args) = match self {
             Self::Nginx => (
                 "nginx.conf",
