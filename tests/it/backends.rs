@@ -2,17 +2,14 @@
 //! alive; and what a backend answers is verified before one byte is tunnelled.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pointsman_tests::{
     Backend, BackendProcess, Balancer, Client, Edit, NOBODY, PATIENCE, Refused, Reply,
     ScriptedBackend, Wire, accept_upgrade, app, eventually, frame, upgrade_request,
 };
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
 
 async fn three_processes() -> Result<Vec<BackendProcess>> {
     let mut backends = Vec::new();
@@ -258,39 +255,6 @@ async fn a_killed_backend_ends_its_sessions_with_a_close_frame_and_no_others() -
         }
     }
     Ok(())
-}
-
-#[tokio::test]
-async fn a_backend_that_takes_no_connection_costs_no_more_than_the_connect_timeout() -> Result<()> {
-    let alive = Backend::start().await?;
-    let (full, _held) = full_listener().await?;
-    let toml = app("round_robin", &[full.local_addr()?, alive.address()])
-        .replace_once("policy =", "connect_timeout_ms = 200\npolicy =");
-    let balancer = Balancer::start(&toml).await?;
-    for _ in 0..2 {
-        let began = Instant::now();
-        let client = Client::connect(&balancer.url("/websocket")).await?;
-        assert_eq!(client.backend()?, alive.address());
-        let took = began.elapsed();
-        ensure!(took < Duration::from_secs(1), "took {took:?}");
-    }
-    Ok(())
-}
-
-/// A listener that accepts nothing and whose queue is full, so that the kernel drops every SYN,
-/// and the connections that fill the queue.
-async fn full_listener() -> Result<(TcpListener, Vec<TcpStream>)> {
-    let socket = TcpSocket::new_v4()?;
-    socket.bind("127.0.0.1:0".parse()?)?;
-    let listener = socket.listen(1)?;
-    let address = listener.local_addr()?;
-    let mut held = Vec::new();
-    while let Ok(connected) = timeout(Duration::from_millis(200), TcpStream::connect(address)).await
-    {
-        held.push(connected?);
-        ensure!(held.len() < 100, "a queue that is never full");
-    }
-    Ok((listener, held))
 }
 
 #[tokio::test]

@@ -137,7 +137,7 @@ async fn addresses_come_and_go_with_the_records() -> Result<()> {
     let server = NameServer::start().await?;
     let (first, second, port) = pair().await?;
     server.set("app.test", RecordType::A, vec![(1, a(1))]);
-    let lines = format!("name = \"app.test\", port = {port}");
+    let lines = format!("name = \"app.test\", port = {port}, refresh_secs = 3600");
     let balancer = Balancer::start(&site(&server, &lines)).await?;
     backends(&balancer, &[first.address().to_string()]).await?;
     let url = balancer.url("/websocket");
@@ -145,11 +145,8 @@ async fn addresses_come_and_go_with_the_records() -> Result<()> {
 
     server.set("app.test", RecordType::A, vec![(1, a(2)), (1, a(1))]);
     let both = [first.address().to_string(), second.address().to_string()];
-    let took = backends(&balancer, &both).await?;
-    assert!(
-        took < Duration::from_secs(3),
-        "a TTL of a second, and it took {took:?}"
-    );
+    // Sooner than without the TTL of a second: `refresh_secs` is an hour.
+    backends(&balancer, &both).await?;
     let mut of_second = Client::connect(&url).await?;
     if of_second.backend()? != second.address() {
         of_second = Client::connect(&url).await?;
@@ -228,8 +225,9 @@ async fn a_name_is_asked_for_as_often_as_its_answer_is_valid() -> Result<()> {
         server.n_asked() >= before + 2
     });
     let took = took.await?;
+    // Between the two are two seconds; the first may have been under way.
     assert!(
-        took > Duration::from_secs(2),
+        took > Duration::from_secs(1),
         "every two seconds, and it took {took:?}"
     );
     let reloads = [("kind", "backends"), ("result", "ok")];

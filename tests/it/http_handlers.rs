@@ -178,7 +178,7 @@ async fn a_head_that_does_not_come_in_time_is_a_504() -> Result<()> {
     let balancer = site("http_head_timeout_ms = 200").await?;
     let received = ask(balancer.address(), "/h", "1.1").await?;
     assert_eq!(received.status, 504);
-    eventually("the reason is logged", Duration::from_secs(5), async || {
+    eventually("the reason is logged", PATIENCE, async || {
         let log = balancer.access_log();
         log.is_ok_and(|log| {
             log.iter()

@@ -12,7 +12,6 @@ mod conformance;
 mod dns;
 mod drain;
 mod ejection;
-mod faults;
 mod fences;
 mod filters;
 mod handlers;

@@ -12,13 +12,13 @@ use pointsman_tests::{
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-const HALF_A_HEAD: &str = "GET /websocket HTTP/1.1\r\nHost: app.example.org\r\n";
 const TEXT: u8 = 0x81;
 const PING: u8 = 0x89;
 const PONG: u8 = 0x8a;
 /// The first of several frames, binary.
 const BINARY_BEGINS: u8 = 0x02;
 const GOES_ON: u8 = 0x00;
+const FIN: u8 = 0x80;
 
 async fn one_backend(before: &str) -> Result<(Backend, Balancer)> {
     let backend = Backend::start().await?;
@@ -33,12 +33,6 @@ fn listener(lines: &str) -> String {
 
 async fn counted(balancer: &Balancer, name: &str) -> Result<f64> {
     Ok(balancer.metrics().await?.sum(name, &[]))
-}
-
-/// The longest but one of a hundred, as a hundred and one were.
-fn p99(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() * 99 / 100]
 }
 
 #[tokio::test]
@@ -119,37 +113,6 @@ async fn sessions_over_the_bound_are_told_when_to_come_again() -> Result<()> {
 }
 
 #[tokio::test]
-async fn half_made_handshakes_hurt_no_client_that_means_well() -> Result<()> {
-    let (_backend, balancer) = one_backend(&listener("max_handshakes = 100")).await?;
-    let chatter = Chatter::start(20, &balancer.url("/websocket")).await?;
-    let mut halves = Vec::new();
-    let mut times = Vec::new();
-    for i in 0..500 {
-        let mut half = Wire::connect(balancer.address()).await?;
-        half.send(HALF_A_HEAD).await?;
-        halves.push(half);
-        if i % 5 == 0 {
-            let began = Instant::now();
-            let mut client = Client::connect(&balancer.url("/websocket")).await?;
-            client.echo_text("in time").await?;
-            times.push(began.elapsed());
-        }
-    }
-    let slowest = p99(times);
-    eprintln!("p99 beside 500 half-made handshakes: {slowest:?}");
-    ensure!(slowest < Duration::from_millis(500), "{slowest:?}");
-    // Those that have waited longest are gone, and the last are still heard.
-    assert_eq!(halves[0].rest().await?, b"");
-    let ended = counted(&balancer, "pointsman_handshakes_ended_total").await?;
-    ensure!((300.0..=460.0).contains(&ended), "{ended} ended");
-    let mut last = halves.pop().context("there were 500")?;
-    last.send("Connection: close\r\n\r\n").await?;
-    assert_eq!(last.answer().await?.status, 200);
-    chatter.stop().await?;
-    Ok(())
-}
-
-#[tokio::test]
 async fn a_dribble_does_not_extend_the_time_for_a_head() -> Result<()> {
     let (_backend, balancer) = one_backend(&listener("handshake_timeout_ms = 500")).await?;
     let mut wire = Wire::connect(balancer.address()).await?;
@@ -212,7 +175,7 @@ async fn a_worker_that_is_late_refuses_new_requests_and_keeps_its_sessions() -> 
     let (_backend, balancer) = one_backend(toml).await?;
     let chatter = Chatter::start(20, &balancer.url("/websocket")).await?;
     let (mut n_accepted, mut n_refused) = (0, 0);
-    eventually("some are refused", PATIENCE, async || {
+    eventually("some are refused, some served", PATIENCE, async || {
         let mut burst = JoinSet::new();
         for _ in 0..600 {
             let address = balancer.address();
@@ -230,10 +193,9 @@ async fn a_worker_that_is_late_refuses_new_requests_and_keeps_its_sessions() -> 
                 other => panic!("{other:?}"),
             }
         }
-        n_refused > 0
+        n_refused > 0 && n_accepted > 0
     })
     .await?;
-    ensure!(n_accepted > 0, "nobody was served");
     eventually("it is in time again", PATIENCE, async || {
         Client::connect(&balancer.url("/websocket")).await.is_ok()
     })
@@ -242,50 +204,6 @@ async fn a_worker_that_is_late_refuses_new_requests_and_keeps_its_sessions() -> 
     let metrics = balancer.metrics().await?;
     let counted = metrics.sum("pointsman_upgrades_total", &[("result", "overloaded")]);
     ensure!(counted >= f64::from(n_refused), "{counted} of {n_refused}");
-    Ok(())
-}
-
-#[tokio::test]
-async fn stuck_floods_cost_little_memory_and_nobody_elses_time() -> Result<()> {
-    let (_backend, balancer) = one_backend("").await?;
-    let url = balancer.url("/websocket");
-    let mut others = Vec::new();
-    for _ in 0..4 {
-        others.push(Client::connect(&url).await?);
-    }
-    let before = counted(&balancer, "process_resident_memory_bytes").await?;
-    let mut floods = JoinSet::new();
-    for _ in 0..8 {
-        let mut client = Wire::connect(balancer.address()).await?;
-        client.send(upgrade_request("/websocket", &[])).await?;
-        assert_eq!(client.head().await?.status, 101);
-        floods.spawn(async move {
-            // 100 MiB, none of whose echo is ever read.
-            let piece = frame(TEXT, &[b'a'; 65_000]);
-            for _ in 0..1_613 {
-                client.send(&piece).await?;
-            }
-            anyhow::Ok(())
-        });
-    }
-    let mut times = Vec::new();
-    let until = Instant::now() + Duration::from_secs(3);
-    while Instant::now() < until {
-        for client in &mut others {
-            let began = Instant::now();
-            client.echo_text("beside a flood").await?;
-            times.push(began.elapsed());
-        }
-    }
-    let grown = counted(&balancer, "process_resident_memory_bytes").await? - before;
-    let slowest = p99(times);
-    eprintln!(
-        "8 stuck floods: {:.1} MiB more, p99 of others {slowest:?}",
-        grown / 1048576.0
-    );
-    ensure!(floods.try_join_next().is_none(), "a flood was not stuck");
-    ensure!(grown <= f64::from(32 << 20), "{grown} bytes more");
-    ensure!(slowest < Duration::from_millis(100), "{slowest:?}");
     Ok(())
 }
 
@@ -355,14 +273,22 @@ handler = "echo"
         client.send(&pieces).await?;
         large.push(client);
     }
-    let mut n_ended = 0;
+    // Those that there is room for end their messages, and have them back.
+    let (mut n_ended, mut n_echoed) = (0, 0);
     for mut client in large {
-        if let Ok(said) = timeout(Duration::from_millis(500), client.frame()).await {
-            assert_eq!(said?.close_code(), Some(1013));
+        // Whoever was ended may have been closed as well.
+        let _ = client.send(frame(FIN | GOES_ON, b"the end")).await;
+        let said = in_time("an echo or a Close", client.frame()).await?;
+        if said.close_code().is_some() {
+            assert_eq!(said.close_code(), Some(1013));
             n_ended += 1;
+        } else {
+            assert_eq!(said.payload.len(), 5 * 60_000 + 7);
+            n_echoed += 1;
         }
     }
-    ensure!((2..8).contains(&n_ended), "{n_ended} of 8 were ended");
+    ensure!(n_ended >= 2, "{n_ended} of 8 were ended");
+    ensure!(n_echoed >= 1, "none of 8 was echoed");
     small.echo_text("what is small passes").await
 }
 

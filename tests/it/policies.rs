@@ -204,7 +204,7 @@ async fn slow(after: Duration) -> Result<ScriptedBackend> {
 async fn the_quicker_backend_gets_more_where_latency_counts() -> Result<()> {
     for policy in ["least_latency", "power_of_two"] {
         let quick = Backend::start().await?;
-        let late = slow(Duration::from_millis(60)).await?;
+        let late = slow(Duration::from_millis(300)).await?;
         let balancer =
             Balancer::start(&site(policy, "{}", &[quick.address(), late.address()])).await?;
         for _ in 0..40 {

@@ -1,15 +1,11 @@
-//! The promise: a plugin file that appears, changes or goes takes effect within a second, under
-//! live sockets that do not notice; one that cannot be loaded changes nothing, and is loud.
+//! The promise: a plugin file that appears, changes or goes takes effect under live sockets that do not
+//! notice (how soon: `timing/swap.rs`); one that cannot be loaded changes nothing, and is loud.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pointsman_tests::{Backend, Balancer, Chatter, Client, PATIENCE, app, eventually, guests};
 use serde_json::Value;
-
-/// From the rename to the first choice of the new generation.
-const SOON: Duration = Duration::from_secs(1);
 
 /// The name that all these files are dropped in under.
 const NAME: &str = "round_robin";
@@ -42,7 +38,7 @@ async fn placed(balancer: &Balancer, n: usize) -> Result<Vec<SocketAddr>> {
 async fn drop_good(balancer: &Balancer, bytes: &[u8]) -> Result<()> {
     let before = balancer.generation(NAME).await?;
     balancer.drop_plugin(NAME, bytes)?;
-    eventually("a new generation in the status", SOON, async || {
+    eventually("a new generation in the status", PATIENCE, async || {
         balancer.generation(NAME).await.is_ok_and(|g| g > before)
     })
     .await?;
@@ -181,7 +177,7 @@ async fn deleting_the_file_brings_the_embedded_plugin_back() -> Result<()> {
     assert_eq!(placed(&balancer, 3).await?, [addresses[2]; 3]);
 
     balancer.delete_plugin(NAME)?;
-    eventually("the embedded one serves", SOON, async || {
+    eventually("the embedded one serves", PATIENCE, async || {
         let plugin = balancer.plugin(NAME).await;
         plugin.is_ok_and(|p| p["source"] == "embedded")
     })
@@ -281,7 +277,7 @@ async fn a_plugin_that_refuses_the_state_of_the_one_before_stops_the_swap() -> R
     let generation = balancer.generation(NAME).await?;
 
     balancer.drop_plugin(NAME, &guests::stateful_policy("refuses_state")?)?;
-    eventually("the refusal in the status", SOON, async || {
+    eventually("the refusal in the status", PATIENCE, async || {
         let plugin = balancer.plugin(NAME).await;
         plugin.is_ok_and(|plugin| {
             plugin["last_error"]

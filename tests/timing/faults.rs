@@ -16,6 +16,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::alone;
+
 const N_SESSIONS: usize = 1000;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_echo-backend");
 
@@ -148,6 +150,7 @@ async fn used_again(balancer: &Balancer, backend: SocketAddr) -> Result<Duration
 
 #[tokio::test]
 async fn a_thousand_sessions_and_killed_backends() -> Result<()> {
+    let _alone = alone().await;
     let mut backends = three().await?;
     let all = addresses(&backends);
     let balancer = Balancer::start(&app("round_robin", &all)).await?;
@@ -219,6 +222,7 @@ fn latest(ended: &[Ended], since: Instant) -> Duration {
 
 #[tokio::test]
 async fn a_thousand_sessions_and_a_backend_that_is_stopped() -> Result<()> {
+    let _alone = alone().await;
     let backends = three().await?;
     let all = addresses(&backends);
     let toml = app("round_robin", &all)
@@ -264,6 +268,7 @@ async fn a_thousand_sessions_and_a_backend_that_is_stopped() -> Result<()> {
 /// In a network of its own, as only root may have one.
 #[tokio::test]
 async fn a_network_that_drops_everything_is_found_out_by_pings() -> Result<()> {
+    let _alone = alone().await;
     let mut may = Command::new("unshare");
     may.args(["--net", "ip", "link", "set", "lo", "up"]);
     if !may.output().await.is_ok_and(|tried| tried.status.success()) {
@@ -289,6 +294,7 @@ async fn a_network_that_drops_everything_is_found_out_by_pings() -> Result<()> {
 #[tokio::test]
 #[ignore = "takes its network down: the test above runs it in one of its own"]
 async fn in_a_network_of_its_own() -> Result<()> {
+    let _alone = alone().await;
     set_loopback("up").await?;
     let backend = Backend::start().await?;
     let toml = app("round_robin", &[backend.address()])
