@@ -28,7 +28,7 @@ usage: cargo xtask COMMAND
                      Python's venv, Chromium, promtool
   plugins            build the shipped plugins to target/plugins/NAME.wasm
   build              plugins, then target/release/pointsman with them embedded
-  demo [ARGS]        build, then `pointsman demo ARGS` (`--once`: end by itself)
+  demo [ARGS]        build quickly, then `pointsman demo ARGS` (`--once`: end by itself)
   test [ARGS]        setup, build, then all tests; ARGS go to `cargo test`
   bench [ARGS]       build, set up nginx, HAProxy, Envoy and Node.js, then measure Pointsman beside
                      them; ARGS go to `pointsman-bench` (`--list`, `--workload NAME...`)
@@ -45,7 +45,8 @@ usage: cargo xtask COMMAND
                      shipped plugin
   deny               licenses, sources and versions of all dependencies, by deny.toml; then known
                      vulnerabilities
-  ci                 formatting, lints, documentation, then test, fuzz and a soak of 3 minutes
+  ci                 formatting, lints, documentation, then test, fuzz, deny but for known
+                     vulnerabilities, and a soak of 3 minutes
   bindings           make the SDK's bindings anew from sdk/wit/plugin.wit
 
 exit code: 0 done, 1 a step failed, 2 wrong usage
@@ -112,10 +113,15 @@ fn build(root: &Path) -> Result<()> {
         .run()
 }
 
+/// Builds nothing but what runs, by a profile that compiles it soon.
 fn demo(root: &Path, args: &[String]) -> Result<()> {
-    build(root)?;
+    plugins::build(root)?;
+    Step::cargo(root)
+        .args(["build", "--locked", "--profile", "demo"])
+        .args(["--package", "pointsman"])
+        .run()?;
     let args = args.strip_prefix(&["--".to_owned()]).unwrap_or(args);
-    Step::new(root, root.join("target/release/pointsman"))
+    Step::new(root, root.join("target/demo/pointsman"))
         .args(["demo"])
         .args(args)
         .run()
@@ -199,6 +205,7 @@ fn ci(root: &Path) -> Result<()> {
         .run()?;
     test(root, &[])?;
     fuzz::run(root, &[])?;
+    deny::check_offline(root)?;
     soak(root, &["--minutes".to_owned(), "3".to_owned()])
 }
 
