@@ -4,13 +4,13 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use pointsman_tests::{
     Backend, Balancer, Chatter, Client, PATIENCE, Wire, eventually, guests, upgrade_request,
 };
 use serde_json::Value;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 const N_OTHERS: u8 = 30;
 
@@ -119,11 +119,18 @@ path = "/guest"
     }
 }
 
+/// On a busy machine a call that should be late may not be: the clock of all calls was held up as well. Then
+/// it is asked for again.
 async fn fail(culprit: &mut Client) -> Result<()> {
-    culprit.send("now!".into()).await?;
-    let code = culprit.close_code().await?;
-    ensure!(code == Some(1011), "closed with {code:?}");
-    Ok(())
+    for _ in 0..5 {
+        culprit.send("now!".into()).await?;
+        if let Ok(code) = timeout(Duration::from_secs(2), culprit.close_code()).await {
+            let code = code?;
+            ensure!(code == Some(1011), "closed with {code:?}");
+            return Ok(());
+        }
+    }
+    bail!("it does not fail")
 }
 
 /// How many do not echo any more, each of which was told why. They are taken out.
