@@ -11,10 +11,11 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use pointsman_protocol::header::{Header, Opcode};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use crate::framing::{LONGEST, Opcode, Reader, payload, write_frame, write_header};
+use crate::framing::{self, LONGEST, Reader, payload, write_frame};
 use crate::socket::{Poll, Received, Socket};
 
 /// Bytes read at a time.
@@ -282,13 +283,11 @@ fn answer(
     while let Some(piece) = reader.next(&mut bytes)? {
         if task == Task::Echo || piece.opcode != Opcode::BINARY {
             if piece.is_first() {
-                write_header(
-                    out,
-                    piece.opcode.answer(),
-                    piece.is_final,
-                    None,
-                    piece.frame_bytes,
-                );
+                let header = Header {
+                    is_final: piece.is_final,
+                    ..Header::whole(framing::answer(piece.opcode), None, piece.frame_bytes)
+                };
+                header.write(out);
             }
             out.extend_from_slice(piece.payload);
             if piece.opcode == Opcode::CLOSE && piece.is_last() {

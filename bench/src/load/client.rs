@@ -7,10 +7,11 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use pointsman_protocol::header::Opcode;
 
 use super::{Shape, rooms};
 use crate::backend::{ACKNOWLEDGEMENT, STREAM};
-use crate::framing::{Opcode, Piece, Reader, payload, write_frame};
+use crate::framing::{Piece, Reader, payload, write_frame};
 use crate::socket::{Poll, Received, Socket};
 
 /// Bytes read at a time.

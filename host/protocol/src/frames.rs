@@ -5,8 +5,7 @@
 //! no payload and judges nothing but size, because what a frame may say is for the two ends to
 //! settle. It also writes the few frames that the host sends of its own.
 
-/// Longest header: two bytes, eight of length, four of mask.
-pub const MAX_HEADER_BYTES: usize = 14;
+use crate::header::{CONTROL_MAX_BYTES, Header, HeaderBuffer, MaskingKey, Opcode};
 
 /// Follows one direction. No heap.
 #[derive(Debug, Clone)]
@@ -18,8 +17,7 @@ pub struct FrameTracker {
     /// Payload of the message under way, up to and with the frame under way.
     message_bytes: u64,
     max_message_bytes: u64,
-    header: [u8; MAX_HEADER_BYTES],
-    header_len: u8,
+    header: HeaderBuffer,
     /// Whether the last data frame was not final. An empty unfinished fragment leaves no bytes, so
     /// `message_bytes` alone does not tell.
     is_in_message: bool,
@@ -29,7 +27,7 @@ pub struct FrameTracker {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Between frames, or within a header if `header_len > 0`.
+    /// Between frames, or within a header if some of it is there.
     Header,
     Payload,
 }
@@ -58,8 +56,7 @@ impl FrameTracker {
             payload_left: 0,
             message_bytes: 0,
             max_message_bytes,
-            header: [0; MAX_HEADER_BYTES],
-            header_len: 0,
+            header: HeaderBuffer::default(),
             is_in_message: false,
             phase: Phase::Header,
             close: CloseNote::None,
@@ -109,14 +106,14 @@ impl FrameTracker {
     /// What of that payload nobody has to look at: none of a Close frame, whose code would be missed.
     pub fn skippable(&self) -> u64 {
         match self.opcode() {
-            CLOSE => 0,
+            Opcode::CLOSE => 0,
             _ => self.payload_left(),
         }
     }
 
     /// Payload of the frame under way, between frames of the last one; 0 before the first.
     pub fn frame_bytes(&self) -> u64 {
-        payload_bytes(&self.header)
+        self.header.payload_bytes()
     }
 
     /// Messages may have any length from now on.
@@ -126,7 +123,7 @@ impl FrameTracker {
 
     /// Whether the last byte consumed ended a frame: here a control frame may be put in.
     pub fn is_between_frames(&self) -> bool {
-        self.phase == Phase::Header && self.header_len == 0
+        self.phase == Phase::Header && self.header.is_empty()
     }
 
     /// Whether the last byte consumed ended a message: here the sender could be exchanged.
@@ -149,153 +146,83 @@ impl FrameTracker {
 
     /// Reads a header, whole or in part; enters [`Phase::Payload`] when it is whole.
     fn header(&mut self, bytes: &[u8]) -> Result<usize, TooBig> {
-        let mut len = usize::from(self.header_len);
-        let mut consumed = 0;
-        while len < 2 || len < header_bytes(self.header[1]) {
-            let Some(&byte) = bytes.get(consumed) else {
-                self.header_len = len as u8;
-                return Ok(consumed);
-            };
-            self.header[len] = byte;
-            len += 1;
-            consumed += 1;
+        let consumed = self.header.fill(bytes);
+        if !self.header.is_whole() {
+            return Ok(consumed);
         }
-        let payload = payload_bytes(&self.header);
-        if !is_control(self.header[0]) {
-            let so_far = if self.opcode() == CONTINUATION {
-                self.message_bytes
-            } else {
-                0
-            };
-            let message = so_far.saturating_add(payload);
-            if message > self.max_message_bytes {
-                return Err(TooBig);
-            }
-            self.message_bytes = message;
-        } else if payload > self.max_message_bytes.max(CONTROL_MAX_BYTES) {
+        let payload = self.header.payload_bytes();
+        let Some(message_bytes) = self.allowed(payload) else {
+            self.header.unfill(consumed);
             return Err(TooBig);
-        } else if self.opcode() == CLOSE && self.close == CloseNote::None {
+        };
+        self.message_bytes = message_bytes;
+        if self.opcode() == Opcode::CLOSE && self.close == CloseNote::None {
             self.close = CloseNote::Begun(None);
         }
-        self.header_len = len as u8;
         self.payload_left = payload;
         self.phase = Phase::Payload;
         Ok(consumed)
     }
 
+    /// Payload of the message under way with this frame of it; none: that is more than is allowed.
+    fn allowed(&self, payload: u64) -> Option<u64> {
+        let (message, max) = match self.opcode() {
+            opcode if opcode.is_control() => {
+                let max = self.max_message_bytes.max(CONTROL_MAX_BYTES as u64);
+                return (payload <= max).then_some(self.message_bytes);
+            }
+            Opcode::CONTINUATION => (self.message_bytes, self.max_message_bytes),
+            _ => (0, self.max_message_bytes),
+        };
+        let message = message.saturating_add(payload);
+        (message <= max).then_some(message)
+    }
+
     fn note_close_payload(&mut self, payload: &[u8]) {
-        if self.opcode() != CLOSE {
+        if self.opcode() != Opcode::CLOSE {
             return;
         }
+        let key = self.header.key();
         for &byte in payload.iter().take(2) {
             let CloseNote::Begun(first) = self.close else {
                 return;
             };
             self.close = match first {
-                None => CloseNote::Begun(Some(byte ^ self.mask(0))),
-                Some(high) => {
-                    CloseNote::Seen(Some(u16::from_be_bytes([high, byte ^ self.mask(1)])))
-                }
+                None => CloseNote::Begun(Some(byte ^ key[0])),
+                Some(high) => CloseNote::Seen(Some(u16::from_be_bytes([high, byte ^ key[1]]))),
             };
         }
     }
 
     fn end_frame(&mut self) {
-        if let (CLOSE, CloseNote::Begun(_)) = (self.opcode(), self.close) {
+        if let (Opcode::CLOSE, CloseNote::Begun(_)) = (self.opcode(), self.close) {
             self.close = CloseNote::Seen(None);
         }
-        if !is_control(self.header[0]) {
-            self.is_in_message = self.header[0] & FIN == 0;
+        let prefix = self.header.prefix();
+        if !prefix.opcode().is_control() {
+            self.is_in_message = !prefix.is_final();
             if !self.is_in_message {
                 self.messages += 1;
                 self.message_bytes = 0;
             }
         }
         self.phase = Phase::Header;
-        self.header_len = 0;
+        self.header.finish();
     }
 
-    fn opcode(&self) -> u8 {
-        self.header[0] & 0x0f
-    }
-
-    /// Byte `i` (0 to 3) of the mask; 0 where the frame has none.
-    fn mask(&self, i: usize) -> u8 {
-        if self.header[1] & MASKED == 0 {
-            return 0;
-        }
-        self.header[usize::from(self.header_len) - 4 + i]
+    fn opcode(&self) -> Opcode {
+        self.header.prefix().opcode()
     }
 }
 
-/// RFC 6455 section 5.5; a longer one is for the two ends to settle, unless it is longer than a message.
-const CONTROL_MAX_BYTES: u64 = 125;
-const FIN: u8 = 0x80;
-const MASKED: u8 = 0x80;
-const CONTINUATION: u8 = 0x0;
-const CLOSE: u8 = 0x8;
-const PING: u8 = 0x9;
-
-fn is_control(first: u8) -> bool {
-    first & 0x08 != 0
+/// Appends a Close frame without a reason. `key`: towards a server (RFC 6455 section 5.3).
+pub fn write_close(code: u16, key: Option<MaskingKey>, out: &mut Vec<u8>) {
+    Header::whole(Opcode::CLOSE, key, 2).write_frame(&code.to_be_bytes(), out);
 }
 
-/// Length of a header by its second byte.
-fn header_bytes(second: u8) -> usize {
-    let length = match second & 0x7f {
-        126 => 2,
-        127 => 8,
-        _ => 0,
-    };
-    2 + length + if second & MASKED != 0 { 4 } else { 0 }
-}
-
-/// Length of the payload by a whole header.
-fn payload_bytes(header: &[u8; MAX_HEADER_BYTES]) -> u64 {
-    let [_, second, a, b, c, d, e, f, g, h, ..] = *header;
-    match second & 0x7f {
-        126 => u64::from(u16::from_be_bytes([a, b])),
-        127 => u64::from_be_bytes([a, b, c, d, e, f, g, h]),
-        short => u64::from(short),
-    }
-}
-
-/// How a frame of ours is masked (RFC 6455 section 5.3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Masking {
-    /// Towards a client.
-    None,
-    /// Towards a backend, with this key.
-    Key([u8; 4]),
-}
-
-/// A Close frame without a reason.
-pub fn close_frame(code: u16, masking: Masking) -> Vec<u8> {
-    control_frame(CLOSE, &code.to_be_bytes(), masking)
-}
-
-/// A Ping frame without a payload.
-pub fn ping_frame(masking: Masking) -> Vec<u8> {
-    control_frame(PING, &[], masking)
-}
-
-fn control_frame(opcode: u8, payload: &[u8], masking: Masking) -> Vec<u8> {
-    debug_assert!(payload.len() <= 125, "RFC 6455 section 5.5");
-    let mut frame = vec![FIN | opcode, payload.len() as u8];
-    match masking {
-        Masking::None => frame.extend_from_slice(payload),
-        Masking::Key(key) => {
-            frame[1] |= MASKED;
-            frame.extend_from_slice(&key);
-            frame.extend(
-                payload
-                    .iter()
-                    .zip(key.iter().cycle())
-                    .map(|(byte, mask)| byte ^ mask),
-            );
-        }
-    }
-    frame
+/// Appends a Ping frame without a payload, as [`write_close`].
+pub fn write_ping(key: Option<MaskingKey>, out: &mut Vec<u8>) {
+    Header::whole(Opcode::PING, key, 0).write_frame(&[], out);
 }
 
 #[cfg(test)]
@@ -303,27 +230,10 @@ mod tests {
     use super::*;
 
     fn frame(first: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
-        let masked = if mask.is_some() { MASKED } else { 0 };
-        let mut bytes = vec![first];
-        match payload.len() {
-            n @ 0..=125 => bytes.push(masked | n as u8),
-            n @ 126..=65535 => {
-                bytes.push(masked | 126);
-                bytes.extend((n as u16).to_be_bytes());
-            }
-            n => {
-                bytes.push(masked | 127);
-                bytes.extend((n as u64).to_be_bytes());
-            }
-        }
-        let key = mask.unwrap_or_default();
-        bytes.extend(mask.iter().flatten());
-        bytes.extend(
-            payload
-                .iter()
-                .zip(key.iter().cycle())
-                .map(|(byte, mask)| byte ^ mask),
-        );
+        let header = Header::whole(Opcode::TEXT, mask, payload.len() as u64);
+        let mut bytes = Vec::new();
+        header.write_frame(payload, &mut bytes);
+        bytes[0] = first;
         bytes
     }
 
@@ -455,10 +365,13 @@ mod tests {
 
     #[test]
     fn frames_of_ours_are_read_back() {
-        for masking in [Masking::None, Masking::Key([9, 8, 7, 6])] {
+        for key in [None, Some([9, 8, 7, 6])] {
             let mut tracker = FrameTracker::new(u64::MAX);
-            assert_eq!(feed(&mut tracker, &ping_frame(masking), 1).len(), 1);
-            assert_eq!(feed(&mut tracker, &close_frame(1012, masking), 1).len(), 1);
+            let (mut ping, mut close) = (Vec::new(), Vec::new());
+            write_ping(key, &mut ping);
+            write_close(1012, key, &mut close);
+            assert_eq!(feed(&mut tracker, &ping, 1).len(), 1);
+            assert_eq!(feed(&mut tracker, &close, 1).len(), 1);
             assert_eq!(tracker.close(), Some(Some(1012)));
         }
     }

@@ -8,12 +8,9 @@ use std::str;
 use pointsman_contract::close;
 use pointsman_contract::message::{CloseReason, MessageKind};
 
+use super::End;
 use super::deflate::{InflateError, Inflater};
-use super::{CONTROL_MAX_BYTES, End, FIN, MASKED, RSV1, mask, opcode};
-
-const RSV2_RSV3: u8 = 0x30;
-const OPCODE: u8 = 0x0f;
-const IS_CONTROL: u8 = 0x08;
+use crate::header::{CONTROL_MAX_BYTES, Header, Opcode, Prefix, mask};
 
 /// What came.
 #[derive(Debug, PartialEq, Eq)]
@@ -70,17 +67,12 @@ pub struct UnderWay {
     pub n_bytes: u64,
 }
 
-/// A frame's header.
+/// A data frame whose payload is coming in.
 #[derive(Debug, Clone, Copy)]
 struct Frame {
-    is_final: bool,
-    is_compressed: bool,
-    opcode: u8,
-    key: Option<[u8; 4]>,
-    len: u64,
+    header: Header,
     /// How much of the payload is still to come.
     left: u64,
-    header_len: usize,
 }
 
 /// A message that is not whole yet, or has just become so.
@@ -138,23 +130,26 @@ impl Decoder {
         }
         loop {
             if self.frame.is_none() {
-                let Some(frame) = self.header(input)? else {
+                let Some(header) = self.header(input)? else {
                     return Ok(None);
                 };
-                if frame.opcode & IS_CONTROL != 0 {
-                    return self.control(frame, input);
+                if header.opcode.is_control() {
+                    return self.control(header, input);
                 }
-                self.begin(&frame)?;
-                if self.is_whole_in_one(&frame, input) {
-                    return self.show_in_place(&frame, input).map(Some);
+                self.begin(&header)?;
+                if is_whole_in_one(&header, input) {
+                    return self.show_in_place(&header, input).map(Some);
                 }
-                self.frame = Some(frame);
+                self.frame = Some(Frame {
+                    header,
+                    left: header.payload_bytes,
+                });
             }
             let is_frame_over = self.payload(input)?;
             if !is_frame_over {
                 return Ok(None);
             }
-            if self.frame.take().is_some_and(|frame| frame.is_final) {
+            if self.frame.take().is_some_and(|frame| frame.header.is_final) {
                 return self.show_assembled().map(Some);
             }
         }
@@ -189,30 +184,26 @@ impl Decoder {
         self.message = None;
     }
 
-    /// The next header, with all of it taken off `input`; a control frame is taken whole.
-    fn header(&mut self, input: &mut &mut [u8]) -> Result<Option<Frame>, Violation> {
+    /// The next header, with all of it taken off `input`; the payload of a control frame is there, too: in `held`,
+    /// or at the front of `input`.
+    fn header(&mut self, input: &mut &mut [u8]) -> Result<Option<Header>, Violation> {
         // Straight from the input where it has all that is needed.
         if self.held.is_empty() {
-            if let Some(frame) = self.parse(input)? {
-                let is_data = frame.opcode & IS_CONTROL == 0;
-                if is_data || input.len() >= frame.header_len + frame.len as usize {
-                    take(input, frame.header_len);
-                    return Ok(Some(frame));
-                }
+            if let Some((header, header_bytes)) = self.parse(input)?
+                && input.len() >= needed(&header, header_bytes)
+            {
+                take(input, header_bytes);
+                return Ok(Some(header));
             }
             self.held.extend_from_slice(take(input, usize::MAX));
             return Ok(None);
         }
         loop {
-            if let Some(frame) = self.parse(&self.held)? {
-                let is_data = frame.opcode & IS_CONTROL == 0;
-                let whole = match is_data {
-                    true => frame.header_len,
-                    false => frame.header_len + frame.len as usize,
-                };
-                if self.held.len() >= whole {
-                    return Ok(Some(frame));
-                }
+            if let Some((header, header_bytes)) = self.parse(&self.held)?
+                && self.held.len() >= needed(&header, header_bytes)
+            {
+                self.held.drain(..header_bytes);
+                return Ok(Some(header));
             }
             match take(input, 1) {
                 [] => return Ok(None),
@@ -221,98 +212,68 @@ impl Decoder {
         }
     }
 
-    /// None: there is not all of it yet.
-    fn parse(&self, bytes: &[u8]) -> Result<Option<Frame>, Violation> {
-        let &[first, second, ref rest @ ..] = bytes else {
+    /// The header at the front, and its length; none: there is not all of it yet.
+    fn parse(&self, bytes: &[u8]) -> Result<Option<(Header, usize)>, Violation> {
+        let Some(prefix) = Prefix::read(bytes) else {
             return Ok(None);
         };
-        let (opcode, is_final) = (first & OPCODE, first & FIN != 0);
-        let is_control = opcode & IS_CONTROL != 0;
-        let is_compressed = first & RSV1 != 0;
+        let opcode = prefix.opcode();
         let may_compress =
-            self.inflater.is_some() && matches!(opcode, opcode::TEXT | opcode::BINARY);
-        check(first & RSV2_RSV3 == 0, "a reserved bit is set")?;
-        check(!is_compressed || may_compress, "a reserved bit is set")?;
+            self.inflater.is_some() && matches!(opcode, Opcode::TEXT | Opcode::BINARY);
+        let has_unknown_bits = prefix.has_unknown_bits() || prefix.is_compressed() && !may_compress;
+        check(!has_unknown_bits, "a reserved bit is set")?;
+        check(!opcode.is_reserved(), "an opcode is reserved")?;
         check(
-            matches!(opcode, opcode::CONTINUATION..=opcode::BINARY | opcode::CLOSE..=opcode::PONG),
-            "an opcode is reserved",
-        )?;
-        let is_masked = second & MASKED != 0;
-        check(
-            is_masked == (self.end == End::Server),
+            prefix.is_masked() == (self.end == End::Server),
             "a frame is masked by the wrong side",
         )?;
-        let short = second & !MASKED;
-        check(!is_control || is_final, "a control frame is fragmented")?;
-        check(
-            !is_control || usize::from(short) <= CONTROL_MAX_BYTES,
-            "a control frame is too long",
-        )?;
-        let n_len = match short {
-            126 => 2,
-            127 => 8,
-            _ => 0,
-        };
-        let Some(extended) = rest.get(..n_len) else {
+        if opcode.is_control() {
+            check(prefix.is_final(), "a control frame is fragmented")?;
+            let is_short = usize::from(prefix.short_length()) <= CONTROL_MAX_BYTES;
+            check(is_short, "a control frame is too long")?;
+        }
+        let Some(header) = Header::read(bytes) else {
             return Ok(None);
         };
-        let len = match n_len {
-            0 => u64::from(short),
-            _ => extended
-                .iter()
-                .fold(0, |len, &byte| len << 8 | u64::from(byte)),
-        };
-        check(len >> 63 == 0, "a length is too large")?;
-        let n_key = if is_masked { 4 } else { 0 };
-        let Some(key) = rest.get(n_len..n_len + n_key) else {
-            return Ok(None);
-        };
-        Ok(Some(Frame {
-            is_final,
-            is_compressed,
-            opcode,
-            key: key.try_into().ok(),
-            len,
-            left: len,
-            header_len: 2 + n_len + n_key,
-        }))
+        check(header.payload_bytes >> 63 == 0, "a length is too large")?;
+        Ok(Some((header, prefix.header_bytes())))
     }
 
     fn control(
         &mut self,
-        frame: Frame,
+        header: Header,
         input: &mut &mut [u8],
     ) -> Result<Option<Incoming<'_>>, Violation> {
-        let len = frame.len as usize;
+        let len = header.payload_bytes as usize;
         let payload = &mut self.control[..len];
         match self.held.is_empty() {
             true => payload.copy_from_slice(take(input, len)),
-            false => payload.copy_from_slice(&self.held[frame.header_len..]),
+            false => payload.copy_from_slice(&self.held),
         }
         self.held = Vec::new();
         if self.message.is_none() {
             self.n_whole += 1;
         }
-        if let Some(key) = frame.key {
+        if let Some(key) = header.key {
             mask(payload, key, 0);
         }
         let payload = &*payload;
-        Ok(Some(match frame.opcode {
-            opcode::PING => Incoming::Ping(payload),
-            opcode::PONG => Incoming::Pong(payload),
+        Ok(Some(match header.opcode {
+            Opcode::PING => Incoming::Ping(payload),
+            Opcode::PONG => Incoming::Pong(payload),
             _ => Incoming::Close(close_reason(payload)?),
         }))
     }
 
     /// A data frame begins, and with it a message or another piece of one.
-    fn begin(&mut self, frame: &Frame) -> Result<(), Violation> {
+    fn begin(&mut self, header: &Header) -> Result<(), Violation> {
         self.held = Vec::new();
-        let kind = match frame.opcode {
-            opcode::CONTINUATION => {
+        let kind = match header.opcode {
+            Opcode::CONTINUATION => {
                 check(self.message.is_some(), "a fragment continues nothing")?;
                 None
             }
-            opcode::TEXT => Some(MessageKind::Text),
+            Opcode::TEXT => Some(MessageKind::Text),
             _ => Some(MessageKind::Binary),
         };
         if let Some(kind) = kind {
@@ -320,7 +281,7 @@ impl Decoder {
             self.n_came = 0;
             self.message = Some(Partial {
                 kind,
-                is_compressed: frame.is_compressed,
+                is_compressed: header.is_compressed,
                 payload: Vec::new(),
                 valid: 0,
             });
@@ -335,32 +296,25 @@ impl Decoder {
             .message
             .as_ref()
             .is_some_and(|message| message.is_compressed);
-        match is_compressed || frame.len <= room {
+        match is_compressed || header.payload_bytes <= room {
             true => Ok(()),
             false => Err(too_big()),
         }
     }
 
-    fn is_whole_in_one(&self, frame: &Frame, input: &[u8]) -> bool {
-        frame.is_final
-            && frame.opcode != opcode::CONTINUATION
-            && !frame.is_compressed
-            && input.len() as u64 >= frame.len
-    }
-
     fn show_in_place<'a>(
         &mut self,
-        frame: &Frame,
+        header: &Header,
         input: &mut &'a mut [u8],
     ) -> Result<Incoming<'a>, Violation> {
         self.message = None;
         self.n_whole += 1;
-        let payload = take(input, frame.len as usize);
-        if let Some(key) = frame.key {
+        let payload = take(input, header.payload_bytes as usize);
+        if let Some(key) = header.key {
             mask(payload, key, 0);
         }
-        match frame.opcode {
-            opcode::TEXT => text(payload),
+        match header.opcode {
+            Opcode::TEXT => text(payload),
             _ => Ok(Incoming::Binary(payload)),
         }
     }
@@ -372,8 +326,9 @@ impl Decoder {
         };
         let n = usize::try_from(frame.left).unwrap_or(usize::MAX);
         let piece = take(input, n);
-        if let Some(key) = frame.key {
-            mask(piece, key, frame.len - frame.left);
+        let header = &frame.header;
+        if let Some(key) = header.key {
+            mask(piece, key, header.payload_bytes - frame.left);
         }
         frame.left -= piece.len() as u64;
         self.n_came += piece.len() as u64;
@@ -382,7 +337,7 @@ impl Decoder {
             (Some(inflater), true) => {
                 let max = self.max_message_bytes;
                 let mut inflated = inflater.piece(piece, &mut message.payload, max);
-                if is_over && frame.is_final {
+                if is_over && header.is_final {
                     inflated = inflated.and_then(|()| inflater.end(&mut message.payload, max));
                 }
                 if inflated.is_err() {
@@ -394,7 +349,7 @@ impl Decoder {
             }
             _ => message.payload.extend_from_slice(piece),
         }
-        message.check_text(is_over && frame.is_final)?;
+        message.check_text(is_over && header.is_final)?;
         Ok(is_over)
     }
 
@@ -426,6 +381,21 @@ impl Partial {
         }
         Ok(())
     }
+}
+
+/// How much there has to be for a frame to be begun: the header, and all of a control frame.
+fn needed(header: &Header, header_bytes: usize) -> usize {
+    match header.opcode.is_control() {
+        true => header_bytes + header.payload_bytes as usize,
+        false => header_bytes,
+    }
+}
+
+fn is_whole_in_one(header: &Header, input: &[u8]) -> bool {
+    header.is_final
+        && header.opcode != Opcode::CONTINUATION
+        && !header.is_compressed
+        && input.len() as u64 >= header.payload_bytes
 }
 
 fn text(payload: &[u8]) -> Result<Incoming<'_>, Violation> {

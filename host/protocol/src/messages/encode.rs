@@ -2,13 +2,12 @@
 
 use pointsman_contract::message::Received;
 
+use super::End;
 use super::deflate::Deflater;
-use super::{CONTROL_MAX_BYTES, End, FIN, MASKED, RSV1, mask, opcode};
+use crate::header::{CONTROL_MAX_BYTES, Header, Opcode};
 
 /// Shorter messages are sent as they are, which the extension allows: they gain less than they cost.
 const DEFLATE_FROM_BYTES: usize = 1024;
-/// Longer than any header.
-const MAX_HEADER_BYTES: usize = 14;
 
 /// Writes what goes to one far end.
 #[derive(Debug)]
@@ -26,72 +25,56 @@ impl Encoder {
     /// Appends a whole data message, in one frame.
     pub fn message(&mut self, message: Received<'_>, out: &mut Vec<u8>) {
         let (opcode, payload) = match message {
-            Received::Text(text) => (opcode::TEXT, text.as_bytes()),
-            Received::Binary(bytes) => (opcode::BINARY, bytes),
+            Received::Text(text) => (Opcode::TEXT, text.as_bytes()),
+            Received::Binary(bytes) => (Opcode::BINARY, bytes),
         };
         match &mut self.deflater {
             Some(deflater) if payload.len() >= DEFLATE_FROM_BYTES => {
                 let mut small = Vec::new();
                 deflater.message(payload, &mut small);
-                self.frame(FIN | RSV1 | opcode, &small, out);
+                self.frame(opcode, true, &small, out);
             }
-            _ => self.frame(FIN | opcode, payload, out),
+            _ => self.frame(opcode, false, payload, out),
         }
     }
 
     /// Appends a Ping; at most 125 bytes of payload are sent.
     pub fn ping(&self, payload: &[u8], out: &mut Vec<u8>) {
-        self.control(opcode::PING, payload, out);
+        self.control(Opcode::PING, payload, out);
     }
 
     /// Appends a Pong, as [`Encoder::ping`].
     pub fn pong(&self, payload: &[u8], out: &mut Vec<u8>) {
-        self.control(opcode::PONG, payload, out);
+        self.control(Opcode::PONG, payload, out);
     }
 
     /// Appends a Close; without a code where there is none to answer.
     pub fn close(&self, code: Option<u16>, reason: &str, out: &mut Vec<u8>) {
-        let payload = match code {
-            Some(code) => [&code.to_be_bytes(), reason.as_bytes()].concat(),
-            None => Vec::new(),
-        };
-        self.control(opcode::CLOSE, &payload, out);
-    }
-
-    fn control(&self, opcode: u8, payload: &[u8], out: &mut Vec<u8>) {
-        self.frame(
-            FIN | opcode,
-            &payload[..payload.len().min(CONTROL_MAX_BYTES)],
-            out,
-        );
-    }
-
-    /// RFC 6455 section 5.2.
-    fn frame(&self, first: u8, payload: &[u8], out: &mut Vec<u8>) {
-        out.reserve(MAX_HEADER_BYTES + payload.len());
-        let masked = match self.end {
-            End::Server => 0,
-            End::Client => MASKED,
-        };
-        out.push(first);
-        match payload.len() {
-            n @ 0..=125 => out.push(masked | n as u8),
-            n @ 126..=0xffff => {
-                out.push(masked | 126);
-                out.extend_from_slice(&(n as u16).to_be_bytes());
-            }
-            n => {
-                out.push(masked | 127);
-                out.extend_from_slice(&(n as u64).to_be_bytes());
-            }
+        let mut payload = [0; CONTROL_MAX_BYTES];
+        let mut n = 0;
+        if let Some(code) = code {
+            let reason = &reason.as_bytes()[..reason.len().min(CONTROL_MAX_BYTES - 2)];
+            n = 2 + reason.len();
+            payload[..2].copy_from_slice(&code.to_be_bytes());
+            payload[2..n].copy_from_slice(reason);
         }
+        self.control(Opcode::CLOSE, &payload[..n], out);
+    }
+
+    fn control(&self, opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
+        let n = payload.len().min(CONTROL_MAX_BYTES);
+        self.frame(opcode, false, &payload[..n], out);
+    }
+
+    fn frame(&self, opcode: Opcode, is_compressed: bool, payload: &[u8], out: &mut Vec<u8>) {
         let key = match self.end {
-            End::Server => return out.extend_from_slice(payload),
-            End::Client => fastrand::u32(..).to_ne_bytes(),
+            End::Server => None,
+            End::Client => Some(fastrand::u32(..).to_ne_bytes()),
         };
-        out.extend_from_slice(&key);
-        let from = out.len();
-        out.extend_from_slice(payload);
-        mask(&mut out[from..], key, 0);
+        let header = Header {
+            is_compressed,
+            ..Header::whole(opcode, key, payload.len() as u64)
+        };
+        header.write_frame(payload, out);
     }
 }

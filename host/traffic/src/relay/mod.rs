@@ -28,9 +28,8 @@ use std::task::{Context, Poll, ready};
 
 use pointsman_contract::close;
 use pointsman_contract::session::Ender;
-use pointsman_protocol::frames::{
-    FrameTracker, MAX_HEADER_BYTES, Masking, close_frame, ping_frame,
-};
+use pointsman_protocol::frames::{FrameTracker, write_close, write_ping};
+use pointsman_protocol::header::{MAX_HEADER_BYTES, MaskingKey};
 use tokio::net::TcpStream;
 
 use self::pipe::{Carried, Pipe};
@@ -431,8 +430,7 @@ impl Flow {
         self.is_too_big = true;
         // Where half a header is out already no frame of ours fits behind it.
         if self.tracker.is_between_frames() {
-            self.held
-                .extend(close_frame(close::GOING_AWAY, self.masking()));
+            self.hold_close(close::GOING_AWAY);
         }
         self.phase = Phase::Closing;
         self.tracker.lift_limit();
@@ -451,9 +449,9 @@ impl Flow {
     fn put_in(&mut self) {
         let is_due = self.phase == Phase::Open && self.tracker.is_between_frames();
         match self.injection {
-            Some(Injection::Ping) if is_due => self.held.extend(ping_frame(self.masking())),
+            Some(Injection::Ping) if is_due => write_ping(self.key(), &mut self.held),
             Some(Injection::Close(code)) if is_due => {
-                self.held.extend(close_frame(code, self.masking()));
+                self.hold_close(code);
                 self.phase = Phase::Closing;
             }
             Some(_) if self.phase == Phase::Open => return,
@@ -493,7 +491,7 @@ impl Flow {
             let can_tell = self.direction == Direction::Down && self.tracker.is_between_frames();
             let code = can_tell.then_some(close::SERVICE_RESTART);
             if let Some(code) = code {
-                self.held.extend(close_frame(code, self.masking()));
+                self.hold_close(code);
             }
             self.loss.get_or_insert(Loss::Source(code));
         }
@@ -526,11 +524,16 @@ impl Flow {
         }
     }
 
-    /// For a frame of ours: with a fresh key towards a backend (RFC 6455 section 5.3).
-    fn masking(&self) -> Masking {
+    /// Has a Close of ours go out behind what is held.
+    fn hold_close(&mut self, code: u16) {
+        write_close(code, self.key(), &mut self.held);
+    }
+
+    /// For a frame of ours: a fresh key towards a backend (RFC 6455 section 5.3).
+    fn key(&self) -> Option<MaskingKey> {
         match self.direction {
-            Direction::Up => Masking::Key(fastrand::u32(..).to_ne_bytes()),
-            Direction::Down => Masking::None,
+            Direction::Up => Some(fastrand::u32(..).to_ne_bytes()),
+            Direction::Down => None,
         }
     }
 
