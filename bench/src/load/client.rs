@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use pointsman_contract::close;
 use pointsman_protocol::header::Opcode;
 
 use super::{Shape, rooms};
@@ -20,8 +21,8 @@ const SCRATCH_BYTES: usize = 256 * 1024;
 const HEAD_BYTES: usize = 16 * 1024;
 /// Header fields that a peer may answer with.
 const FIELDS: usize = 64;
-/// Payload of a Close: the code 1000 (RFC 6455 section 7.4.1).
-const NORMAL_CLOSURE: [u8; 2] = 1000_u16.to_be_bytes();
+/// Payload of a Close.
+const NORMAL_CLOSURE: [u8; 2] = close::NORMAL.to_be_bytes();
 
 /// What all clients of a plan share.
 #[derive(Debug)]

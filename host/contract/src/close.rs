@@ -18,17 +18,26 @@ pub const INVALID_PAYLOAD: u16 = 1007;
 pub const POLICY_VIOLATION: u16 = 1008;
 /// A message was longer than is taken.
 pub const MESSAGE_TOO_BIG: u16 = 1009;
+/// The server agreed on no extension that the client needs.
+pub const MANDATORY_EXTENSION: u16 = 1010;
 /// We could not go on.
 pub const INTERNAL_ERROR: u16 = 1011;
 /// The server, or the session's place, goes away; another may be there.
 pub const SERVICE_RESTART: u16 = 1012;
 /// There is too much to do.
 pub const TRY_AGAIN_LATER: u16 = 1013;
+/// A server behind this one failed.
+pub const BAD_GATEWAY: u16 = 1014;
+/// Reported where TLS failed; never sent.
+pub const TLS_HANDSHAKE: u16 = 1015;
 
 /// Whether a Close frame may have this code: 1004 to 1006 and 1015 only report, and 1016 to 2999 are of
 /// the protocol's own and mean nothing yet.
 pub const fn may_be_sent(code: u16) -> bool {
-    matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
+    matches!(
+        code,
+        NORMAL..=UNSUPPORTED_DATA | INVALID_PAYLOAD..=BAD_GATEWAY | 3000..=4999
+    )
 }
 
 #[cfg(test)]
@@ -43,7 +52,7 @@ mod tests {
             1004,
             NO_STATUS,
             ABNORMAL,
-            1015,
+            TLS_HANDSHAKE,
             1016,
             2999,
             5000,
@@ -54,10 +63,10 @@ mod tests {
         for code in [
             NORMAL,
             GOING_AWAY,
-            1003,
-            1007,
-            TRY_AGAIN_LATER,
-            1014,
+            UNSUPPORTED_DATA,
+            INVALID_PAYLOAD,
+            MANDATORY_EXTENSION,
+            BAD_GATEWAY,
             3000,
             4999,
         ] {

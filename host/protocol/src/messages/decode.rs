@@ -30,7 +30,7 @@ pub enum Incoming<'a> {
 /// The far end has broken the protocol: it is told this code, and no more of it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Violation {
-    /// 1002, 1007 or 1009; 1008 or 1013 where it is a limit of ours.
+    /// A protocol error, an invalid payload or too big a message; another where it is a limit of ours.
     pub code: u16,
     /// For the log, and short enough for a Close frame.
     pub reason: &'static str,
@@ -88,12 +88,12 @@ struct Partial {
 impl Violation {
     /// There is no memory for a message: trying again later helps (RFC 6455 section 11.7).
     pub const NO_ROOM: Self = Self {
-        code: 1013,
+        code: close::TRY_AGAIN_LATER,
         reason: "no room for this message now",
     };
     /// A message has begun and does not come (RFC 6455 section 7.4.1: a policy is violated).
     pub const TOO_SLOW: Self = Self {
-        code: 1008,
+        code: close::POLICY_VIOLATION,
         reason: "a message takes too long",
     };
 }
