@@ -55,7 +55,10 @@ pub(crate) fn run(data: &[u8]) {
     let deflater = is_compressed
         .then(|| agreed.deflater(other, &Compressors::default()))
         .flatten();
-    let mut encoder = Encoder::new(other, deflater);
+    let mut encoder = match other {
+        End::Server => Encoder::server(deflater),
+        End::Client => Encoder::client(|| [0x37, 0xfa, 0x21, 0x3d], deflater),
+    };
     let mut written = Vec::new();
     let sent: Vec<_> = whole
         .into_iter()

@@ -13,6 +13,10 @@ pub const CONTROL_MAX_BYTES: usize = 125;
 /// What the payload of a frame is masked with.
 pub type MaskingKey = [u8; 4];
 
+/// Gives keys that whoever chooses the payload cannot foresee (RFC 6455 section 10.3). Handed in, because nothing
+/// here has random numbers of its own.
+pub type KeySource = fn() -> MaskingKey;
+
 const FIN: u8 = 0x80;
 const RSV1: u8 = 0x40;
 const RSV2_RSV3: u8 = 0x30;

@@ -138,8 +138,7 @@ impl Upgraded {
                 max,
                 deflate.map(|agreed| agreed.inflater(End::Server, max_ratio)),
             ),
-            Encoder::new(
-                End::Server,
+            Encoder::server(
                 deflate
                     .and_then(|agreed| agreed.deflater(End::Server, &worker.buffers.compressors)),
             ),

@@ -22,6 +22,7 @@ use pointsman_protocol::frames::FrameTracker;
 use pointsman_protocol::handshake::{self, Upgrade};
 use pointsman_protocol::messages::deflate::{self, Agreement, Compressors};
 use pointsman_protocol::messages::{Decoder, Encoder, End};
+use pointsman_traffic::masking::masking_key;
 use pointsman_traffic::session;
 use pointsman_traffic::session::chain::Chain;
 use pointsman_traffic::session::filtered::{Codec, Filtered, Reader};
@@ -144,10 +145,11 @@ impl Filters {
     /// change what these refer to.
     fn encoder(&self, end: End, sees: bool, compressors: &Compressors) -> Encoder {
         let deflate = self.deflate.filter(|_| sees);
-        Encoder::new(
-            end,
-            deflate.and_then(|agreed| agreed.deflater(end, compressors)),
-        )
+        let deflater = deflate.and_then(|agreed| agreed.deflater(end, compressors));
+        match end {
+            End::Server => Encoder::server(deflater),
+            End::Client => Encoder::client(masking_key, deflater),
+        }
     }
 }
 

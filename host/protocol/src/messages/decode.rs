@@ -478,6 +478,7 @@ mod tests {
     use super::super::Encoder;
     use super::super::deflate::{Compressors, Deflater};
     use super::*;
+    use crate::header::KeySource;
 
     /// What `bytes` come to, given in pieces of `size`, a line each.
     fn read(decoder: &mut Decoder, bytes: &[u8], size: usize) -> Vec<String> {
@@ -518,6 +519,8 @@ mod tests {
         }
     }
 
+    const KEYS: KeySource = || [0x37, 0xfa, 0x21, 0x3d];
+
     fn server() -> Decoder {
         Decoder::new(End::Server, 1 << 20, None)
     }
@@ -525,7 +528,7 @@ mod tests {
     /// A frame as a client sends it, with any bits.
     fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        Encoder::new(End::Client, None).message(Received::Binary(payload), &mut bytes);
+        Encoder::client(KEYS, None).message(Received::Binary(payload), &mut bytes);
         bytes[0] = first;
         bytes
     }
@@ -681,10 +684,7 @@ mod tests {
     }
 
     fn deflating() -> (Encoder, Decoder) {
-        let encoder = Encoder::new(
-            End::Client,
-            Some(Deflater::new(15, true, &Compressors::default())),
-        );
+        let encoder = Encoder::client(KEYS, Some(Deflater::new(15, true, &Compressors::default())));
         let decoder = Decoder::new(End::Server, 100_000, Some(Inflater::new(32 << 10, None)));
         (encoder, decoder)
     }

@@ -2,9 +2,8 @@
 
 use pointsman_contract::message::Received;
 
-use super::End;
 use super::deflate::Deflater;
-use crate::header::{CONTROL_MAX_BYTES, Header, Opcode};
+use crate::header::{CONTROL_MAX_BYTES, Header, KeySource, Opcode};
 
 /// Shorter messages are sent as they are, which the extension allows: they gain less than they cost.
 const DEFLATE_FROM_BYTES: usize = 1024;
@@ -12,14 +11,26 @@ const DEFLATE_FROM_BYTES: usize = 1024;
 /// Writes what goes to one far end.
 #[derive(Debug)]
 pub struct Encoder {
-    end: End,
+    /// None: ours are the frames of a server, which are not masked.
+    keys: Option<KeySource>,
     deflater: Option<Deflater>,
 }
 
 impl Encoder {
-    /// `deflater`: where permessage-deflate was agreed on.
-    pub fn new(end: End, deflater: Option<Deflater>) -> Self {
-        Self { end, deflater }
+    /// As a server, for a client. `deflater`: where permessage-deflate was agreed on.
+    pub fn server(deflater: Option<Deflater>) -> Self {
+        Self {
+            keys: None,
+            deflater,
+        }
+    }
+
+    /// As a client, for a server: each frame is masked with a key of its own.
+    pub fn client(keys: KeySource, deflater: Option<Deflater>) -> Self {
+        Self {
+            keys: Some(keys),
+            deflater,
+        }
     }
 
     /// Appends a whole data message, in one frame.
@@ -67,10 +78,7 @@ impl Encoder {
     }
 
     fn frame(&self, opcode: Opcode, is_compressed: bool, payload: &[u8], out: &mut Vec<u8>) {
-        let key = match self.end {
-            End::Server => None,
-            End::Client => Some(fastrand::u32(..).to_ne_bytes()),
-        };
+        let key = self.keys.map(|next| next());
         let header = Header {
             is_compressed,
             ..Header::whole(opcode, key, payload.len() as u64)

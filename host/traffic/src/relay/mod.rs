@@ -34,6 +34,7 @@ use tokio::net::TcpStream;
 
 use self::pipe::{Carried, Pipe};
 use self::stream::Stream;
+use crate::masking::masking_key;
 
 /// From here on payload goes through the pipe: two more system calls cost less than two copies.
 const LARGE_BYTES: u64 = 128 * 1024;
@@ -532,7 +533,7 @@ impl Flow {
     /// For a frame of ours: a fresh key towards a backend (RFC 6455 section 5.3).
     fn key(&self) -> Option<MaskingKey> {
         match self.direction {
-            Direction::Up => Some(fastrand::u32(..).to_ne_bytes()),
+            Direction::Up => Some(masking_key()),
             Direction::Down => None,
         }
     }
