@@ -111,6 +111,15 @@ impl FrameTracker {
         }
     }
 
+    /// How many bytes have to come at least before the frame under way can end: so many may be read without a byte of
+    /// the next. Never 0: between frames, those of the next header.
+    pub fn missing(&self) -> u64 {
+        match self.phase {
+            Phase::Header => self.header.missing() as u64,
+            Phase::Payload => self.payload_left,
+        }
+    }
+
     /// Payload of the frame under way, between frames of the last one; 0 before the first.
     pub fn frame_bytes(&self) -> u64 {
         self.header.payload_bytes()
@@ -273,6 +282,30 @@ mod tests {
                     assert_eq!(tracker.messages(), 2);
                     assert!(tracker.is_between_messages());
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_missing_never_reaches_into_the_next_frame() {
+        for mask in [None, Some([1, 2, 3, 4])] {
+            for len in [0, 1, 125, 126, 65535, 65536] {
+                let bytes = frame(0x82, &vec![7; len], mask);
+                let mut tracker = FrameTracker::new(u64::MAX);
+                let mut rest = &bytes[..];
+                while !rest.is_empty() {
+                    let missing = tracker.missing() as usize;
+                    assert!((1..=rest.len()).contains(&missing), "{missing} of {len}");
+                    // All of it at once, or no more than a byte.
+                    let piece = missing.min(if missing.is_multiple_of(2) {
+                        missing
+                    } else {
+                        1
+                    });
+                    assert_eq!(tracker.frame(&rest[..piece]), Ok(piece));
+                    rest = &rest[piece..];
+                }
+                assert_eq!(tracker.messages(), 1);
             }
         }
     }

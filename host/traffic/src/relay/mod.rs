@@ -19,6 +19,9 @@
 //! A side that has answered our Close is shut at once; the other may take its time.
 //!
 //! Where a Close has gone each way, the first end of stream ends both.
+//!
+//! A relay can be asked to stop between two messages and hand back both its streams, so that another relay goes on
+//! with one of them, or both ([`Relay::park`]).
 
 pub mod pipe;
 pub mod stream;
@@ -93,6 +96,36 @@ where
         self.down.hold(from_backend);
     }
 
+    /// Asks both directions to stop at the end of the message under way; with none under way, where they are. Look at
+    /// [`Relay::is_parked`] after each poll. From now on no byte of a later message is read: those wait in the
+    /// streams. A side that ends meanwhile ends the relay as ever. The caller bounds the wait.
+    pub fn park(&mut self) {
+        if self.end.is_none() {
+            self.up.parking = Parking::Asked;
+            self.down.parking = Parking::Asked;
+        }
+    }
+
+    /// Takes [`Relay::park`] back: poll again.
+    pub fn unpark(&mut self) {
+        self.up.parking = Parking::No;
+        self.down.parking = Parking::No;
+    }
+
+    /// Whether the last poll has left both directions between two messages, with every byte that was read taken by
+    /// its destination, and nothing has been asked of the relay since. Answers to Pings may still be on their way.
+    pub fn is_parked(&self) -> bool {
+        let has_stopped = |flow: &Flow| flow.parking == Parking::Stopped;
+        self.end.is_none() && has_stopped(&self.up) && has_stopped(&self.down)
+    }
+
+    /// The streams to client and backend, of a relay that [is parked](Relay::is_parked): all that is not relayed
+    /// yet is still in them.
+    pub fn into_streams(self) -> (C, B) {
+        debug_assert!(self.is_parked());
+        (self.client, self.backend)
+    }
+
     /// Moves what can be moved. Ready when both directions are done; only dropping is left then.
     /// `scratch` and `pipe` are used during the call only.
     pub fn poll(
@@ -111,6 +144,10 @@ where
                 continue;
             }
             self.note_end();
+            if self.end.is_some() && self.is_parking() {
+                self.unpark();
+                continue;
+            }
             let are_done = up.is_ready() && down.is_ready();
             return match self.end {
                 Some(end) if are_done || self.has_parted() => Poll::Ready(end),
@@ -183,6 +220,12 @@ where
         true
     }
 
+    fn is_parking(&self) -> bool {
+        [&self.up, &self.down]
+            .iter()
+            .any(|flow| flow.parking != Parking::No)
+    }
+
     fn note_end(&mut self) {
         if self.end.is_none() {
             self.end = self.down.end().or_else(|| self.up.end());
@@ -210,6 +253,7 @@ struct Flow {
     is_answered: bool,
     /// The destination was told that nothing more comes.
     is_shut: bool,
+    parking: Parking,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,6 +277,15 @@ enum Loss {
     Destination,
 }
 
+/// Whether a direction is to stop between two messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Parking {
+    No,
+    Asked,
+    /// It was there when it was polled last.
+    Stopped,
+}
+
 /// A frame of ours, waiting for the end of a frame of theirs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Injection {
@@ -254,6 +307,7 @@ impl Flow {
             is_too_big: false,
             is_answered: false,
             is_shut: false,
+            parking: Parking::No,
         }
     }
 
@@ -268,6 +322,7 @@ impl Flow {
         scratch: &mut [u8],
         pipe: Option<&Pipe>,
     ) -> Poll<()> {
+        self.restart();
         loop {
             self.put_in();
             ready!(self.flush(cx, destination));
@@ -295,9 +350,20 @@ impl Flow {
                     let _ = ready!(Pin::new(&mut *destination).poll_shutdown(cx));
                     self.is_shut = true;
                 }
+                Phase::Open
+                    if self.parking != Parking::No && self.tracker.is_between_messages() =>
+                {
+                    self.parking = Parking::Stopped;
+                    return Poll::Pending;
+                }
                 Phase::Closing | Phase::Open => {
-                    // A header read by itself lets its payload pass unseen.
-                    let room = pipe.map_or(scratch.len(), |_| MAX_HEADER_BYTES);
+                    let room = match (self.parking, pipe) {
+                        (Parking::No, None) => scratch.len(),
+                        // A header read by itself lets its payload pass unseen.
+                        (Parking::No, Some(_)) => MAX_HEADER_BYTES,
+                        _ => usize::try_from(self.tracker.missing())
+                            .map_or(scratch.len(), |missing| missing.min(scratch.len())),
+                    };
                     // A reset ends the stream as an orderly end does: what came before it counts.
                     let n = ready!(source.poll_receive(cx, &mut scratch[..room])).unwrap_or(0);
                     match (&scratch[..n], pipe) {
@@ -461,12 +527,20 @@ impl Flow {
         self.injection = None;
     }
 
+    /// Whether it has stopped is for this poll to say.
+    fn restart(&mut self) {
+        if self.parking == Parking::Stopped {
+            self.parking = Parking::Asked;
+        }
+    }
+
     /// Asks for a frame to be put in. A Close takes the place of a Ping; after a Close of theirs
     /// nothing follows (RFC 6455 section 5.5.1).
     fn inject(&mut self, injection: Injection) {
         let has_close = matches!(self.injection, Some(Injection::Close(..)));
         if self.phase == Phase::Open && !has_close && self.tracker.close().is_none() {
             self.injection = Some(injection);
+            self.restart();
         }
     }
 
@@ -888,6 +962,209 @@ mod tests {
         .await;
     }
 
+    /// Polls until nothing moves any more, or the relay is parked.
+    async fn settle<B: Stream>(
+        relay: &mut Relay<DuplexStream, B>,
+        scratch_bytes: usize,
+    ) -> Poll<RelayEnd> {
+        let mut scratch = vec![0; scratch_bytes];
+        let mut last = (Moved::default(), Moved::default());
+        let mut n_still = 0;
+        while n_still < 3 && !relay.is_parked() {
+            let polled = poll_fn(|cx| Poll::Ready(relay.poll(cx, &mut scratch, None))).await;
+            if polled.is_ready() {
+                return polled;
+            }
+            let moved = (relay.moved_up(), relay.moved_down());
+            n_still = if moved == last { n_still + 1 } else { 0 };
+            last = moved;
+            // Streams in memory give way to other tasks now and then.
+            tokio::task::yield_now().await;
+        }
+        Poll::Pending
+    }
+
+    #[tokio::test]
+    async fn a_parked_relay_ends_what_is_under_way_and_hands_back_both_streams() {
+        let from_backend = [b"\x01\x03abc", &b"\x89\x01?"[..], b"\x80\x02de"].concat();
+        for (at_client, at_backend) in [(0, 0), (0, 3), (1, 0), (4, 1), (8, 8), (11, 12)] {
+            for scratch in [1, 3, 4096] {
+                let (mut client, relay_client) = duplex(64);
+                let (mut first, relay_first) = duplex(64);
+                let mut relay = Relay::new(relay_client, relay_first, u64::MAX);
+                client.write_all(MASKED_TEXT).await.expect("room");
+                first.write_all(TEXT).await.expect("room");
+                // Parked within a message: its beginning has passed.
+                client
+                    .write_all(&MASKED_TEXT[..at_client])
+                    .await
+                    .expect("room");
+                first
+                    .write_all(&from_backend[..at_backend])
+                    .await
+                    .expect("room");
+                assert!(settle(&mut relay, scratch).await.is_pending());
+                assert!(!relay.is_parked(), "nobody has asked");
+                relay.park();
+                assert!(settle(&mut relay, scratch).await.is_pending());
+                let is_between = [0, MASKED_TEXT.len()].contains(&at_client)
+                    && [0, from_backend.len()].contains(&at_backend);
+                assert_eq!(relay.is_parked(), is_between, "{at_client} {at_backend}");
+                // The rest comes together with the next message.
+                let up = [&MASKED_TEXT[at_client..], b"\x81\x81\0\0\0\0u"].concat();
+                let down = [&from_backend[at_backend..], b"\x81\x01d"].concat();
+                client.write_all(&up).await.expect("room");
+                first.write_all(&down).await.expect("room");
+                assert!(settle(&mut relay, scratch).await.is_pending());
+                assert!(relay.is_parked());
+                let (n_up, n_down) = (relay.moved_up().messages, relay.moved_down().messages);
+                let (relay_client, mut relay_first) = relay.into_streams();
+
+                // All that was under way has gone where it was going, and not a byte of the next.
+                let n_first = (n_up as usize) * MASKED_TEXT.len();
+                let expected = MASKED_TEXT.repeat(n_up as usize);
+                assert_eq!(exactly(&mut first, n_first).await, expected);
+                let expected = [TEXT, &from_backend].concat();
+                let expected = &expected[..if n_down == 2 {
+                    expected.len()
+                } else {
+                    TEXT.len()
+                }];
+                assert_eq!(exactly(&mut client, expected.len()).await, expected);
+
+                // Another relay goes on with the client, at another backend.
+                let (mut second, relay_second) = duplex(64);
+                let mut relay = Relay::new(relay_client, relay_second, u64::MAX);
+                second.write_all(TEXT).await.expect("room");
+                assert!(settle(&mut relay, scratch).await.is_pending());
+                let left = [
+                    MASKED_TEXT.repeat(2 - n_up as usize),
+                    b"\x81\x81\0\0\0\0u".to_vec(),
+                ]
+                .concat();
+                assert_eq!(exactly(&mut second, left.len()).await, left);
+                assert_eq!(exactly(&mut client, TEXT.len()).await, TEXT);
+                // What the first backend has sent since is its stream's.
+                let left = [
+                    if n_down == 2 { &[] } else { &from_backend[..] },
+                    b"\x81\x01d",
+                ]
+                .concat();
+                assert_eq!(exactly(&mut relay_first, left.len()).await, left);
+                drop((second, relay_first));
+                assert!(settle(&mut relay, scratch).await.is_pending());
+                drop(relay);
+                assert_eq!(rest(&mut client).await, b"\x88\x02\x03\xf4");
+                assert_eq!(rest(&mut first).await, b"");
+            }
+        }
+    }
+
+    /// A relay that is to be parked within a message of the backend: its client, its backend, itself.
+    async fn parking(
+        begun: &[u8],
+    ) -> (
+        DuplexStream,
+        DuplexStream,
+        Relay<DuplexStream, DuplexStream>,
+    ) {
+        let (client, relay_client) = duplex(64);
+        let (mut backend, relay_backend) = duplex(64);
+        let mut relay = Relay::new(relay_client, relay_backend, u64::MAX);
+        backend.write_all(begun).await.expect("room");
+        assert!(settle(&mut relay, 64).await.is_pending());
+        relay.park();
+        assert!(settle(&mut relay, 64).await.is_pending());
+        assert!(!relay.is_parked());
+        (client, backend, relay)
+    }
+
+    #[tokio::test]
+    async fn a_parked_relay_still_pings_closes_and_goes_on() {
+        let (mut client, mut backend, mut relay) = parking(&TEXT[..3]).await;
+        backend.write_all(&TEXT[3..]).await.expect("room");
+        assert!(settle(&mut relay, 64).await.is_pending());
+        assert!(relay.is_parked());
+        assert_eq!(exactly(&mut client, TEXT.len()).await, TEXT);
+
+        relay.ping();
+        assert!(!relay.is_parked(), "the Ping has to go out first");
+        assert!(settle(&mut relay, 64).await.is_pending());
+        assert!(relay.is_parked());
+        assert_eq!(exactly(&mut client, 2).await, b"\x89\x00");
+        assert_eq!(exactly(&mut backend, 6).await[..2], [0x89, 0x80]);
+
+        client.write_all(MASKED_TEXT).await.expect("room");
+        assert!(settle(&mut relay, 64).await.is_pending());
+        assert_eq!(relay.moved_up().messages, 0);
+        relay.unpark();
+        assert!(settle(&mut relay, 64).await.is_pending());
+        assert!(!relay.is_parked());
+        assert_eq!(exactly(&mut backend, MASKED_TEXT.len()).await, MASKED_TEXT);
+
+        relay.park();
+        assert!(settle(&mut relay, 64).await.is_pending());
+        relay.close(Ender::Operator, 1001);
+        assert!(!relay.is_parked());
+        assert!(settle(&mut relay, 64).await.is_pending());
+        assert_eq!(exactly(&mut client, 4).await, b"\x88\x02\x03\xe9");
+        assert_eq!(exactly(&mut backend, 8).await[..2], [0x88, 0x82]);
+        client
+            .write_all(b"\x88\x82\0\0\0\0\x03\xe9")
+            .await
+            .expect("room");
+        backend.write_all(b"\x88\x02\x03\xe9").await.expect("room");
+        let end = RelayEnd {
+            by: Ender::Operator,
+            code: Some(1001),
+        };
+        drop((client, backend));
+        assert_eq!(settle(&mut relay, 64).await, Poll::Ready(end));
+    }
+
+    #[tokio::test]
+    async fn a_side_that_ends_while_a_relay_is_being_parked_ends_it() {
+        let masked_close = b"\x88\x82\0\0\0\0\x03\xe8";
+        // Lost within its message, or closed between two fragments; the client's direction, which has stopped,
+        // goes on.
+        for (rest, code) in [(&b""[..], None), (b"\x00\x00\x88\x02\x03\xe8", Some(1000))] {
+            let (mut client, mut backend, mut relay) = parking(b"\x01\x00").await;
+            backend.write_all(rest).await.expect("room");
+            client.write_all(masked_close).await.expect("room");
+            if code.is_some() {
+                assert!(settle(&mut relay, 64).await.is_pending());
+                assert!(!relay.is_parked());
+                assert_eq!(exactly(&mut backend, 8).await, masked_close);
+            }
+            drop(backend);
+            let end = RelayEnd {
+                by: Ender::Backend,
+                code: code.or(Some(1012)),
+            };
+            let polled = settle(&mut relay, 64).await;
+            assert_eq!(polled, Poll::Ready(end));
+            relay.park();
+            assert!(!relay.is_parked(), "it has ended");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_relay_is_not_parked_before_what_it_holds_is_taken() {
+        let (mut client, relay_client) = duplex(4);
+        let (mut backend, relay_backend) = duplex(64);
+        let mut relay = Relay::new(relay_client, relay_backend, u64::MAX);
+        backend.write_all(TEXT).await.expect("room");
+        assert!(settle(&mut relay, 64).await.is_pending());
+        relay.park();
+        assert!(settle(&mut relay, 64).await.is_pending());
+        assert!(!relay.is_parked());
+        assert_eq!(exactly(&mut client, 4).await, TEXT[..4]);
+        assert!(settle(&mut relay, 64).await.is_pending());
+        assert!(relay.is_parked());
+        assert_eq!(relay.n_held(), 0);
+        assert_eq!(exactly(&mut client, 3).await, TEXT[4..]);
+    }
+
     async fn sockets() -> (TcpStream, TcpStream) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
             .await
@@ -949,6 +1226,61 @@ mod tests {
         assert_eq!(down.messages, if cut > CLOSE_1000.len() { 6 } else { 7 });
         let code = (cut == 0).then_some(1000);
         assert_eq!((end.by, end.code), (Ender::Backend, code));
+    }
+
+    #[tokio::test]
+    async fn a_relay_is_parked_between_messages_that_go_through_the_pipe() {
+        let (mut client, relay_client) = sockets().await;
+        let (mut backend, relay_backend) = sockets().await;
+        let pipe = Pipe::new().expect("a pipe");
+        // A large fragment and a short one: a header read with room for any would reach into the next message.
+        let mut message = frame(1 << 20);
+        message[0] = 0x02;
+        message.extend(b"\x80\x03end");
+        let sent = message.repeat(3);
+        let (begun, rest) = sent.split_at(500_000);
+        let (asked, is_asked) = tokio::sync::oneshot::channel();
+        let relaying = async {
+            let mut scratch = vec![0; 64 * 1024];
+            let mut relay = Relay::new(relay_client, relay_backend, u64::MAX);
+            poll_fn(|cx| match relay.poll(cx, &mut scratch, Some(&pipe)) {
+                Poll::Pending if relay.moved_down().bytes < begun.len() as u64 => Poll::Pending,
+                _ => Poll::Ready(()),
+            })
+            .await;
+            relay.park();
+            asked.send(()).expect("it waits");
+            poll_fn(|cx| match relay.poll(cx, &mut scratch, Some(&pipe)) {
+                Poll::Pending if !relay.is_parked() => Poll::Pending,
+                _ => Poll::Ready(()),
+            })
+            .await;
+            assert!(relay.is_parked());
+            assert_eq!(relay.moved_down().bytes, message.len() as u64);
+            let (client, backend) = relay.into_streams();
+            let mut relay = Relay::new(client, backend, u64::MAX);
+            poll_fn(|cx| match relay.poll(cx, &mut scratch, Some(&pipe)) {
+                Poll::Pending if relay.moved_down().messages < 2 => Poll::Pending,
+                _ => Poll::Ready(()),
+            })
+            .await;
+            // What the client has not taken yet.
+            relay.park();
+            poll_fn(|cx| match relay.poll(cx, &mut scratch, Some(&pipe)) {
+                Poll::Pending if !relay.is_parked() => Poll::Pending,
+                _ => Poll::Ready(()),
+            })
+            .await;
+        };
+        let writing = async {
+            backend.write_all(begun).await.expect("open");
+            is_asked.await.expect("parked");
+            backend.write_all(rest).await.expect("open");
+        };
+        let mut received = vec![0; sent.len()];
+        let (read, (), ()) = tokio::join!(client.read_exact(&mut received), writing, relaying);
+        read.expect("open");
+        assert!(received == sent);
     }
 
     #[tokio::test]
