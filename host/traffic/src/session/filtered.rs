@@ -40,7 +40,8 @@ use super::buffers::{Buffers, Held};
 use super::pace::Pace;
 use super::send_timeout::SendTimeout;
 use super::speaker::{Speaker, UNSENT_MAX_BYTES};
-use super::{OpenCount, Order, Registration};
+use super::stats::SessionStats;
+use super::{Order, Registration};
 use crate::relay::stream::Stream as _;
 use crate::session::chain::{Aside, Chain, Passage};
 use crate::upstream::tls::BackendStream;
@@ -57,16 +58,12 @@ pub struct Filtered {
     backend: Side,
     chain: Chain,
     registration: Registration,
-    counters: Arc<TargetCounters>,
-    _open: OpenCount,
+    stats: SessionStats,
     held: Held,
-    begun: Instant,
     end: Option<(Ender, Option<u16>)>,
     is_cut: bool,
     send_timeout: SendTimeout,
     owed: Option<Owed>,
-    bytes_up: u64,
-    bytes_down: u64,
 }
 
 /// What a session with filters reads one side by, and writes to it by.
@@ -102,8 +99,6 @@ struct Side {
     aside: Vec<u8>,
     heard: Heard,
     told: Told,
-    /// Data messages that it has sent.
-    messages: u64,
 }
 
 /// A Close for a side that has broken the protocol. What it said before may still be answered: so the
@@ -146,10 +141,9 @@ impl Filtered {
         counters: Arc<TargetCounters>,
         buffers: Rc<Buffers>,
     ) -> Self {
-        let _open = OpenCount::new(&counters);
+        let mut stats = SessionStats::new(counters);
+        stats.bytes_up(client.early.len() as u64);
         let held = Held::new(buffers, &registration.control);
-        let bytes_up = client.early.len() as u64;
-        counters.bytes_up.add(bytes_up);
         let mut session = Self {
             client_stream,
             backend_stream,
@@ -157,16 +151,12 @@ impl Filtered {
             backend: Side::new(backend),
             chain,
             registration,
-            counters,
-            _open,
+            stats,
             held,
-            begun: Instant::now(),
             end: None,
             is_cut: false,
             send_timeout: SendTimeout::default(),
             owed: None,
-            bytes_up,
-            bytes_down: 0,
         };
         if let Some(reason) = failed {
             session.close(Ender::Plugin, &reason);
@@ -188,15 +178,7 @@ impl Filtered {
             return Poll::Pending;
         }
         let (ended_by, code) = self.end.unwrap_or((Ender::Client, None));
-        let report = EndReport {
-            ended_by,
-            code,
-            duration: self.begun.elapsed(),
-            bytes_up: self.bytes_up,
-            bytes_down: self.bytes_down,
-            messages_up: self.client.messages,
-            messages_down: self.client.speaker.messages + self.backend.passed(),
-        };
+        let report = self.stats.report(ended_by, code);
         self.chain.closed(&report);
         Poll::Ready(report)
     }
@@ -340,8 +322,7 @@ impl Filtered {
         let control = &self.registration.control;
         match from {
             Direction::FromClient => {
-                self.bytes_up += n;
-                self.counters.bytes_up.add(n);
+                self.stats.bytes_up(n);
                 control.client_heard();
             }
             Direction::FromBackend => control.backend_heard(),
@@ -391,9 +372,8 @@ impl Filtered {
                 Ok(Some(Incoming::Close(reason))) => return self.closed(from, reason),
                 Err(violation) => return self.refuse(from, violation),
             };
-            source.messages += 1;
             if from == Direction::FromClient {
-                self.counters.messages_up.add(1);
+                self.stats.messages_up(1);
             }
             if target.told != Told::Open {
                 continue;
@@ -415,7 +395,7 @@ impl Filtered {
                 }
             }
             if from == Direction::FromBackend {
-                self.counters.messages_down.add(1);
+                self.stats.messages_down(1);
             }
         }
     }
@@ -447,10 +427,9 @@ impl Filtered {
         }
         let n = tracker.messages() - before;
         let close = tracker.close();
-        source.messages += n;
         match from {
-            Direction::FromClient => self.counters.messages_up.add(n),
-            Direction::FromBackend => self.counters.messages_down.add(n),
+            Direction::FromClient => self.stats.messages_up(n),
+            Direction::FromBackend => self.stats.messages_down(n),
         }
         if is_too_big {
             let reason = "a message is too long";
@@ -501,7 +480,7 @@ impl Filtered {
                 false => side.speaker.message_aside(message, &mut side.aside),
             }
             if to == Direction::FromClient {
-                self.counters.messages_down.add(1);
+                self.stats.messages_down(1);
             }
         }
     }
@@ -648,8 +627,7 @@ impl Filtered {
                 Poll::Ready(Ok(n)) => {
                     target.speaker.took(n);
                     if direction == Direction::FromBackend {
-                        self.bytes_down += n as u64;
-                        self.counters.bytes_down.add(n as u64);
+                        self.stats.bytes_down(n as u64);
                     }
                 }
                 Poll::Ready(Err(error)) => {
@@ -703,7 +681,6 @@ impl Side {
             aside: Vec::new(),
             heard: Heard::Open,
             told: Told::Open,
-            messages: 0,
         }
     }
 
@@ -731,14 +708,6 @@ impl Side {
         match &self.reader {
             Reader::Messages(decoder) => decoder.under_way(),
             Reader::Frames(_) => None,
-        }
-    }
-
-    /// Messages that passed as frames, and so were not counted by who spoke them.
-    fn passed(&self) -> u64 {
-        match self.reader {
-            Reader::Messages(_) => 0,
-            Reader::Frames(_) => self.messages,
         }
     }
 

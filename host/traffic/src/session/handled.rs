@@ -35,7 +35,8 @@ use super::buffers::{Buffers, Held};
 use super::pace::Pace;
 use super::send_timeout::SendTimeout;
 use super::speaker::Speaker;
-use super::{OpenCount, Order, Registration};
+use super::stats::SessionStats;
+use super::{Order, Registration};
 use crate::relay::stream::Stream as _;
 
 /// A session at a handler.
@@ -57,15 +58,10 @@ pub struct Handled {
     inbox: Inbox,
     ticks: Option<Pin<Box<Interval>>>,
     registration: Registration,
-    counters: Arc<TargetCounters>,
-    _open: OpenCount,
+    stats: SessionStats,
     held: Held,
-    begun: Instant,
     phase: Phase,
     end: Option<(Ender, Option<u16>)>,
-    bytes_up: u64,
-    bytes_down: u64,
-    messages_up: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,8 +99,8 @@ impl Handled {
         let interest = handler
             .as_ref()
             .map_or(Interest::NONE, |handler| handler.interest());
-        let _open = OpenCount::new(&counters);
-        counters.bytes_up.add(early.len() as u64);
+        let mut stats = SessionStats::new(counters);
+        stats.bytes_up(early.len() as u64);
         let held = Held::new(buffers, &registration.control);
         let mut session = Self {
             stream,
@@ -119,15 +115,10 @@ impl Handled {
             inbox,
             ticks: super::ticks(interest.tick_interval_ms),
             registration,
-            counters,
-            _open,
+            stats,
             held,
-            begun: Instant::now(),
             phase: Phase::Open,
             end: None,
-            bytes_up: early.len() as u64,
-            bytes_down: 0,
-            messages_up: 0,
         };
         match session.failure {
             None => session.ask(|handler| handler.opened()),
@@ -148,15 +139,7 @@ impl Handled {
         self.account();
         ready!(polled);
         let (ended_by, code) = self.end.unwrap_or((Ender::Client, None));
-        let report = EndReport {
-            ended_by,
-            code,
-            duration: self.begun.elapsed(),
-            bytes_up: self.bytes_up,
-            bytes_down: self.bytes_down,
-            messages_up: self.messages_up,
-            messages_down: self.speaker.messages,
-        };
+        let report = self.stats.report(ended_by, code);
         if let Some(Err(error)) = self.handler.take().map(|handler| handler.closed(&report))
             && error.call.is_some()
         {
@@ -222,8 +205,7 @@ impl Handled {
             match received.unwrap_or(0) {
                 0 => self.client_ended(),
                 n => {
-                    self.bytes_up += n as u64;
-                    self.counters.bytes_up.add(n as u64);
+                    self.stats.bytes_up(n as u64);
                     self.registration.control.client_heard();
                     self.registration.control.backend_heard();
                     self.read(&mut scratch[..n]);
@@ -293,8 +275,7 @@ impl Handled {
             if self.phase != Phase::Open {
                 continue;
             }
-            self.messages_up += 1;
-            self.counters.messages_up.add(1);
+            self.stats.messages_up(1);
             if !is_wanted {
                 continue;
             }
@@ -304,7 +285,7 @@ impl Handled {
             let verdict = handler.message(received);
             if matches!(verdict, Ok(Verdict::Echo)) {
                 speaker.message(received);
-                self.counters.messages_down.add(1);
+                self.stats.messages_down(1);
             } else {
                 self.obey(verdict);
             }
@@ -342,7 +323,7 @@ impl Handled {
             return self.close(Ender::Plugin, CloseReason::plugin_failed());
         };
         self.speaker.message(message);
-        self.counters.messages_down.add(1);
+        self.stats.messages_down(1);
     }
 
     fn obey_order(&mut self, order: Order) {
@@ -447,8 +428,7 @@ impl Handled {
         while let Some(bytes) = self.speaker.rest() {
             match ready!(self.stream.poll_send(cx, bytes)) {
                 Ok(n) => {
-                    self.bytes_down += n as u64;
-                    self.counters.bytes_down.add(n as u64);
+                    self.stats.bytes_down(n as u64);
                     self.registration.control.backend_heard();
                     self.speaker.took(n);
                 }

@@ -14,6 +14,7 @@ mod pace;
 pub mod relayed;
 mod send_timeout;
 mod speaker;
+mod stats;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -26,7 +27,6 @@ use std::time::Duration;
 use pointsman_config::Route;
 use pointsman_contract::close;
 use pointsman_contract::session::{Ender, SessionId};
-use pointsman_metrics::counters::TargetCounters;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use crate::upstream::pool::Backend;
@@ -280,23 +280,6 @@ impl Control {
             Some(_) | None => {}
         }
         look
-    }
-}
-
-/// Counts a session as open; dropping it counts it out.
-#[derive(Debug)]
-struct OpenCount(Arc<TargetCounters>);
-
-impl OpenCount {
-    fn new(counters: &Arc<TargetCounters>) -> Self {
-        counters.sessions.add(1);
-        Self(Arc::clone(counters))
-    }
-}
-
-impl Drop for OpenCount {
-    fn drop(&mut self) {
-        self.0.sessions.sub(1);
     }
 }
 

@@ -12,12 +12,12 @@ use pointsman_contract::session::{EndReport, Ender};
 use pointsman_metrics::counters::TargetCounters;
 use pointsman_metrics::labels::Limit;
 use tokio::net::TcpStream;
-use tokio::time::Instant;
 
 use super::buffers::{Buffers, Held};
-use super::{OpenCount, Order, Registration};
+use super::stats::SessionStats;
+use super::{Order, Registration};
 use crate::relay::pipe::Pipe;
-use crate::relay::{Moved, Relay, RelayEnd};
+use crate::relay::{Relay, RelayEnd};
 use crate::upstream::tls::BackendStream;
 
 /// A session at a backend.
@@ -25,13 +25,9 @@ use crate::upstream::tls::BackendStream;
 pub struct Relayed {
     relay: Relay<TcpStream, BackendStream>,
     registration: Registration,
-    counters: Arc<TargetCounters>,
-    _open: OpenCount,
+    stats: SessionStats,
     held: Held,
     pipe: Option<Rc<Pipe>>,
-    begun: Instant,
-    /// What `counters` know of.
-    counted: (Moved, Moved),
 }
 
 impl Relayed {
@@ -43,17 +39,13 @@ impl Relayed {
         buffers: Rc<Buffers>,
         pipe: Option<Rc<Pipe>>,
     ) -> Self {
-        let _open = OpenCount::new(&counters);
         let held = Held::new(buffers, &registration.control);
         Self {
             relay,
             registration,
-            counters,
-            _open,
+            stats: SessionStats::new(counters),
             held,
             pipe,
-            begun: Instant::now(),
-            counted: Default::default(),
         }
     }
 
@@ -62,16 +54,7 @@ impl Relayed {
     /// twice, and there are many sessions.
     pub fn poll_report(&mut self, cx: &mut Context<'_>) -> Poll<EndReport> {
         let end = ready!(self.poll(cx));
-        let (up, down) = self.counted;
-        Poll::Ready(EndReport {
-            ended_by: end.by,
-            code: end.code,
-            duration: self.begun.elapsed(),
-            bytes_up: up.bytes,
-            bytes_down: down.bytes,
-            messages_up: up.messages,
-            messages_down: down.messages,
-        })
+        Poll::Ready(self.stats.report(end.by, end.code))
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<RelayEnd> {
@@ -104,24 +87,20 @@ impl Relayed {
 
     fn count(&mut self) {
         let (up, down) = (self.relay.moved_up(), self.relay.moved_down());
-        let (up_before, down_before) = self.counted;
-        if (up, down) == self.counted {
+        let (up_before, down_before) = self.stats.moved();
+        if (up, down) == (up_before, down_before) {
             return;
         }
-        self.counters.bytes_up.add(up.bytes - up_before.bytes);
-        self.counters.bytes_down.add(down.bytes - down_before.bytes);
-        self.counters
-            .messages_up
-            .add(up.messages - up_before.messages);
-        self.counters
-            .messages_down
-            .add(down.messages - down_before.messages);
         if up.bytes != up_before.bytes {
             self.registration.control.client_heard();
         }
         if down.bytes != down_before.bytes {
             self.registration.control.backend_heard();
         }
-        self.counted = (up, down);
+        self.stats.bytes_up(up.bytes - up_before.bytes);
+        self.stats.bytes_down(down.bytes - down_before.bytes);
+        self.stats.messages_up(up.messages - up_before.messages);
+        self.stats
+            .messages_down(down.messages - down_before.messages);
     }
 }

@@ -13,8 +13,6 @@ pub(super) struct Speaker {
     /// Empty, without memory, while the far end takes what it is sent.
     unsent: Vec<u8>,
     sent: usize,
-    /// Data messages.
-    pub(super) messages: u64,
 }
 
 impl Speaker {
@@ -23,19 +21,16 @@ impl Speaker {
             encoder,
             unsent: Vec::new(),
             sent: 0,
-            messages: 0,
         }
     }
 
     pub(super) fn message(&mut self, message: Received<'_>) {
         self.encoder.message(message, &mut self.unsent);
-        self.messages += 1;
     }
 
     /// A message that waits elsewhere for its turn.
     pub(super) fn message_aside(&mut self, message: Received<'_>, aside: &mut Vec<u8>) {
         self.encoder.message(message, aside);
-        self.messages += 1;
     }
 
     /// Frames of somebody else's.
