@@ -182,3 +182,206 @@ impl Keeps {
 fn route_key(route: &Route) -> RouteKey {
     (route.host.clone(), route.path.clone(), route.target.clone())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const BEFORE: &str = r#"
+[[listener]]
+bind = "127.0.0.1:0"
+
+[[upstream]]
+name = "app"
+backends = ["127.0.0.1:1", "127.0.0.1:2"]
+
+[[upstream]]
+name = "other"
+backends = ["127.0.0.1:1"]
+
+[[route]]
+path = "/ws"
+upstream = "app"
+
+[[route]]
+path = "/echo"
+handler = "echo"
+"#;
+
+    fn config(text: &str) -> Arc<Config> {
+        Arc::new(Config::from_toml(text, Path::new("")).expect("a good configuration"))
+    }
+
+    fn site(text: &str, outside: &Outside, drained: &Drained, before: Option<&Site>) -> Site {
+        let (plugins, drained) = (Arc::default(), Arc::new(drained.clone()));
+        Site::new(config(text), plugins, outside, drained, before)
+    }
+
+    /// One session at each backend of `app`, and one at the handler.
+    fn sessions(site: &Site) -> Vec<Place> {
+        let route = |i: usize| Arc::new(site.config.routes[i].clone());
+        let pool = site
+            .pools
+            .iter()
+            .find(|(name, _)| name.to_string() == "app");
+        let backends = &pool.expect("there is one").1.backends;
+        let places = backends.iter().map(|backend| Place {
+            route: route(0),
+            backend: Some(Arc::clone(backend)),
+        });
+        let at_handler = Place {
+            route: route(1),
+            backend: None,
+        };
+        places.chain([at_handler]).collect()
+    }
+
+    /// Which of those stay when `after` takes the place of `before`.
+    fn kept(before: &Site, after: &Site) -> Vec<bool> {
+        let keeps = Keeps::new(after);
+        let kept: Vec<_> = sessions(before).iter().map(|p| keeps.keeps(p)).collect();
+        // Who looks at no session where nothing has changed must not miss one.
+        assert!(!after.keeps_the_same_as(before) || kept.iter().all(|kept| *kept));
+        kept
+    }
+
+    fn edited(from: &str, to: &str) -> String {
+        assert_eq!(BEFORE.matches(from).count(), 1, "{from}");
+        BEFORE.replace(from, to)
+    }
+
+    #[test]
+    fn a_reload_keeps_the_sessions_whose_route_and_backend_it_still_has() {
+        let whole_app = "name = \"app\"\nbackends = [\"127.0.0.1:1\", \"127.0.0.1:2\"]";
+        let cases = [
+            ("nothing", BEFORE.to_owned(), [true; 3]),
+            (
+                "a route's other keys",
+                edited("\"/ws\"", "\"/ws\"\nidle_timeout_secs = 7"),
+                [true; 3],
+            ),
+            (
+                "a route's path",
+                edited("\"/ws\"", "\"/elsewhere\""),
+                [false, false, true],
+            ),
+            (
+                "a route's host",
+                edited("\"/ws\"", "\"/ws\"\nhost = \"app.example.org\""),
+                [false, false, true],
+            ),
+            (
+                "a route's upstream, at the same address",
+                edited("upstream = \"app\"", "upstream = \"other\""),
+                [false, false, true],
+            ),
+            (
+                "a handler in place of an upstream",
+                edited("upstream = \"app\"", "handler = \"echo\""),
+                [false, false, true],
+            ),
+            (
+                "another handler",
+                edited("handler = \"echo\"", "handler = \"chat\""),
+                [true, true, false],
+            ),
+            (
+                "one backend less",
+                edited(", \"127.0.0.1:2\"]", "]"),
+                [true, false, true],
+            ),
+            (
+                "a weight",
+                edited(
+                    ", \"127.0.0.1:2\"]",
+                    ", { address = \"127.0.0.1:2\", weight = 3 }]",
+                ),
+                [true; 3],
+            ),
+            (
+                "a backend that is drained by the file",
+                edited(
+                    ", \"127.0.0.1:2\"]",
+                    ", { address = \"127.0.0.1:2\", drain = true }]",
+                ),
+                [true, false, true],
+            ),
+            (
+                "the order of backends, and a policy",
+                edited(
+                    whole_app,
+                    "name = \"app\"\npolicy = \"random\"\nbackends = [\"127.0.0.1:2\", \"127.0.0.1:1\"]",
+                ),
+                [true; 3],
+            ),
+        ];
+        let nothing = (Outside::default(), Drained::default());
+        let before = site(BEFORE, &nothing.0, &nothing.1, None);
+        for (what, text, expected) in cases {
+            let after = site(&text, &nothing.0, &nothing.1, Some(&before));
+            assert_eq!(kept(&before, &after), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn what_the_operator_drains_keeps_no_session_until_it_is_put_back() {
+        let outside = Outside::default();
+        let before = site(BEFORE, &outside, &Drained::default(), None);
+        let app = before.config.upstreams[0].name.clone();
+        let backend = Drained {
+            backends: BTreeSet::from([(app, "127.0.0.1:1".to_owned())]),
+            routes: BTreeSet::new(),
+        };
+        let route = Drained {
+            backends: BTreeSet::new(),
+            routes: BTreeSet::from(["/echo".to_owned()]),
+        };
+        for (drained, expected) in [
+            (&backend, [false, true, true]),
+            (&route, [true, true, false]),
+        ] {
+            let after = site(BEFORE, &outside, drained, Some(&before));
+            assert_eq!(kept(&before, &after), expected);
+            let again = site(BEFORE, &outside, &Drained::default(), Some(&after));
+            assert_eq!(kept(&before, &again), [true; 3]);
+        }
+    }
+
+    #[test]
+    fn a_backend_that_is_found_no_more_keeps_no_session() {
+        let app = config(BEFORE).upstreams[0].name.clone();
+        let found = config(&edited("127.0.0.1:2", "127.0.0.1:3"));
+        let found = found.upstreams[0].backends.clone();
+        let with = Outside {
+            resolved: BTreeMap::from([(app, found)]),
+            ..Outside::default()
+        };
+        let before = site(BEFORE, &with, &Drained::default(), None);
+        let after = site(
+            BEFORE,
+            &Outside::default(),
+            &Drained::default(),
+            Some(&before),
+        );
+        // Two are written, and one of them was found as well; the third was found alone.
+        assert_eq!(kept(&before, &after), [true, true, false, true]);
+    }
+
+    #[test]
+    fn a_snapshot_in_which_nothing_has_changed_needs_no_look_at_sessions() {
+        let drained = Drained::default();
+        let before = site(BEFORE, &Outside::default(), &drained, None);
+        let config = Arc::clone(&before.config);
+        let plugins = Arc::new(Catalog::default());
+        let after = Site::new(
+            config,
+            plugins,
+            &Outside::default(),
+            Arc::clone(&before.drained),
+            Some(&before),
+        );
+        assert!(after.keeps_the_same_as(&before));
+    }
+}
