@@ -26,7 +26,7 @@ pub struct FailedCall {
     pub call: &'static str,
     /// For which session.
     pub session: SessionId,
-    /// Whose that is: [`Facts::client_ip`].
+    /// Whose that is: [`client_ip`](crate::handler::Facts::client_ip).
     pub client: IpAddr,
     /// Whether the client's request, message or close was what the call was about. A tick is the clock's doing, and a
     /// filter sees a backend's messages, too.

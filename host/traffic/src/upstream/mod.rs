@@ -1,7 +1,7 @@
 //! Groups of backends, and the way to one of them.
 //!
 //! [`pool`]: who the backends are and what is known of them; [`fitness`]: which of them should get
-//! new work; [`queue`] and [`budget`]: what may wait, and what may be tried again. [`dial`]:
+//! new work; `queue` and `budget`: what may wait, and what may be tried again. [`dial`]:
 //! connecting, and the backend's half of the handshake; [`tls`]:
 //! what is connected; [`health`]: asking a backend how it
 //! is; [`dns`]: asking who they are.
