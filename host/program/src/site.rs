@@ -11,6 +11,7 @@ use pointsman_config::{
 };
 use pointsman_plugins::limits::AllLimits;
 use pointsman_plugins::registry::Catalog;
+use pointsman_traffic::environment::Environment;
 use pointsman_traffic::routing::table::RouteTable;
 use pointsman_traffic::session::Place;
 use pointsman_traffic::upstream::pool::Pool;
@@ -75,6 +76,7 @@ impl Site {
             let pool = match before.and_then(|site| site.pools.get(&upstream.name)) {
                 Some(same) if same.is_same(upstream, &backends, tls) => Arc::clone(same),
                 other => Arc::new(Pool::new(
+                    &Environment::System,
                     upstream.clone(),
                     &backends,
                     tls.cloned(),

@@ -9,6 +9,7 @@
 
 pub mod body;
 pub mod client_http;
+pub mod environment;
 pub mod masking;
 pub mod overload;
 pub mod proxy;

@@ -333,7 +333,7 @@ impl PolicyAtWork {
             label: Arc::new(label),
             config: pool.config.policy_config.clone(),
             limits: site.limits.of(&pool.config.policy),
-            chooser: Chooser::new(pool.config.name.clone(), pool.config.policy.clone()),
+            chooser: Chooser::new(pool),
             before: None,
         }
     }

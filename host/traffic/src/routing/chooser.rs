@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use http::HeaderMap;
 use pointsman_config::UpstreamName;
@@ -18,6 +18,7 @@ use pointsman_contract::session::EndReport;
 use tokio::time::Instant;
 
 use super::fallback;
+use crate::environment::Environment;
 use crate::upstream::pool::{Backend, NoBackend, Pool, Tier};
 
 /// After so many failures in a row a policy is given a rest before it is made anew.
@@ -29,6 +30,7 @@ const REST: Duration = Duration::from_secs(1);
 /// A policy at work for one upstream on one worker.
 #[derive(Debug)]
 pub struct Chooser<P> {
+    environment: Environment,
     /// The upstream's and the policy's, for the log.
     names: (UpstreamName, PluginName),
     /// None: it was never needed or has failed, and is made for the next choice.
@@ -76,10 +78,11 @@ pub enum Plan {
 pub type MakePolicy<'a, P> = &'a mut dyn FnMut() -> Result<P, PolicyError>;
 
 impl<P: Policy> Chooser<P> {
-    /// The policy of this name is made at the first choice.
-    pub fn new(upstream: UpstreamName, policy: PluginName) -> Self {
+    /// The policy is made at the first choice.
+    pub fn new(pool: &Pool) -> Self {
         Self {
-            names: (upstream, policy),
+            environment: pool.environment().clone(),
+            names: (pool.config.name.clone(), pool.config.policy.clone()),
             policy: None,
             candidates: Vec::new(),
             failures_in_a_row: 0,
@@ -109,7 +112,7 @@ impl<P: Policy> Chooser<P> {
             Err(NoBackend::Full) => return Plan::Full,
             Err(NoBackend::None) => return Plan::NoBackend,
         }
-        let request = choice_request(pool.next_sequence(), facts, &[]);
+        let request = choice_request(&self.environment, pool.next_sequence(), facts, &[]);
         let decision = self.ask(&request, make);
         let n = self.candidates.len();
         self.plan(
@@ -130,7 +133,10 @@ impl<P: Policy> Chooser<P> {
         if !policy.wants().placed {
             return Vec::new();
         }
-        let result = policy.placed(&choice_request(0, facts, &[]), place as u32);
+        let result = policy.placed(
+            &choice_request(&self.environment, 0, facts, &[]),
+            place as u32,
+        );
         self.keep_if_ok(result).unwrap_or_default()
     }
 
@@ -148,7 +154,7 @@ impl<P: Policy> Chooser<P> {
 
     /// Sees who may be chosen now; tells the policy if that changed.
     fn refresh_candidates(&mut self, pool: &Pool) -> Result<(), NoBackend> {
-        let now = Instant::now();
+        let now = self.environment.now();
         let tier = pool.tier(now)?;
         let known = self
             .candidates
@@ -176,7 +182,10 @@ impl<P: Policy> Chooser<P> {
     }
 
     fn ask(&mut self, request: &ChoiceRequest<'_>, make: MakePolicy<'_, P>) -> Option<Decision> {
-        if self.rests_until.is_some_and(|until| Instant::now() < until) {
+        if self
+            .rests_until
+            .is_some_and(|until| self.environment.now() < until)
+        {
             return None;
         }
         let result = self.ask_policy(request, make);
@@ -232,7 +241,7 @@ impl<P: Policy> Chooser<P> {
             self.policy = None;
             self.failures_in_a_row += 1;
             if self.failures_in_a_row >= FAILURES_BEFORE_REST {
-                self.rests_until = Some(Instant::now() + REST);
+                self.rests_until = Some(self.environment.now() + REST);
             }
         }
         result.ok()
@@ -262,7 +271,7 @@ impl<P: Policy> Chooser<P> {
         let n = self.candidates.len();
         let successors = (0..n).map(|i| &self.candidates[(first + i) % n].0);
         let mut order: Vec<_> = successors.cloned().collect();
-        let backups = pool.eligible(Tier::Backups, Instant::now());
+        let backups = pool.eligible(Tier::Backups, self.environment.now());
         let others = backups
             .filter(|(backup, _)| !self.candidates.iter().any(|(c, _)| Arc::ptr_eq(backup, c)));
         order.extend(others.map(|(backup, _)| Arc::clone(backup)));
@@ -281,16 +290,16 @@ fn candidates(backends: &[(Arc<Backend>, u32)]) -> Vec<Candidate> {
 }
 
 fn choice_request<'a>(
+    environment: &Environment,
     sequence: u64,
     facts: &RequestFacts<'a>,
     figures: &'a [Figures],
 ) -> ChoiceRequest<'a> {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = environment.system_time().duration_since(UNIX_EPOCH);
+    let now = now.unwrap_or_default();
     ChoiceRequest {
         sequence,
-        random: fastrand::u64(..),
+        random: environment.random(),
         now_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
         client_ip: facts.client_ip,
         host: facts.host,
@@ -368,7 +377,7 @@ mod tests {
         let config = Config::from_toml(&text, std::path::Path::new(".")).unwrap();
         let config = config.upstreams[0].clone();
         let backends = config.backends.clone();
-        Pool::new(config, &backends, None, None)
+        Pool::new(&Environment::System, config, &backends, None, None)
     }
 
     const THREE: &str = r#""a:1", "b:1", "c:1""#;
@@ -386,10 +395,7 @@ mod tests {
             let policy = Scripted::default();
             policy.answers.borrow_mut().extend(answers.iter().cloned());
             Self {
-                chooser: Chooser::new(
-                    UpstreamName::parse("app").unwrap(),
-                    PluginName::round_robin(),
-                ),
+                chooser: Chooser::new(&pool("'a:1'")),
                 policy,
                 n_made: Cell::new(0),
             }
@@ -473,7 +479,7 @@ mod tests {
             ..first.config.clone()
         };
         let joined = ["a:1", "b:1"].map(|address| config::Backend::at(address.to_owned()));
-        let second = Pool::new(config, &joined, None, Some(&first));
+        let second = Pool::new(&Environment::System, config, &joined, None, Some(&first));
         let mut chosen = Chosen::new(&vec![Decision::Prefer(0); 3]);
         for (seconds, expected) in [
             (0, "a:1 10, b:1 1"),

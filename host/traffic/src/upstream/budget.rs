@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use tokio::time::Instant;
 
+use crate::environment::Environment;
+
 /// Free retries in each second.
 const FREE_PER_SEC: u64 = 10;
 /// What a retry costs; a request pays in `retry_budget_percent`.
@@ -19,23 +21,24 @@ const MAX_SAVED: i64 = 1000 * PRICE;
 /// The account of one upstream, over all workers and snapshots.
 #[derive(Debug)]
 pub(crate) struct RetryBudget {
+    environment: Environment,
     born: Instant,
     saved: AtomicI64,
     /// The second in the upper half, what was free in it and is taken in the lower.
     free_taken: AtomicU64,
 }
 
-impl Default for RetryBudget {
-    fn default() -> Self {
+impl RetryBudget {
+    /// Nothing is saved.
+    pub(crate) fn new(environment: &Environment) -> Self {
         Self {
-            born: Instant::now(),
+            environment: environment.clone(),
+            born: environment.now(),
             saved: AtomicI64::new(0),
             free_taken: AtomicU64::new(0),
         }
     }
-}
 
-impl RetryBudget {
     /// A request has come.
     pub(crate) fn pay_in(&self, percent: u32) {
         let saved = self.saved.load(Relaxed);
@@ -51,7 +54,7 @@ impl RetryBudget {
     }
 
     fn take_free(&self) -> bool {
-        let second = self.born.elapsed().as_secs();
+        let second = (self.environment.now() - self.born).as_secs();
         let take = |free_taken: u64| {
             let taken = match free_taken >> 32 == second {
                 true => free_taken & u64::from(u32::MAX),
@@ -71,7 +74,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn requests_pay_for_retries_and_some_are_free() {
-        let budget = RetryBudget::default();
+        let budget = RetryBudget::new(&Environment::System);
         let take_all = || (0..10_000).filter(|_| budget.take()).count();
         assert_eq!(take_all(), 10, "free ones");
         for _ in 0..100 {

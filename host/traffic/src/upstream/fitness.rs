@@ -13,6 +13,8 @@ use std::time::{Duration, SystemTime};
 use pointsman_config as config;
 use tokio::time::Instant;
 
+use crate::environment::Environment;
+
 /// A slow start goes up in so many steps.
 pub const RAMP_STEPS: u32 = 10;
 /// The longest ejection, in first ejections: back-off doubles up to here.
@@ -21,6 +23,7 @@ const MAX_BACK_OFF: u32 = 64;
 /// What is known of one backend.
 #[derive(Debug)]
 pub struct Fitness {
+    environment: Environment,
     born: Instant,
     health: AtomicU8,
     /// In milliseconds since `born`, plus 1; 0: never.
@@ -80,10 +83,12 @@ pub enum Unfit {
     Ejected(String, Duration),
 }
 
-impl Default for Fitness {
-    fn default() -> Self {
+impl Fitness {
+    /// One of which nothing is known.
+    pub fn new(environment: &Environment) -> Self {
         Self {
-            born: Instant::now(),
+            environment: environment.clone(),
+            born: environment.now(),
             health: AtomicU8::new(HealthState::Unknown as u8),
             ejected_until: AtomicU64::new(0),
             back_since: AtomicU64::new(0),
@@ -91,12 +96,10 @@ impl Default for Fitness {
             details: Mutex::default(),
         }
     }
-}
 
-impl Fitness {
     /// One that joins an upstream which serves already, and so starts slowly.
-    pub fn newcomer() -> Self {
-        let fitness = Self::default();
+    pub fn newcomer(environment: &Environment) -> Self {
+        let fitness = Self::new(environment);
         fitness.back_since.store(1, Relaxed);
         fitness
     }
@@ -184,7 +187,8 @@ impl Fitness {
             (_, Ok(())) if is_enough(rise) => {
                 details.down_for = None;
                 if before == HealthState::Down {
-                    self.back_since.store(self.stamp(Instant::now()), Relaxed);
+                    let now = self.environment.now();
+                    self.back_since.store(self.stamp(now), Relaxed);
                 }
                 self.health.store(HealthState::Up as u8, Relaxed);
                 Some(Turn::Up)
@@ -195,7 +199,7 @@ impl Fitness {
             }
             (_, Err(reason)) if is_enough(fall) => {
                 details.down_for = Some(reason.clone());
-                details.down_since = Some(SystemTime::now());
+                details.down_since = Some(self.environment.system_time());
                 self.health.store(HealthState::Down as u8, Relaxed);
                 Some(Turn::Down(reason))
             }
@@ -246,7 +250,7 @@ impl Fitness {
         details.last_ejection = duration;
         details.failures.clear();
         details.ejected_for = Some(reason);
-        details.ejected_at = Some(SystemTime::now());
+        details.ejected_at = Some(self.environment.system_time());
         self.ejected_until
             .store(self.stamp(now + duration), Relaxed);
         duration
@@ -282,7 +286,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_first_probe_decides_and_then_it_takes_several_in_a_row() {
-        let fitness = Fitness::default();
+        let fitness = Fitness::new(&Environment::System);
         assert_eq!(fitness.probed(Ok(()), 2, 3), Some(Turn::Up));
         let mut turns = Vec::new();
         let bad = |n: usize| vec![fails(); n];
@@ -294,7 +298,7 @@ mod tests {
         let mut expected = vec![None; 10];
         (expected[5], expected[9]) = (down, Some(Turn::Up));
         assert_eq!(turns, expected);
-        let unlucky = Fitness::default();
+        let unlucky = Fitness::new(&Environment::System);
         assert_eq!(unlucky.unfit_since(Instant::now()), None);
         assert!(unlucky.probed(fails(), 2, 3).is_some());
         assert!(!unlucky.is_fit(Instant::now()));
@@ -316,7 +320,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn failures_in_a_row_eject_and_each_time_longer() {
-        let fitness = Fitness::default();
+        let fitness = Fitness::new(&Environment::System);
         for seconds in [5, 10, 20] {
             assert_eq!(fail(&fitness), Some(Duration::from_secs(seconds)));
             assert_eq!(fail(&fitness), None, "it is out already");
@@ -334,7 +338,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_success_or_time_takes_failures_back() {
-        let fitness = Fitness::default();
+        let fitness = Fitness::new(&Environment::System);
         let fails = || fitness.note_failure(&EJECTION, Instant::now());
         assert!(!fails() && !fails());
         fitness.note_success();
@@ -347,7 +351,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_comes_back_gets_its_share_in_steps() {
         let slow_start = Duration::from_secs(20);
-        let fitness = Fitness::default();
+        let fitness = Fitness::new(&Environment::System);
         assert_eq!(fitness.ramp(slow_start, Instant::now()), RAMP_STEPS);
         fail(&fitness);
         advance(EJECTION.eject).await;
@@ -356,7 +360,7 @@ mod tests {
             advance(slow_start / RAMP_STEPS).await;
         }
         assert_eq!(fitness.ramp(slow_start, Instant::now()), RAMP_STEPS);
-        let newcomer = Fitness::newcomer();
+        let newcomer = Fitness::newcomer(&Environment::System);
         assert_eq!(newcomer.ramp(slow_start, Instant::now()), 1);
         assert_eq!(newcomer.ramp(Duration::ZERO, Instant::now()), RAMP_STEPS);
     }

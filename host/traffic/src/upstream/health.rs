@@ -50,7 +50,7 @@ pub async fn watch(upstream: String, backend: Arc<Backend>, tls: Option<Arc<Tls>
             }
             None => {}
         }
-        let factor = 1.0 - JITTER + 2.0 * JITTER * fastrand::f64();
+        let factor = 1.0 - JITTER + 2.0 * JITTER * backend.environment().fraction();
         sleep(health.interval.mul_f64(factor)).await;
     }
 }

@@ -18,6 +18,7 @@ use super::dial::Destination;
 use super::fitness::{Fitness, Turn};
 use super::queue::Queue;
 use super::tls::Tls;
+use crate::environment::Environment;
 
 /// The backends of one upstream at one time.
 #[derive(Debug)]
@@ -34,8 +35,9 @@ pub struct Pool {
 }
 
 /// What an upstream has over all workers and snapshots.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct PoolShared {
+    environment: Environment,
     /// Counts choices.
     sequence: AtomicU64,
     queue: Arc<Queue>,
@@ -58,6 +60,7 @@ pub struct Backend {
 /// What is known of one backend over all snapshots.
 #[derive(Debug)]
 struct State {
+    environment: Environment,
     figures: Figures,
     fitness: Fitness,
     trouble: Trouble,
@@ -67,7 +70,7 @@ struct State {
 }
 
 /// What the log has been told of a backend: once when it begins to fail, once when it answers again.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Trouble {
     is_told: AtomicBool,
     told: Seldom,
@@ -84,6 +87,7 @@ struct Seldom {
 /// Written by all workers at the pace of handshakes, never of bytes.
 #[derive(Debug)]
 struct Figures {
+    environment: Environment,
     born: Instant,
     active: AtomicU32,
     pending: AtomicU32,
@@ -130,8 +134,10 @@ pub enum NoBackend {
 }
 
 impl Pool {
-    /// Makes a snapshot of these backends; `before` is the one that it takes the place of.
+    /// Makes a snapshot of these backends; `before` is the one that it takes the place of, and then its
+    /// environment counts.
     pub fn new(
+        environment: &Environment,
         config: config::Upstream,
         backends: &[config::Backend],
         tls: Option<Arc<Tls>>,
@@ -142,10 +148,14 @@ impl Pool {
             .flat_map(|pool| &pool.backends)
             .map(|backend| (backend.address(), backend))
             .collect();
-        let shared = before.map_or_else(Arc::default, |pool| Arc::clone(&pool.shared));
+        let shared = match before {
+            Some(pool) => Arc::clone(&pool.shared),
+            None => Arc::new(PoolShared::new(environment)),
+        };
+        let environment = &shared.environment;
         let fitness = || match before {
-            Some(_) => Fitness::newcomer(),
-            None => Fitness::default(),
+            Some(_) => Fitness::newcomer(environment),
+            None => Fitness::new(environment),
         };
         let upstream = &config.name;
         let backend = |config: &config::Backend| match known.get(config.address.as_str()) {
@@ -157,9 +167,10 @@ impl Pool {
             None => Arc::new(Backend {
                 config: config.clone(),
                 state: Arc::new(State {
-                    figures: Figures::default(),
+                    environment: environment.clone(),
+                    figures: Figures::new(environment),
                     fitness: fitness(),
-                    trouble: Trouble::default(),
+                    trouble: Trouble::new(environment),
                     upstream: upstream.clone(),
                     queue: Arc::clone(&shared.queue),
                 }),
@@ -170,7 +181,7 @@ impl Pool {
             backends,
             config,
             tls,
-            since: SystemTime::now(),
+            since: environment.system_time(),
             shared,
         }
     }
@@ -185,6 +196,15 @@ impl Pool {
         self.config == *config
             && self.backends.iter().map(|b| &b.config).eq(backends)
             && self.tls.as_ref() == tls
+    }
+
+    /// Where its time and chance come from.
+    pub fn environment(&self) -> &Environment {
+        &self.shared.environment
+    }
+
+    fn now(&self) -> Instant {
+        self.shared.environment.now()
     }
 
     /// How to reach one of its backends.
@@ -214,7 +234,7 @@ impl Pool {
     pub fn may_retry(&self) -> bool {
         let may = self.shared.budget.take();
         self.shared.retries.fetch_add(may.into(), Relaxed);
-        if !may && self.shared.budget_told.is_due(Instant::now()) {
+        if !may && self.shared.budget_told.is_due(self.now()) {
             tracing::warn!(upstream = %self.config.name, "the retry budget is used up");
         }
         may
@@ -222,7 +242,7 @@ impl Pool {
 
     /// A backend was not dialled for want of something on this machine.
     pub fn not_dialled(&self, backend: &Backend, reason: &str) {
-        if self.shared.own_fault_told.is_due(Instant::now()) {
+        if self.shared.own_fault_told.is_due(self.now()) {
             tracing::warn!(upstream = %self.config.name, backend = backend.address(), reason, "no connection can be made");
         }
     }
@@ -305,7 +325,7 @@ impl Pool {
     /// this was once too often.
     pub fn failed(&self, backend: &Backend, reason: &str) -> Option<Duration> {
         backend.failed();
-        let now = Instant::now();
+        let now = self.now();
         if backend.state.trouble.begins(now) {
             tracing::warn!(upstream = %self.config.name, backend = backend.address(), reason, "backend failed");
         }
@@ -327,7 +347,27 @@ impl Pool {
     }
 }
 
+impl PoolShared {
+    fn new(environment: &Environment) -> Self {
+        Self {
+            environment: environment.clone(),
+            sequence: AtomicU64::new(0),
+            queue: Arc::default(),
+            budget: RetryBudget::new(environment),
+            retries: AtomicU64::new(0),
+            ejecting: Mutex::default(),
+            budget_told: Seldom::new(environment),
+            own_fault_told: Seldom::new(environment),
+        }
+    }
+}
+
 impl Backend {
+    /// Where its time and chance come from.
+    pub fn environment(&self) -> &Environment {
+        &self.state.environment
+    }
+
     /// Host and port.
     pub fn address(&self) -> &str {
         &self.config.address
@@ -361,12 +401,12 @@ impl Backend {
 
     /// Whether it is fit, and the last dial succeeded or none was tried yet.
     pub fn is_up(&self) -> bool {
-        self.failures_in_a_row() == 0 && self.is_fit(Instant::now())
+        self.failures_in_a_row() == 0 && self.is_fit(self.state.environment.now())
     }
 
     /// Since when it has not been up; none: it is.
     pub fn down_since(&self) -> Option<SystemTime> {
-        let unfit = self.state.fitness.unfit_since(Instant::now());
+        let unfit = (self.state.fitness).unfit_since(self.state.environment.now());
         let failing_since = || {
             let since_ms = self.state.figures.failing_since_ms.load(Relaxed);
             UNIX_EPOCH + Duration::from_millis(since_ms)
@@ -406,7 +446,7 @@ impl Backend {
                 backend: Arc::clone(self),
                 is_active: false,
             },
-            begun: Instant::now(),
+            begun: self.state.environment.now(),
         })
     }
 
@@ -414,7 +454,7 @@ impl Backend {
         let figures = &self.state.figures;
         figures.failures.fetch_add(1, Relaxed);
         if figures.failures_in_a_row.fetch_add(1, Relaxed) == 0 {
-            let since = SystemTime::now().duration_since(UNIX_EPOCH);
+            let since = (self.state.environment.system_time()).duration_since(UNIX_EPOCH);
             let since_ms = since.unwrap_or_default().as_millis() as u64;
             figures.failing_since_ms.store(since_ms, Relaxed);
         }
@@ -451,6 +491,7 @@ impl Pending {
     /// The backend has answered. `is_well`: not with a failure of its own.
     pub fn answered(mut self, is_well: bool) -> Active {
         let State {
+            environment,
             figures,
             fitness,
             trouble,
@@ -465,7 +506,7 @@ impl Pending {
                 tracing::info!(%upstream, backend, "backend answers again");
             }
         }
-        figures.note_latency(self.begun.elapsed());
+        figures.note_latency(environment.now() - self.begun);
         figures.pending.fetch_sub(1, Relaxed);
         figures.active.fetch_add(1, Relaxed);
         self.slot.is_active = true;
@@ -494,6 +535,13 @@ impl Drop for BackendSlot {
 }
 
 impl Trouble {
+    fn new(environment: &Environment) -> Self {
+        Self {
+            is_told: AtomicBool::new(false),
+            told: Seldom::new(environment),
+        }
+    }
+
     /// It has failed: whether that is to be told.
     fn begins(&self, now: Instant) -> bool {
         !self.is_told.load(Relaxed) && self.told.is_due(now) && !self.is_told.swap(true, Relaxed)
@@ -506,6 +554,13 @@ impl Trouble {
 }
 
 impl Seldom {
+    fn new(environment: &Environment) -> Self {
+        Self {
+            born: environment.now(),
+            last: AtomicU64::new(0),
+        }
+    }
+
     /// True for one of those who ask within [`TOLD_AGAIN`].
     fn is_due(&self, now: Instant) -> bool {
         let since = now.saturating_duration_since(self.born).as_millis();
@@ -520,19 +575,11 @@ impl Seldom {
     }
 }
 
-impl Default for Seldom {
-    fn default() -> Self {
+impl Figures {
+    fn new(environment: &Environment) -> Self {
         Self {
-            born: Instant::now(),
-            last: AtomicU64::new(0),
-        }
-    }
-}
-
-impl Default for Figures {
-    fn default() -> Self {
-        Self {
-            born: Instant::now(),
+            environment: environment.clone(),
+            born: environment.now(),
             active: AtomicU32::new(0),
             pending: AtomicU32::new(0),
             taken: AtomicU32::new(0),
@@ -543,9 +590,7 @@ impl Default for Figures {
             recent: std::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
-}
 
-impl Figures {
     /// Two workers may lose one sample to each other: it is an estimate.
     fn note_latency(&self, sample: Duration) {
         let sample = u32::try_from(sample.as_micros()).unwrap_or(u32::MAX).max(1);
@@ -586,13 +631,14 @@ impl Figures {
     }
 
     fn second(&self) -> u32 {
-        self.born.elapsed().as_secs() as u32
+        (self.environment.now() - self.born).as_secs() as u32
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::environment::Simulated;
 
     fn upstream(lines: &str) -> config::Upstream {
         let text = format!(
@@ -606,7 +652,7 @@ mod tests {
     fn pool(lines: &str, before: Option<&Pool>) -> Pool {
         let config = upstream(lines);
         let backends = config.backends.clone();
-        Pool::new(config, &backends, None, before)
+        Pool::new(&Environment::System, config, &backends, None, before)
     }
 
     /// First letters and weights of those who may be chosen.
@@ -687,7 +733,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_log_hears_of_a_failing_backend_once_until_it_answers() {
-        let trouble = Trouble::default();
+        let trouble = Trouble::new(&Environment::System);
         assert!(!trouble.ends(), "it never failed");
         assert!(trouble.begins(Instant::now()));
         tokio::time::advance(TOLD_AGAIN * 2).await;
@@ -790,5 +836,24 @@ mod tests {
         down(&second.backends[1]);
         up(&second.backends[1]);
         assert_eq!(eligible(&second), "Primaries: a10 b2 c10");
+    }
+
+    #[test]
+    fn a_simulation_moves_the_time_of_backends() {
+        let simulated = Arc::new(Simulated::new(1, UNIX_EPOCH));
+        let environment = Environment::Simulated(Arc::clone(&simulated));
+        let config = upstream(
+            "backends = ['a:1', 'b:1']\nejection = { failures = 1, eject_secs = 10, max_ejected_percent = 50 }",
+        );
+        let pool = Pool::new(&environment, config.clone(), &config.backends, None, None);
+        assert_eq!(
+            pool.failed(&pool.backends[0], "reset"),
+            Some(Duration::from_secs(10))
+        );
+        assert!(!pool.backends[0].is_fit(environment.now()));
+        assert_eq!(pool.backends[0].down_since(), Some(UNIX_EPOCH));
+        simulated.advance(Duration::from_secs(10));
+        assert!(pool.backends[0].is_fit(environment.now()));
+        assert_eq!(pool.backends[0].figures().recent_failures, 0);
     }
 }
