@@ -9,6 +9,7 @@ mod capacity;
 mod check;
 mod chromium;
 mod conformance;
+mod control_plane;
 mod dns;
 mod drain;
 mod ejection;

@@ -7,18 +7,25 @@ use super::Problem;
 use super::entry::{Entry, Source};
 
 impl Problem {
-    /// Gives a problem that knows only its key the line of that key, or of the table it would be in.
+    /// Gives problems that know only their keys the lines of those, or of the tables they would be in.
     #[must_use]
-    pub fn located_in(mut self, text: &str) -> Self {
-        self.line = self.line.or_else(|| line_of(text, &self.key));
-        self
+    pub fn locate_all(mut problems: Vec<Self>, text: &str) -> Vec<Self> {
+        let source = Source::new(text);
+        let Ok(document) = Document::parse(text) else {
+            return problems;
+        };
+        for problem in &mut problems {
+            let key = &problem.key;
+            problem.line = problem
+                .line
+                .or_else(|| line_of(&source, document.as_table(), key));
+        }
+        problems
     }
 }
 
-fn line_of(text: &str, key: &str) -> Option<usize> {
-    let source = Source::new(text);
-    let document = Document::parse(text).ok()?;
-    let mut table: Option<&dyn TableLike> = Some(document.as_table());
+fn line_of(source: &Source<'_>, document: &dyn TableLike, key: &str) -> Option<usize> {
+    let mut table = Some(document);
     let mut at = None;
     for segment in key.split('.') {
         let (name, index) = match segment.split_once('[') {
@@ -51,7 +58,16 @@ mod tests {
             ("route[0].handler", None),
             ("plugins/bad.wasm", None),
         ] {
-            assert_eq!(line_of(text, key), line, "{key}");
+            let problem = Problem {
+                key: key.to_owned(),
+                line: None,
+                message: String::new(),
+            };
+            assert_eq!(
+                Problem::locate_all(vec![problem], text)[0].line,
+                line,
+                "{key}"
+            );
         }
     }
 }

@@ -47,11 +47,6 @@ impl Drainer {
             hastens
         });
     }
-
-    /// Whether the signal was given.
-    pub(crate) fn has_started(&self) -> bool {
-        self.0.borrow().is_some()
-    }
 }
 
 impl Drain {
@@ -113,7 +108,6 @@ mod tests {
     #[tokio::test]
     async fn turns_are_spread_and_the_cut_can_be_hastened() {
         let (drainer, mut drain) = channel();
-        assert!(!drainer.has_started());
         drainer.start(Duration::from_secs(10));
         let plan = drain.started().await;
         let turns: Vec<_> = (0..5)

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 use pointsman::cli::{Check, Cli, Command, Demo, Run, Status};
 use pointsman::demo::{self, DemoError};
-use pointsman::server::{self, Server, StartError};
+use pointsman::server::{self, ReadFile, Server, StartError};
 use pointsman::systemd::{self, Inherited};
 use pointsman_admin::commands::{Plan, Proposal};
 use pointsman_admin::status::{self, FetchError};
@@ -154,7 +154,7 @@ enum Told {
 
 async fn serve(config: Config, source: Source, mut signals: Signals, log: ErrorLog) -> Result<()> {
     let inherited = Inherited::from_env();
-    let started = Server::start(config, source.file.clone(), log, inherited);
+    let started = Server::start(config, source.as_read(), log, inherited);
     let mut server = started.map_err(|error| match error {
         StartError::Config(problems) => source.refused(problems),
         error => error.into(),
@@ -317,6 +317,12 @@ impl Source {
         })
     }
 
+    fn as_read(&self) -> Option<ReadFile> {
+        let path = self.file.clone()?;
+        let text = self.text.clone();
+        Some(ReadFile { path, text })
+    }
+
     fn config(&self) -> Result<Config, Vec<Problem>> {
         let dir = self
             .file
@@ -328,11 +334,10 @@ impl Source {
 
     /// In the order of their lines, as far as they have one.
     fn located(&self, problems: Vec<Problem>) -> Vec<Problem> {
-        let located = problems.into_iter().map(|problem| match self.file {
-            Some(_) => problem.located_in(&self.text),
-            None => problem.of_flags(),
-        });
-        let mut located: Vec<_> = located.collect();
+        let mut located = match self.file {
+            Some(_) => Problem::locate_all(problems, &self.text),
+            None => problems.into_iter().map(Problem::of_flags).collect(),
+        };
         located.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
         located
     }

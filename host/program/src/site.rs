@@ -60,6 +60,43 @@ pub(crate) struct Drained {
     pub routes: BTreeSet<String>,
 }
 
+impl Outside {
+    /// What was read for `config`, with what is newer by now. `read_beside`: what `now` had found when the reading
+    /// began.
+    #[must_use]
+    pub(crate) fn brought_up_to_date(
+        mut self,
+        config: &Config,
+        old_config: &Config,
+        now: &Self,
+        read_beside: &Found,
+    ) -> Self {
+        let old = old_config.upstreams.iter().map(|u| (&u.name, u));
+        let old: HashMap<_, _> = old.collect();
+        for upstream in &config.upstreams {
+            let (name, old) = (&upstream.name, old.get(&upstream.name));
+            // What a name has stood for stays until it is asked again.
+            let is_same = |old: &&Upstream| upstream.dns.is_some() && old.dns == upstream.dns;
+            if let Some(resolved) = now.resolved.get(name)
+                && old.is_some_and(is_same)
+            {
+                self.resolved.insert(name.clone(), resolved.clone());
+            }
+            // A file that has been read again by whoever follows it is not news any more.
+            let is_same = |old: &&Upstream| {
+                upstream.backends_file.is_some() && old.backends_file == upstream.backends_file
+            };
+            if let Some(found) = now.found.get(name)
+                && read_beside.get(name) != Some(found)
+                && old.is_some_and(is_same)
+            {
+                self.found.insert(name.clone(), found.clone());
+            }
+        }
+        self
+    }
+}
+
 impl Site {
     /// Makes a snapshot; `before` is the one that it takes the place of. What is known of backends is
     /// kept.
@@ -385,5 +422,54 @@ handler = "echo"
             Some(&before),
         );
         assert!(after.keeps_the_same_as(&before));
+    }
+
+    fn found(addresses: &[&str]) -> Found {
+        let name = UpstreamName::parse("app").unwrap();
+        let backends = addresses
+            .iter()
+            .map(|a| config::Backend::at((*a).to_owned()));
+        [(name, backends.collect())].into()
+    }
+
+    fn of_app(upstream: &str) -> Config {
+        let text = format!(
+            "[[listener]]\nbind = \"127.0.0.1:1\"\n[[route]]\npath = \"/\"\nupstream = \"app\"\n[[upstream]]\nname = \"app\"\n{upstream}\n"
+        );
+        Config::from_toml(&text, Path::new("")).unwrap()
+    }
+
+    #[test]
+    fn of_what_a_file_says_the_newest_counts() {
+        let file = of_app("backends_file = \"a.json\"");
+        let [old, read, newer] = [["1.1.1.1:1"], ["1.1.1.1:2"], ["1.1.1.1:3"]].map(|a| found(&a));
+        let outside = |found: &Found| Outside {
+            found: found.clone(),
+            ..Outside::default()
+        };
+        let update = |old_config: &Config, now: &Found| {
+            let read_now = outside(&read);
+            let updated = read_now.brought_up_to_date(&file, old_config, &outside(now), &old);
+            updated.found
+        };
+        assert_eq!(update(&file, &old), read, "nothing was found meanwhile");
+        assert_eq!(update(&file, &newer), newer);
+        let other_file = of_app("backends_file = \"b.json\"");
+        assert_eq!(update(&other_file, &newer), read, "of another file");
+    }
+
+    #[test]
+    fn what_a_name_stands_for_stays_as_long_as_the_name() {
+        let dns = |name: &str| of_app(&format!("dns = {{ name = \"{name}\", port = 1 }}"));
+        let now = Outside {
+            resolved: found(&["1.1.1.1:1"]),
+            ..Outside::default()
+        };
+        let update = |old: &Config, new: &Config| {
+            let updated = Outside::default().brought_up_to_date(new, old, &now, &Found::new());
+            updated.resolved
+        };
+        assert_eq!(update(&dns("a"), &dns("a")), now.resolved);
+        assert_eq!(update(&dns("a"), &dns("b")), Found::new());
     }
 }

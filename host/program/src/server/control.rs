@@ -4,7 +4,7 @@
 //! very end.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::net::TcpListener as StdListener;
 use std::path::{Path, PathBuf};
@@ -14,10 +14,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use pointsman_admin as admin;
-use pointsman_admin::commands::{Drainable, Outcome, Proposal};
+use pointsman_admin::commands::{Drainable, Outcome};
 use pointsman_admin::status::{PluginSource, PluginStatus};
 use pointsman_config::{self as config, Config, Listener, Problem, UpstreamName};
-use pointsman_contract::names::PluginName;
 use pointsman_log as log;
 use pointsman_metrics::counters::Metrics;
 use pointsman_metrics::labels::{ReloadKind, ReloadResult};
@@ -29,20 +28,21 @@ use pointsman_plugins::registry::{self, Registry};
 use pointsman_watch::{Change, Watch};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::discovery::{self, Discovery};
+use super::discovery::Discovery;
 use super::health_checks::HealthChecks;
-use super::logs::{self, Logs, Outputs};
+use super::logs::{self, Logs};
 use super::problems::{self, Problems, Subject};
-use super::trial::{Compiled, Trial, load_missing, try_missing};
+use super::reload::{self, Proposed};
+use super::trial::Trial;
 use super::view::Pages;
-use super::{Command, plan, plugin_updates};
+use super::{Command, aside, plugin_updates};
 use crate::drain::Drainer;
-use crate::site::{self, Connectors, Drained, Outside, Site};
-use crate::worker::{Census, Listen, ListenerKey, WorkerCommand};
-use crate::{listener, systemd};
+use crate::listener;
+use crate::site::{self, Drained, Outside, Site};
+use crate::worker::{Listen, ListenerKey, WorkerCommand};
 
 /// What the control plane begins with.
 pub(super) struct Setup {
@@ -68,6 +68,8 @@ pub(super) struct Control {
     pub(super) problems: Problems,
     pub(super) last_reload: ConfigReload,
     pub(super) drainer: Drainer,
+    /// Whether this process is on its way out: it should be sent nothing new.
+    pub(super) leaving: watch::Sender<bool>,
     /// When a drain begins that was announced; none: none was, or it has begun.
     pub(super) drain_at: Option<Instant>,
     /// One for each worker.
@@ -102,7 +104,7 @@ pub(super) fn start(setup: Setup, ended: oneshot::Sender<()>) -> io::Result<Join
             let mut builder = tokio::runtime::Builder::new_current_thread();
             let runtime = builder
                 .enable_all()
-                .max_blocking_threads(2)
+                .max_blocking_threads(aside::THREADS_MAX)
                 .on_thread_start(lower_priority);
             match runtime.build_local(Default::default()) {
                 Ok(runtime) => {
@@ -147,10 +149,7 @@ async fn run(setup: Setup) {
         control.checks.follow(&site);
     }
     let reload_wanted = Rc::new(Notify::new());
-    tasks.spawn_local(reload_when_wanted(
-        Rc::clone(&control),
-        Rc::clone(&reload_wanted),
-    ));
+    tasks.spawn_local(reload::run(Rc::clone(&control), Rc::clone(&reload_wanted)));
     let reopen_wanted = Rc::new(Notify::new());
     tasks.spawn_local(reopen_when_wanted(
         Rc::clone(&control),
@@ -165,7 +164,7 @@ async fn run(setup: Setup) {
                 Some(Command::Reload) => reload_wanted.notify_one(),
                 Some(Command::ReopenLogs) => reopen_wanted.notify_one(),
                 Some(Command::Drain) => control.borrow_mut().leave(),
-                Some(Command::Stop) | None => control.borrow().drainer.start(Duration::ZERO),
+                Some(Command::Stop) | None => control.borrow_mut().stop(),
             },
             () = until(drain_at) => control.borrow_mut().start_drain(),
             Some(failure) = failures.recv() => control.borrow_mut().guest_failed(&failure),
@@ -197,42 +196,13 @@ async fn until(time: Option<Instant>) {
     }
 }
 
-/// Reads the configuration again when it is wanted and when its file changes: aside from the control plane's
-/// loop, so that a drain does not wait for it. What is wanted several times meanwhile is done once.
-async fn reload_when_wanted(control: Rc<RefCell<Control>>, wanted: Rc<Notify>) {
-    let file = control.borrow().file.clone();
-    let (watch, mut changes) = watch_config(&control, file.as_deref()).unzip();
-    let following = async {
-        if let (Some(file), Some(watch)) = (file, &watch) {
-            let subject = Subject::ConfigWatch(file);
-            problems::follow(Rc::clone(&control), subject, watch.trouble()).await;
-        }
-    };
-    let reloading = async {
-        loop {
-            tokio::select! {
-                () = wanted.notified() => {
-                    reload(&control, Cause::Asked).await;
-                }
-                Some(change) = next_change(&mut changes) => match change {
-                    Change::Written(_) => {
-                        reload(&control, Cause::FileChanged).await;
-                    }
-                    Change::Gone(path) => control.borrow_mut().config_gone(path),
-                },
-            }
-        }
-    };
-    let ((), ()) = tokio::join!(following, reloading);
-}
-
 /// Opens the files of the logs again when it is wanted. One that cannot be opened stays as it is.
 async fn reopen_when_wanted(control: Rc<RefCell<Control>>, wanted: Rc<Notify>) {
     loop {
         wanted.notified().await;
         let config = Arc::clone(&control.borrow().config);
         let files = Arc::clone(&config);
-        let reopened = spawn_blocking(move || logs::reopen(&files)).await;
+        let reopened = aside::briefly(move || logs::reopen(&files)).await;
         let (outputs, problems) = match reopened {
             Ok(reopened) => reopened,
             Err(error) => {
@@ -280,32 +250,6 @@ async fn serve_admin(
     admin::http::serve(listener, Rc::new(Pages(control)), config).await;
 }
 
-/// None: there is no file, or it cannot be watched.
-fn watch_config(
-    control: &RefCell<Control>,
-    file: Option<&Path>,
-) -> Option<(Watch, mpsc::Receiver<Change>)> {
-    let file = file?;
-    match Watch::file(file) {
-        Ok(watched) => Some(watched),
-        Err(error) => {
-            tracing::warn!(file = %file.display(), %error, "configuration file cannot be watched: SIGHUP reads it again");
-            let message = format!("it cannot be watched, SIGHUP reads it again: {error}");
-            let subject = Subject::ConfigWatch(file.to_owned());
-            control.borrow_mut().problems.report(subject, vec![message]);
-            None
-        }
-    }
-}
-
-/// Never ready where nothing is watched.
-async fn next_change(changes: &mut Option<mpsc::Receiver<Change>>) -> Option<Change> {
-    match changes {
-        Some(changes) => changes.recv().await,
-        None => std::future::pending().await,
-    }
-}
-
 /// What has found backends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FoundBy {
@@ -313,182 +257,6 @@ pub(super) enum FoundBy {
     File,
     /// `dns`.
     Dns,
-}
-
-/// Why the configuration is read again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cause {
-    /// Somebody wants it, by signal or over the admin address.
-    Asked,
-    /// It seems to have been written. What was read last, in whatever way, is no news then.
-    FileChanged,
-}
-
-/// Reads the configuration again and puts it in force, or says everything that is wrong with it.
-pub(super) async fn reload(control: &RefCell<Control>, cause: Cause) -> Outcome {
-    let Some(file) = control.borrow().file.clone() else {
-        let reason = "nothing to reload: the configuration came from flags";
-        tracing::warn!("{reason}");
-        return Outcome::NotFound(reason.to_owned());
-    };
-    // One after the other, so that what was read last is in force last.
-    let turn = Arc::clone(&control.borrow().reload_turn);
-    let _turn = turn.lock().await;
-    if control.borrow().is_leaving() {
-        return Outcome::Refused(vec![keyless("the process is being drained")]);
-    }
-    systemd::reloading();
-    let outcome = reload_from(control, &file, cause).await;
-    systemd::ready();
-    outcome
-}
-
-async fn reload_from(control: &RefCell<Control>, file: &Path, cause: Cause) -> Outcome {
-    let nothing_new = || Outcome::Done("nothing has changed".to_owned());
-    let text = read_text(file).await;
-    {
-        let mut control = control.borrow_mut();
-        let last_read = std::mem::replace(&mut control.last_read, text.as_ref().ok().cloned());
-        if cause == Cause::FileChanged && last_read.is_some() && last_read == control.last_read {
-            return nothing_new();
-        }
-    }
-    let result = match text {
-        Ok(text) => {
-            let dir = file.parent().unwrap_or(Path::new(""));
-            let before = control.borrow().outside.tls.clone();
-            let applied = match understand(dir, text.clone(), before).await {
-                Ok((config, outside)) => match open_logs(control, &config).await {
-                    Ok(outputs) => {
-                        let trial = Trial::new(&Arc::new(config));
-                        let refuse = |name: &PluginName, error| {
-                            plugin_updates::refuse(control, name, &error);
-                        };
-                        let compiled =
-                            plugin_updates::compile_missing(control, &trial, refuse).await;
-                        let mut control = control.borrow_mut();
-                        control.apply(trial, outside, outputs, compiled)
-                    }
-                    Err(problems) => Err(problems),
-                },
-                Err(problems) => Err(problems),
-            };
-            let located = |problem: Problem| problem.located_in(&text);
-            applied.map_err(|problems| problems.into_iter().map(located).collect())
-        }
-        Err(problems) => Err(problems),
-    };
-    let mut control = control.borrow_mut();
-    let (result, outcome) = match result {
-        Ok(ReloadResult::Unchanged) => (ReloadResult::Unchanged, nothing_new()),
-        Ok(result) => (result, Outcome::Done("configuration in force".to_owned())),
-        Err(problems) => {
-            for problem in &problems {
-                tracing::error!(file = %file.display(), "{problem}");
-            }
-            tracing::error!(file = %file.display(), problems = problems.len(), "configuration refused: the one in force stays");
-            (ReloadResult::Failed, Outcome::Refused(problems))
-        }
-    };
-    if result == ReloadResult::Ok {
-        tracing::info!(file = %file.display(), "configuration in force");
-    }
-    control.config_read(file, &outcome);
-    control.metrics.reloads(ReloadKind::Config, result).add(1);
-    outcome
-}
-
-/// Says what a configuration would change.
-pub(super) async fn plan(control: &RefCell<Control>, proposal: Proposal) -> Outcome {
-    let Proposal { text, dir } = proposal;
-    let before = control.borrow().outside.tls.clone();
-    let (config, outside) = match understand(&dir, text.clone(), before).await {
-        Ok(understood) => understood,
-        Err(problems) => return Outcome::Refused(problems),
-    };
-    let config = Arc::new(config);
-    let mut problems = check_logs(control, &config).await;
-    let trial = Trial::new(&config);
-    let mut refused = BTreeMap::new();
-    let refuse = |name: &PluginName, error| _ = refused.insert(name.clone(), error);
-    let compiled = plugin_updates::compile_missing(control, &trial, refuse).await;
-    {
-        let mut control = control.borrow_mut();
-        problems.extend(control.changes_of_fixed_keys(&config));
-        problems.extend(try_missing(
-            &mut control.registry,
-            &trial,
-            compiled,
-            &refused,
-        ));
-        problems.extend(control.listeners_not_bound(&config));
-    }
-    if !problems.is_empty() {
-        let located = |problem: Problem| problem.located_in(&text);
-        return Outcome::Refused(problems.into_iter().map(located).collect());
-    }
-    let commands = control.borrow().worker_commands.clone();
-    let mut census = Census::new();
-    for worker in commands {
-        let (reply, answer) = oneshot::channel();
-        if worker.send(WorkerCommand::Census(reply)).await.is_ok()
-            && let Ok(of_worker) = answer.await
-        {
-            census.extend(of_worker);
-        }
-    }
-    let control = control.borrow();
-    let site = control.site();
-    let running = plan::Running {
-        census: &census,
-        keeps: plan::keeps(&site, &config, &outside),
-    };
-    Outcome::Planned(plan::plan(&site, &config, &running))
-}
-
-async fn read_text(file: &Path) -> Result<String, Vec<Problem>> {
-    let path = file.to_owned();
-    let read = spawn_blocking(move || std::fs::read_to_string(path)).await;
-    read.unwrap_or_else(|panic| Err(io::Error::other(panic)))
-        .map_err(|error| vec![keyless(error)])
-}
-
-/// `dir`: where relative paths begin.
-async fn understand(
-    dir: &Path,
-    text: String,
-    before: Connectors,
-) -> Result<(Config, Outside), Vec<Problem>> {
-    let dir = dir.to_owned();
-    let read = move || {
-        let config = Config::from_toml(&text, &dir)?;
-        let outside = discovery::read_all(&config, &before)?;
-        Ok((config, outside))
-    };
-    let read = spawn_blocking(read).await;
-    read.unwrap_or_else(|panic| Err(vec![keyless(panic)]))
-}
-
-/// What would be wrong with [`open_logs`].
-async fn check_logs(control: &RefCell<Control>, new: &Arc<Config>) -> Vec<Problem> {
-    let (new, old) = (Arc::clone(new), Arc::clone(&control.borrow().config));
-    let checked = spawn_blocking(move || logs::check(&new, Some(&old))).await;
-    checked.unwrap_or_else(|panic| vec![keyless(panic)])
-}
-
-/// What a new configuration has the logs written to, where that changes.
-async fn open_logs(control: &RefCell<Control>, new: &Config) -> Result<Outputs, Vec<Problem>> {
-    let (new, old) = (new.clone(), Arc::clone(&control.borrow().config));
-    let opened = spawn_blocking(move || logs::open(&new, Some(&old))).await;
-    opened.unwrap_or_else(|panic| Err(vec![keyless(panic)]))
-}
-
-fn keyless(message: impl ToString) -> Problem {
-    Problem {
-        key: String::new(),
-        line: None,
-        message: message.to_string(),
-    }
 }
 
 impl Control {
@@ -499,7 +267,7 @@ impl Control {
 
     /// Whether this process is on its way out: it should be sent nothing new.
     pub(super) fn is_leaving(&self) -> bool {
-        self.drain_at.is_some() || self.drainer.has_started()
+        *self.leaving.borrow()
     }
 
     /// Says that this process is on its way out, and has the drain begin after its delay.
@@ -507,6 +275,7 @@ impl Control {
         if self.is_leaving() {
             return;
         }
+        self.leaving.send_replace(true);
         match self.config.drain_delay {
             Duration::ZERO => self.start_drain(),
             delay => {
@@ -521,8 +290,14 @@ impl Control {
         self.drainer.start(self.config.drain_timeout);
     }
 
+    /// Has everything end at once.
+    fn stop(&self) {
+        self.leaving.send_replace(true);
+        self.drainer.start(Duration::ZERO);
+    }
+
     /// What came of reading the configuration again.
-    fn config_read(&mut self, file: &Path, outcome: &Outcome) {
+    pub(super) fn config_read(&mut self, file: &Path, outcome: &Outcome) {
         let subject = Subject::Config(file.to_owned());
         self.last_reload.is_successful = !matches!(outcome, Outcome::Refused(_));
         if let Outcome::Refused(problems) = outcome {
@@ -535,7 +310,7 @@ impl Control {
         }
     }
 
-    fn config_gone(&mut self, file: PathBuf) {
+    pub(super) fn config_gone(&mut self, file: PathBuf) {
         tracing::warn!(file = %file.display(), "configuration file is gone: the one in force stays");
         // When it is back it is read, whatever it says.
         self.last_read = None;
@@ -637,26 +412,17 @@ impl Control {
         }
     }
 
-    fn apply(
-        &mut self,
-        trial: Trial,
-        mut outside: Outside,
-        outputs: Outputs,
-        compiled: Compiled,
-    ) -> Result<ReloadResult, Vec<Problem>> {
-        let config = Arc::clone(trial.config());
-        // What a name has stood for stays until it is asked again.
-        let old = |name: &UpstreamName| self.config.upstreams.iter().find(|u| u.name == *name);
-        for upstream in config.upstreams.iter().filter(|u| u.dns.is_some()) {
-            let is_same = old(&upstream.name).is_some_and(|old| old.dns == upstream.dns);
-            let resolved = self
-                .outside
-                .resolved
-                .get(&upstream.name)
-                .filter(|_| is_same);
-            let resolved = resolved.map(|resolved| (upstream.name.clone(), resolved.clone()));
-            outside.resolved.extend(resolved);
-        }
+    /// Puts a configuration in force, in one step.
+    pub(super) fn apply(&mut self, proposed: Proposed) -> Result<ReloadResult, Vec<Problem>> {
+        let Proposed {
+            config,
+            outside,
+            read_beside,
+            outputs,
+            candidates,
+        } = proposed;
+        let outside =
+            outside.brought_up_to_date(&config, &self.config, &self.outside, &read_beside);
         if config == self.config && outside == self.outside {
             return Ok(ReloadResult::Unchanged);
         }
@@ -664,11 +430,11 @@ impl Control {
         if !fixed.is_empty() {
             return Err(fixed);
         }
-        let problems = load_missing(&mut self.registry, &trial, compiled);
-        if !problems.is_empty() {
-            return Err(problems);
-        }
+        let plugins = candidates.fit()?;
         self.relisten(&config)?;
+        for generation in plugins {
+            self.registry.publish(generation);
+        }
         self.registry.set_limits(AllLimits::new(&config));
         if !outputs.is_empty() {
             self.problems.over(&Subject::Logs);
@@ -682,7 +448,7 @@ impl Control {
     }
 
     /// What [`Control::relisten`] would not be able to open.
-    fn listeners_not_bound(&self, new: &Config) -> Vec<Problem> {
+    pub(super) fn listeners_not_bound(&self, new: &Config) -> Vec<Problem> {
         let before = listener_keys(&self.config);
         let added = listener_keys(new).into_keys();
         let added = added.filter(|key| !before.contains_key(key));
@@ -765,19 +531,20 @@ impl Control {
             ..
         } = self;
         let nothing = Drained::default();
-        drained.backends.retain(|(name, address)| {
-            let upstream = config.upstreams.iter().find(|u| u.name == *name);
-            upstream.is_some_and(|upstream| {
-                let backends = site::backends(upstream, outside, &nothing);
-                backends.iter().any(|b| b.address == *address)
-            })
+        let names: BTreeSet<_> = drained.backends.iter().map(|(name, _)| name).collect();
+        let upstreams = config.upstreams.iter().filter(|u| names.contains(&u.name));
+        let places = upstreams.flat_map(|upstream| {
+            let backends = site::backends(upstream, outside, &nothing).into_iter();
+            backends.map(|backend| (upstream.name.clone(), backend.address))
         });
-        let routes: Vec<_> = config.routes.iter().map(ToString::to_string).collect();
+        let places: HashSet<_> = places.collect();
+        drained.backends.retain(|place| places.contains(place));
+        let routes: HashSet<_> = config.routes.iter().map(ToString::to_string).collect();
         drained.routes.retain(|route| routes.contains(route));
     }
 
     /// What a running process cannot change.
-    fn changes_of_fixed_keys(&self, new: &Config) -> Vec<Problem> {
+    pub(super) fn changes_of_fixed_keys(&self, new: &Config) -> Vec<Problem> {
         let old = &self.config;
         let fixed = [
             ("workers", old.workers == new.workers),

@@ -15,9 +15,10 @@ use pointsman_traffic::upstream::dns::{self, DnsAnswer};
 use pointsman_traffic::upstream::tls::Tls;
 use pointsman_watch::{Change, Watch};
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
+use super::aside;
 use super::control::{Control, FoundBy};
 use super::problems::{self, Subject};
 use crate::site::{Connectors, Found, Outside};
@@ -40,8 +41,9 @@ pub(super) struct Discovery {
 impl Discovery {
     /// Begins and ends watches, so that they are those of `config`.
     pub(super) fn follow(&mut self, control: &Rc<RefCell<Control>>, config: &Config) {
+        let upstreams: HashMap<_, _> = config.upstreams.iter().map(|u| (&u.name, u)).collect();
         self.files.retain(|name, (path, task)| {
-            let of_name = config.upstreams.iter().find(|u| u.name == *name);
+            let of_name = upstreams.get(name);
             let stays = of_name.is_some_and(|u| u.backends_file.as_ref() == Some(path));
             if !stays {
                 task.abort();
@@ -52,7 +54,7 @@ impl Discovery {
             stays
         });
         self.names.retain(|name, (dns, task)| {
-            let of_name = config.upstreams.iter().find(|u| u.name == *name);
+            let of_name = upstreams.get(name);
             let stays = of_name.is_some_and(|u| u.dns.as_ref() == Some(dns));
             if !stays {
                 task.abort();
@@ -90,8 +92,10 @@ impl Discovery {
 async fn watch(control: Rc<RefCell<Control>>, upstream: UpstreamName, path: PathBuf) {
     let subject = Subject::BackendsFileWatch(upstream.clone());
     let (watch, mut changes) = loop {
-        let error = match Watch::file(&path) {
-            Ok(watched) => break watched,
+        let file = path.clone();
+        let error = match aside::briefly(move || Watch::file(&file)).await {
+            Ok(Ok(watched)) => break watched,
+            Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
         let message = format!("{} cannot be watched: {error}", path.display());
@@ -127,9 +131,12 @@ async fn watch(control: Rc<RefCell<Control>>, upstream: UpstreamName, path: Path
 async fn ask(control: Rc<RefCell<Control>>, upstream: UpstreamName, dns: Dns) {
     let subject = Subject::Dns(upstream.clone());
     let resolver = loop {
-        let error = match dns::resolver(&dns) {
-            Ok(resolver) => break resolver,
-            Err(error) => error,
+        // It reads the system's configuration.
+        let asked = dns.clone();
+        let error = match aside::briefly(move || dns::resolver(&asked)).await {
+            Ok(Ok(resolver)) => break resolver,
+            Ok(Err(error)) => error,
+            Err(error) => error.to_string(),
         };
         let message = format!("no name can be resolved: {error}");
         if control
@@ -186,7 +193,7 @@ async fn next(changes: &mut mpsc::Receiver<Change>) -> Option<Change> {
 
 async fn update(control: &RefCell<Control>, upstream: &UpstreamName, path: &Path) {
     let file = path.to_owned();
-    let read = spawn_blocking(move || read(&file)).await;
+    let read = aside::briefly(move || read(&file)).await;
     let problems: Vec<String> = match read {
         Ok(Ok(backends)) => {
             let mut control = control.borrow_mut();

@@ -4,6 +4,8 @@
 //! The only room that knows all others. [`Server::start`] binds, loads, and starts the workers and
 //! the control plane; `control` is what the control plane does from then on.
 
+mod aside;
+mod candidates;
 mod control;
 mod discovery;
 mod health_checks;
@@ -11,6 +13,7 @@ mod logs;
 mod plan;
 mod plugin_updates;
 mod problems;
+mod reload;
 mod trial;
 mod view;
 
@@ -58,6 +61,15 @@ pub struct Server {
     control: Option<JoinHandle<()>>,
 }
 
+/// The file that a configuration was read from.
+#[derive(Debug)]
+pub struct ReadFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it said.
+    pub text: String,
+}
+
 /// What the control plane can be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Command {
@@ -87,14 +99,14 @@ pub enum StartError {
 const ADMIN_BACKLOG: i32 = 1024;
 
 impl Server {
-    /// Starts serving. `file`: where the configuration came from, to be read again on a reload.
+    /// Starts serving. `file`: where the configuration came from, to be read again when it changes and on a reload.
     /// `error_log`: goes on as the configuration says. `inherited`: sockets that are open already.
     ///
     /// # Errors
     /// See [`StartError`].
     pub fn start(
         config: Config,
-        file: Option<PathBuf>,
+        file: Option<ReadFile>,
         error_log: ErrorLog,
         mut inherited: Inherited,
     ) -> Result<Self, StartError> {
@@ -206,6 +218,7 @@ impl Server {
         let admin_address = admin
             .as_ref()
             .and_then(|listener| listener.local_addr().ok());
+        let (file, last_read) = file.map(|file| (file.path, file.text)).unzip();
         let control = Control {
             config,
             file,
@@ -216,13 +229,14 @@ impl Server {
             problems,
             last_reload: ConfigReload::default(),
             drainer,
+            leaving: watch::Sender::default(),
             drain_at: None,
             worker_commands,
             started: Instant::now(),
             outside,
             drained: Drained::default(),
             checks: HealthChecks::default(),
-            last_read: None,
+            last_read,
             reload_turn: Arc::default(),
         };
         let setup = control::Setup {

@@ -11,19 +11,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pointsman_config::Config;
 use pointsman_contract::names::PluginName;
 use pointsman_metrics::labels::{ReloadKind, ReloadResult};
 use pointsman_plugins::generation::{Generation, Source};
 use pointsman_plugins::load::{self, LoadError};
-use pointsman_plugins::registry::{Job, Removal};
+use pointsman_plugins::registry::{Content, Job, Removal};
 use pointsman_watch::Change;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use super::aside;
 use super::control::Control;
 use super::problems::Subject;
-use super::trial::{self, Compiled, Trial};
+use super::trial::{self, Trial};
 use crate::context::guests::States;
 use crate::worker::WorkerCommand;
 
@@ -98,7 +99,7 @@ async fn offer_or_note(
         let turn = Arc::clone(&control.borrow().reload_turn);
         let _turn = turn.lock().await;
         if !control.borrow().trial().names(name) {
-            load::look(&read(path.clone()).await?)?;
+            read(path.clone(), |bytes| load::look(&bytes)).await?;
             tracing::info!(plugin = %name, path = %path.display(), "plugin not loaded: nothing refers to it");
             control.borrow_mut().registry.note_unused(name, path);
             return Ok(None);
@@ -117,61 +118,39 @@ async fn offer_or_note(
 }
 
 /// Reads a file and offers it. None: the same content serves already.
-async fn offer(
+pub(super) async fn offer(
     control: &RefCell<Control>,
     name: &PluginName,
     path: PathBuf,
 ) -> Result<Option<Job>, LoadError> {
-    let bytes = read(path.clone()).await?;
+    let content = read(path.clone(), |bytes| Ok(Content::new(bytes))).await?;
     let mut control = control.borrow_mut();
-    control.registry.offer(name, bytes, Source::File(path))
+    control.registry.offer(name, content, Source::File(path))
 }
 
-async fn read(path: PathBuf) -> Result<Vec<u8>, LoadError> {
-    let read = spawn_blocking(move || trial::read(&path)).await;
+/// Reads a file, and does with its bytes what takes time as well.
+async fn read<T: Send + 'static>(
+    path: PathBuf,
+    then: fn(Vec<u8>) -> Result<T, LoadError>,
+) -> Result<T, LoadError> {
+    let read = aside::briefly(move || then(trial::read(&path)?)).await;
     read.unwrap_or_else(|error| Err(LoadError::Read(error.to_string())))
 }
 
-/// Compiles what a configuration names and nothing serves yet. What is embedded under the name of a file that
-/// cannot be loaded stands in; `refused` is told of the file.
-pub(super) async fn compile_missing(
-    control: &RefCell<Control>,
-    trial: &Trial,
-    mut refused: impl FnMut(&PluginName, LoadError),
-) -> Compiled {
-    let mut compiled = Compiled::new();
-    for name in trial.named().into_keys() {
-        let unused = control.borrow().registry.unused(&name).map(Path::to_owned);
-        if let Some(path) = unused {
-            let generation = match offer(control, &name, path).await {
-                Ok(None) => continue,
-                Ok(Some(job)) => compile(job).await,
-                Err(error) => Err(error),
-            };
-            match generation {
-                Ok(generation) => {
-                    compiled.insert(name, generation);
-                    continue;
-                }
-                Err(error) => refused(&name, error),
-            }
-        }
-        if control.borrow().registry.catalog().get(&name).is_some() {
-            continue;
-        }
-        let offered = control.borrow_mut().registry.offer_embedded(&name);
-        if let Ok(Some(job)) = offered
-            && let Ok(generation) = compile(job).await
-        {
-            compiled.insert(name, generation);
-        }
-    }
-    compiled
+/// Compiles on a thread of the background.
+pub(super) async fn compile(job: Job) -> Result<Arc<Generation>, LoadError> {
+    let compiled = aside::computed(|| job.compile()).await;
+    compiled.unwrap_or_else(|error| Err(LoadError::Compile(error.to_string())))
 }
 
-async fn compile(job: Job) -> Result<Arc<Generation>, LoadError> {
-    let compiled = spawn_blocking(|| job.compile()).await;
-    compiled.unwrap_or_else(|error| Err(LoadError::Compile(error.to_string())))
+/// Tries on a thread of the background.
+pub(super) async fn try_aside(
+    trial: &Arc<Trial>,
+    generation: &Arc<Generation>,
+) -> Result<(), LoadError> {
+    let (trial, generation) = (Arc::clone(trial), Arc::clone(generation));
+    let tried = aside::computed(move || trial.run(&generation)).await;
+    tried.unwrap_or_else(|error| Err(LoadError::Compile(error.to_string())))
 }
 
 fn remove(
@@ -191,12 +170,15 @@ fn remove(
 
 /// Compiles, tries and publishes.
 async fn build(control: &RefCell<Control>, job: Job) -> Result<(), LoadError> {
-    let states = states(control, job.name()).await;
-    let trial = control.borrow().trial().with_states(states);
     let generation = compile(job).await?;
-    let tried = Arc::clone(&generation);
-    let trying = spawn_blocking(move || trial.run(&tried)).await;
-    trying.unwrap_or_else(|error| Err(LoadError::Compile(error.to_string())))?;
+    let tried_for = try_for_current(control, &generation).await?;
+    let reload_turn = Arc::clone(&control.borrow().reload_turn);
+    let _turn;
+    if !Arc::ptr_eq(&tried_for, &control.borrow().config) {
+        // A reload has changed what refers to it. With the turn held, none does so again.
+        _turn = reload_turn.lock().await;
+        try_for_current(control, &generation).await?;
+    }
     let mut control = control.borrow_mut();
     let name = generation.name.clone();
     control.registry.publish(generation);
@@ -211,9 +193,20 @@ async fn build(control: &RefCell<Control>, job: Job) -> Result<(), LoadError> {
     Ok(())
 }
 
+/// Tries a generation for the configuration that is in force, and says which that was.
+async fn try_for_current(
+    control: &RefCell<Control>,
+    generation: &Arc<Generation>,
+) -> Result<Arc<Config>, LoadError> {
+    let states = states(control, &generation.name).await;
+    let trial = Arc::new(control.borrow().trial().with_states(states));
+    try_aside(&trial, generation).await?;
+    Ok(Arc::clone(trial.config()))
+}
+
 /// How long a worker may take to say what its instances know: one that is busy for longer has
 /// nothing to say.
-const STATE_DEADLINE: Duration = Duration::from_secs(1);
+pub(super) const STATE_DEADLINE: Duration = Duration::from_secs(1);
 
 /// What all instances of a plugin know, so that its successor can be tried with it.
 async fn states(control: &RefCell<Control>, name: &PluginName) -> Vec<States> {

@@ -30,9 +30,6 @@ pub(super) struct Outcome {
     pub(super) refused_files: Vec<Problem>,
 }
 
-/// Plugins that were compiled for a configuration that names them.
-pub(super) type Compiled = BTreeMap<PluginName, Arc<Generation>>;
-
 /// Loads the files that the configuration names, and for the names that have none what is embedded;
 /// looks at the others. Blocks.
 ///
@@ -62,7 +59,7 @@ pub(super) fn load_plugins(config: &Arc<Config>, files: &[PathBuf]) -> Result<Ou
             ));
         }
     }
-    let problems = load_missing(&mut registry, &trial, Compiled::new());
+    let problems = load_missing(&mut registry, &trial);
     if problems.is_empty() {
         let refused_files = refused.into_iter().map(|(_, problem)| problem).collect();
         return Ok(Outcome {
@@ -81,20 +78,12 @@ pub(super) fn load_plugins(config: &Arc<Config>, files: &[PathBuf]) -> Result<Ou
     Err(StartError::Config(refused.chain(problems).collect()))
 }
 
-/// Publishes what was compiled for a configuration, loads what it names and nothing serves yet, and tries
-/// again what serves. Blocks. Returns what is wrong.
-pub(super) fn load_missing(
-    registry: &mut Registry,
-    trial: &Trial,
-    mut compiled: Compiled,
-) -> Vec<Problem> {
+/// Loads what a configuration names and nothing serves yet, and tries again what serves. Blocks. Returns what
+/// is wrong.
+fn load_missing(registry: &mut Registry, trial: &Trial) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (name, key) in trial.named() {
-        let candidate = compiled.remove(&name);
-        let is_taken = candidate.is_some_and(|candidate| publish(registry, trial, candidate));
         let tried = match registry.catalog().get(&name) {
-            _ if is_taken => Ok(()),
-            // It served before, or is embedded, and stands in for a candidate that is not taken.
             Some(generation) => trial.run(generation),
             None => load_embedded(registry, trial, &name),
         };
@@ -103,18 +92,6 @@ pub(super) fn load_missing(
         }
     }
     problems
-}
-
-/// False: it does not pass its trial.
-fn publish(registry: &mut Registry, trial: &Trial, candidate: Arc<Generation>) -> bool {
-    match trial.run(&candidate) {
-        Ok(()) => registry.publish(candidate),
-        Err(error) => {
-            refuse(registry, &candidate.name, &error);
-            return false;
-        }
-    }
-    true
 }
 
 /// Says in log and status that a plugin is not taken.
@@ -127,36 +104,13 @@ pub(super) fn refuse(registry: &mut Registry, name: &PluginName, error: &LoadErr
     registry.refuse(name, error);
 }
 
-/// What [`load_missing`] would find wrong; nothing is published. `refused`: files that were to be loaded for
-/// the configuration and cannot be. Blocks.
-pub(super) fn try_missing(
-    registry: &mut Registry,
-    trial: &Trial,
-    mut compiled: Compiled,
-    refused: &BTreeMap<PluginName, LoadError>,
-) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    for (name, key) in trial.named() {
-        let candidate = compiled.remove(&name);
-        if candidate.is_some_and(|candidate| trial.run(&candidate).is_ok()) {
-            continue;
-        }
-        let tried = match registry.catalog().get(&name) {
-            Some(generation) => trial.run(generation),
-            None => registry.offer_embedded(&name).and_then(|job| match job {
-                Some(job) => trial.run(&job.compile()?),
-                None => Ok(()),
-            }),
-        };
-        if let Err(error) = tried {
-            let error = refused.get(&name).cloned().unwrap_or(error);
-            problems.push(refusal(registry, &name, key, error));
-        }
-    }
-    problems
-}
-
-fn refusal(registry: &Registry, name: &PluginName, key: String, error: LoadError) -> Problem {
+/// What is wrong with the key that refers to a plugin, where the plugin does not serve it.
+pub(super) fn refusal(
+    registry: &Registry,
+    name: &PluginName,
+    key: String,
+    error: LoadError,
+) -> Problem {
     let message = match error {
         LoadError::NotEmbedded => unknown(registry, name, &key),
         error => format!("plugin \"{name}\": {error}"),

@@ -21,8 +21,9 @@ use pointsman_traffic::upstream::fitness::{HealthState, Unfit};
 use pointsman_traffic::upstream::pool::{Backend, Pool};
 use tokio::time::Instant;
 
-use super::control::{self, Cause, Control};
+use super::control::Control;
 use super::problems;
+use super::reload::{self, Cause};
 use crate::site::Site;
 
 /// The control plane, as the admin pages see it.
@@ -95,9 +96,9 @@ impl View for Pages {
         let control = Rc::clone(&self.0);
         Box::pin(async move {
             match order {
-                Order::Reload => control::reload(&control, Cause::Asked).await,
+                Order::Reload => reload::reload(&control, Cause::Asked).await,
                 Order::Drain { what, is_out } => control.borrow_mut().drain(what, is_out),
-                Order::Plan(proposal) => control::plan(&control, proposal).await,
+                Order::Plan(proposal) => reload::plan(&control, proposal).await,
             }
         })
     }

@@ -1,0 +1,352 @@
+//! Reading the configuration again and putting it in force, and saying what that would change.
+//!
+//! Files are read and plugins are compiled and tried on threads of the background, which may take minutes.
+//! Meanwhile pages are answered, orders carried out, backends found, plugins replaced, and a drain may begin.
+//! So everything is decided at the end, in one step on the control thread, by what holds at that moment:
+//!
+//! ```text
+//!   read the file ---> read what it names ---> compile and try plugins <---+
+//!    (turn held)       (backends, CAs, logs)        |                      | others serve now
+//!                                                   v                      |
+//!                                           all as it was tried? ----------+
+//!                                                   | yes, and no await from here on
+//!                                                   v
+//!                          newer backends stay, listeners open, publish
+//! ```
+//!
+//! One reload at a time: one that is wanted meanwhile follows, and reads the file then. A drain ends all of them.
+
+use std::cell::RefCell;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pointsman_admin::commands::{Outcome, Proposal};
+use pointsman_config::{Config, Problem};
+use pointsman_contract::names::PluginName;
+use pointsman_metrics::labels::{ReloadKind, ReloadResult};
+use pointsman_plugins::load::LoadError;
+use pointsman_watch::{Change, Watch};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::candidates::Candidates;
+use super::control::Control;
+use super::logs::{self, Outputs};
+use super::problems::{self, Subject};
+use super::trial::Trial;
+use super::{aside, discovery, plan as plans, plugin_updates};
+use crate::site::{Connectors, Found, Outside};
+use crate::systemd;
+use crate::worker::{Census, WorkerCommand};
+
+/// How often plugins may change while a configuration is tried with them.
+const TRIES_MAX: usize = 8;
+
+/// How long all files together that a configuration names are waited for.
+const FILES_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A configuration that is to be put in force.
+pub(super) struct Proposed {
+    pub(super) config: Arc<Config>,
+    /// What it leads to, as it was read with it.
+    pub(super) outside: Outside,
+    /// What files of backends said that were followed when it was read.
+    pub(super) read_beside: Found,
+    pub(super) outputs: Outputs,
+    pub(super) candidates: Candidates,
+}
+
+/// Why the configuration is read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// Somebody wants it, by signal or over the admin address.
+    Asked,
+    /// It seems to have been written. What was read last, in whatever way, is no news then.
+    FileChanged,
+}
+
+/// Reads the configuration again when it is wanted and when its file changes. What is wanted several times
+/// meanwhile is done once.
+pub(super) async fn run(control: Rc<RefCell<Control>>, wanted: Rc<Notify>) {
+    let file = control.borrow().file.clone();
+    let (watch, mut changes) = watch_config(&control, file.clone()).await.unzip();
+    let following = async {
+        if let (Some(file), Some(watch)) = (file, &watch) {
+            let subject = Subject::ConfigWatch(file);
+            problems::follow(Rc::clone(&control), subject, watch.trouble()).await;
+        }
+    };
+    let reloading = async {
+        if watch.is_some() {
+            // It may have changed between its first reading and the beginning of the watch.
+            reload(&control, Cause::FileChanged).await;
+        }
+        loop {
+            tokio::select! {
+                () = wanted.notified() => {
+                    reload(&control, Cause::Asked).await;
+                }
+                Some(change) = next_change(&mut changes) => match change {
+                    Change::Written(_) => {
+                        reload(&control, Cause::FileChanged).await;
+                    }
+                    Change::Gone(path) => control.borrow_mut().config_gone(path),
+                },
+            }
+        }
+    };
+    let ((), ()) = tokio::join!(following, reloading);
+}
+
+/// None: there is no file, or it cannot be watched.
+async fn watch_config(
+    control: &RefCell<Control>,
+    file: Option<PathBuf>,
+) -> Option<(Watch, mpsc::Receiver<Change>)> {
+    let file = file?;
+    let path = file.clone();
+    let watched = aside::briefly(move || Watch::file(&path)).await;
+    match watched.unwrap_or_else(|error| Err(error.into())) {
+        Ok(watched) => Some(watched),
+        Err(error) => {
+            tracing::warn!(file = %file.display(), %error, "configuration file cannot be watched: SIGHUP reads it again");
+            let message = format!("it cannot be watched, SIGHUP reads it again: {error}");
+            let subject = Subject::ConfigWatch(file);
+            control.borrow_mut().problems.report(subject, vec![message]);
+            None
+        }
+    }
+}
+
+/// Never ready where nothing is watched.
+async fn next_change(changes: &mut Option<mpsc::Receiver<Change>>) -> Option<Change> {
+    match changes {
+        Some(changes) => changes.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads the configuration again and puts it in force, or says everything that is wrong with it.
+pub(super) async fn reload(control: &RefCell<Control>, cause: Cause) -> Outcome {
+    let Some(file) = control.borrow().file.clone() else {
+        let reason = "nothing to reload: the configuration came from flags";
+        tracing::warn!("{reason}");
+        return Outcome::NotFound(reason.to_owned());
+    };
+    let (turn, mut leaving) = {
+        let control = control.borrow();
+        (
+            Arc::clone(&control.reload_turn),
+            control.leaving.subscribe(),
+        )
+    };
+    let reloading = async {
+        // One after the other, so that what was read last is in force last.
+        let _turn = turn.lock().await;
+        reload_now(control, &file, cause).await
+    };
+    tokio::select! {
+        biased;
+        _ = leaving.wait_for(|is_leaving| *is_leaving) => {
+            tracing::info!("no reload: the process is being drained");
+            Outcome::Refused(vec![keyless("the process is being drained")])
+        }
+        outcome = reloading => outcome,
+    }
+}
+
+async fn reload_now(control: &RefCell<Control>, file: &Path, cause: Cause) -> Outcome {
+    let nothing_new = || Outcome::Done("nothing has changed".to_owned());
+    if cause == Cause::Asked {
+        systemd::reloading();
+    }
+    let text = read_text(file).await;
+    if cause == Cause::FileChanged {
+        let mut control = control.borrow_mut();
+        match &text {
+            Ok(text) if control.last_read.as_ref() == Some(text) => return nothing_new(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                control.config_gone(file.to_owned());
+                return nothing_new();
+            }
+            _ => systemd::reloading(),
+        }
+    }
+    control.borrow_mut().last_read = text.as_ref().ok().cloned();
+    let result = match text {
+        Ok(text) => change_to(control, file, text).await,
+        Err(error) => Err(vec![keyless(error)]),
+    };
+    let (result, outcome) = match result {
+        Ok(ReloadResult::Unchanged) => (ReloadResult::Unchanged, nothing_new()),
+        Ok(result) => (result, Outcome::Done("configuration in force".to_owned())),
+        Err(problems) => {
+            for problem in &problems {
+                tracing::error!(file = %file.display(), "{problem}");
+            }
+            tracing::error!(file = %file.display(), problems = problems.len(), "configuration refused: the one in force stays");
+            (ReloadResult::Failed, Outcome::Refused(problems))
+        }
+    };
+    if result == ReloadResult::Ok {
+        tracing::info!(file = %file.display(), "configuration in force");
+    }
+    let mut control = control.borrow_mut();
+    control.config_read(file, &outcome);
+    control.metrics.reloads(ReloadKind::Config, result).add(1);
+    systemd::ready();
+    outcome
+}
+
+/// Puts in force what the file says.
+async fn change_to(
+    control: &RefCell<Control>,
+    file: &Path,
+    text: String,
+) -> Result<ReloadResult, Vec<Problem>> {
+    let dir = file.parent().unwrap_or(Path::new(""));
+    let changed = try_and_apply(control, dir, text.clone()).await;
+    match changed {
+        Ok(result) => Ok(result),
+        Err(problems) => Err(located(problems, text).await),
+    }
+}
+
+async fn try_and_apply(
+    control: &RefCell<Control>,
+    dir: &Path,
+    text: String,
+) -> Result<ReloadResult, Vec<Problem>> {
+    let before = control.borrow().outside.clone();
+    let (config, outside) = understand(dir, text, before.tls).await?;
+    let outputs = open_logs(control, &config).await?;
+    let config = Arc::new(config);
+    let trial = Arc::new(Trial::new(&config));
+    let mut candidates = Candidates::default();
+    let refuse = |name: &PluginName, error: &LoadError| {
+        plugin_updates::refuse(control, name, error);
+    };
+    for _ in 0..TRIES_MAX {
+        candidates.update(control, &trial, refuse).await;
+        let mut control = control.borrow_mut();
+        if candidates.are_current(&control.registry) {
+            return control.apply(Proposed {
+                config,
+                outside,
+                read_beside: before.found,
+                outputs,
+                candidates,
+            });
+        }
+    }
+    let message = "plugins change faster than they can be tried: reload again";
+    Err(vec![keyless(message)])
+}
+
+/// Says what a configuration would change.
+pub(super) async fn plan(control: &RefCell<Control>, proposal: Proposal) -> Outcome {
+    let Proposal { text, dir } = proposal;
+    let before = control.borrow().outside.tls.clone();
+    let (config, outside) = match understand(&dir, text.clone(), before).await {
+        Ok(understood) => understood,
+        Err(problems) => return Outcome::Refused(located(problems, text).await),
+    };
+    let config = Arc::new(config);
+    let mut problems = check_logs(control, &config).await;
+    let trial = Arc::new(Trial::new(&config));
+    let mut candidates = Candidates::default();
+    candidates.update(control, &trial, |_, _| {}).await;
+    {
+        let control = control.borrow();
+        problems.extend(control.changes_of_fixed_keys(&config));
+        problems.extend(candidates.fit().err().unwrap_or_default());
+        problems.extend(control.listeners_not_bound(&config));
+    }
+    if !problems.is_empty() {
+        return Outcome::Refused(located(problems, text).await);
+    }
+    let census = census(control).await;
+    let site = control.borrow().site();
+    let compared = aside::briefly(move || {
+        let keeps = plans::keeps(&site, &config, &outside);
+        let running = plans::Running {
+            census: &census,
+            keeps,
+        };
+        plans::plan(&site, &config, &running)
+    });
+    match compared.await {
+        Ok(plan) => Outcome::Planned(plan),
+        Err(error) => Outcome::Refused(vec![keyless(error)]),
+    }
+}
+
+/// The open sessions of all workers that are not too busy to say.
+async fn census(control: &RefCell<Control>) -> Census {
+    let commands = control.borrow().worker_commands.clone();
+    let mut census = Census::new();
+    for worker in commands {
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            worker.send(WorkerCommand::Census(reply)).await.ok()?;
+            answer.await.ok()
+        };
+        let answered = timeout(plugin_updates::STATE_DEADLINE, asked).await;
+        census.extend(answered.ok().flatten().unwrap_or_default());
+    }
+    census
+}
+
+async fn read_text(file: &Path) -> io::Result<String> {
+    let path = file.to_owned();
+    let read = aside::briefly(move || std::fs::read_to_string(path)).await;
+    read.unwrap_or_else(|error| Err(error.into()))
+}
+
+/// `dir`: where relative paths begin.
+async fn understand(
+    dir: &Path,
+    text: String,
+    before: Connectors,
+) -> Result<(Config, Outside), Vec<Problem>> {
+    let dir = dir.to_owned();
+    let read = move || {
+        let config = Config::from_toml(&text, &dir)?;
+        let outside = discovery::read_all(&config, &before)?;
+        Ok((config, outside))
+    };
+    let read = aside::within(FILES_TIMEOUT, read).await;
+    read.unwrap_or_else(|error| Err(vec![keyless(error)]))
+}
+
+/// What would be wrong with [`open_logs`].
+async fn check_logs(control: &RefCell<Control>, new: &Arc<Config>) -> Vec<Problem> {
+    let (new, old) = (Arc::clone(new), Arc::clone(&control.borrow().config));
+    let checked = aside::briefly(move || logs::check(&new, Some(&old))).await;
+    checked.unwrap_or_else(|error| vec![keyless(error)])
+}
+
+/// What a new configuration has the logs written to, where that changes.
+async fn open_logs(control: &RefCell<Control>, new: &Config) -> Result<Outputs, Vec<Problem>> {
+    let (new, old) = (new.clone(), Arc::clone(&control.borrow().config));
+    let opened = aside::briefly(move || logs::open(&new, Some(&old))).await;
+    opened.unwrap_or_else(|error| Err(vec![keyless(error)]))
+}
+
+/// With their lines, which are looked for in the whole text.
+async fn located(problems: Vec<Problem>, text: String) -> Vec<Problem> {
+    let unlocated = problems.clone();
+    let located = aside::briefly(move || Problem::locate_all(problems, &text)).await;
+    located.unwrap_or(unlocated)
+}
+
+fn keyless(message: impl ToString) -> Problem {
+    Problem {
+        key: String::new(),
+        line: None,
+        message: message.to_string(),
+    }
+}
