@@ -38,37 +38,49 @@ pub(super) fn plan(site: &Site, new: &Config, running: &Running<'_>) -> Plan {
             changes.push(change(what, ChangeKind::Changed, String::new(), 0));
         }
     };
-    changed("workers", old.workers == new.workers);
-    changed("drain_timeout_secs", old.drain_timeout == new.drain_timeout);
-    changed("drain_delay_secs", old.drain_delay == new.drain_delay);
-    changed(
-        "ready_needs_backend",
-        old.ready_needs_backend == new.ready_needs_backend,
-    );
-    changed("access_log", old.access_log == new.access_log);
-    changed("error_log", old.error_log == new.error_log);
-    changed(
-        "trusted_proxies",
-        old.trusted_proxies == new.trusted_proxies,
-    );
-    changed("overload", old.overload == new.overload);
-    changed("admin", old.admin == new.admin);
-    changed("plugins", old.plugins == new.plugins);
-    let settings = old.plugin.keys().chain(new.plugin.keys());
+    // Named one by one, so that a new one cannot be left out.
+    let Config {
+        workers,
+        drain_timeout,
+        drain_delay,
+        ready_needs_backend,
+        access_log,
+        error_log,
+        trusted_proxies,
+        overload,
+        admin,
+        listeners,
+        plugins,
+        plugin,
+        upstreams,
+        routes,
+    } = old;
+    changed("workers", *workers == new.workers);
+    changed("drain_timeout_secs", *drain_timeout == new.drain_timeout);
+    changed("drain_delay_secs", *drain_delay == new.drain_delay);
+    let is_same = *ready_needs_backend == new.ready_needs_backend;
+    changed("ready_needs_backend", is_same);
+    changed("access_log", *access_log == new.access_log);
+    changed("error_log", *error_log == new.error_log);
+    changed("trusted_proxies", *trusted_proxies == new.trusted_proxies);
+    changed("overload", *overload == new.overload);
+    changed("admin", *admin == new.admin);
+    changed("plugins", *plugins == new.plugins);
+    let settings = plugin.keys().chain(new.plugin.keys());
     let settings: BTreeSet<_> = settings.collect();
     for name in settings {
         changed(
             &format!("plugin {name}"),
-            old.plugin.get(name) == new.plugin.get(name),
+            plugin.get(name) == new.plugin.get(name),
         );
     }
     let key = |listener: &Listener| listener.bind.to_string();
-    compare(&old.listeners, &new.listeners, key, |name, kind, _, _| {
+    compare(listeners, &new.listeners, key, |name, kind, _, _| {
         changes.push(change(&format!("listener {name}"), kind, String::new(), 0));
     });
     let key = |upstream: &Upstream| upstream.name.to_string();
     compare(
-        &old.upstreams,
+        upstreams,
         &new.upstreams,
         key,
         |name, kind, before, after| {
@@ -98,7 +110,7 @@ pub(super) fn plan(site: &Site, new: &Config, running: &Running<'_>) -> Plan {
         },
     );
     compare(
-        &old.routes,
+        routes,
         &new.routes,
         Route::to_string,
         |name, kind, before, after| {
@@ -168,56 +180,159 @@ fn compare<T: PartialEq>(
 }
 
 fn upstream_details(before: &Upstream, after: &Upstream) -> Vec<String> {
+    let Upstream {
+        name: _,
+        policy,
+        policy_config,
+        backends: _,
+        backends_file,
+        dns,
+        tls,
+        connect_timeout,
+        response_timeout,
+        retries,
+        retry_budget_percent,
+        queue,
+        slow_start,
+        panic_threshold_percent,
+        health,
+        ejection,
+    } = before;
     let mut details = Vec::new();
-    if before.policy != after.policy {
-        details.push(format!("policy {} -> {}", before.policy, after.policy));
+    if *policy != after.policy {
+        details.push(format!("policy {policy} -> {}", after.policy));
     }
     let mut changed = |key: &str, is_same: bool| {
         if !is_same {
             details.push(key.to_owned());
         }
     };
-    changed("policy_config", before.policy_config == after.policy_config);
-    changed("backends_file", before.backends_file == after.backends_file);
-    changed("dns", before.dns == after.dns);
-    changed("tls", before.tls == after.tls);
-    changed(
-        "connect_timeout_ms",
-        before.connect_timeout == after.connect_timeout,
-    );
-    changed(
-        "response_timeout_ms",
-        before.response_timeout == after.response_timeout,
-    );
-    changed("retries", before.retries == after.retries);
-    changed(
-        "retry_budget_percent",
-        before.retry_budget_percent == after.retry_budget_percent,
-    );
-    changed("queue", before.queue == after.queue);
-    changed("slow_start_secs", before.slow_start == after.slow_start);
-    changed(
-        "panic_threshold_percent",
-        before.panic_threshold_percent == after.panic_threshold_percent,
-    );
-    changed("health", before.health == after.health);
-    changed("ejection", before.ejection == after.ejection);
+    changed("policy_config", *policy_config == after.policy_config);
+    changed("backends_file", *backends_file == after.backends_file);
+    changed("dns", *dns == after.dns);
+    changed("tls", *tls == after.tls);
+    let is_same = *connect_timeout == after.connect_timeout;
+    changed("connect_timeout_ms", is_same);
+    let is_same = *response_timeout == after.response_timeout;
+    changed("response_timeout_ms", is_same);
+    changed("retries", *retries == after.retries);
+    let is_same = *retry_budget_percent == after.retry_budget_percent;
+    changed("retry_budget_percent", is_same);
+    changed("queue", *queue == after.queue);
+    changed("slow_start_secs", *slow_start == after.slow_start);
+    let is_same = *panic_threshold_percent == after.panic_threshold_percent;
+    changed("panic_threshold_percent", is_same);
+    changed("health", *health == after.health);
+    changed("ejection", *ejection == after.ejection);
     details
 }
 
 fn backend_details(before: &Backend, after: &Backend) -> Vec<String> {
+    let Backend {
+        address: _,
+        weight,
+        max_sessions,
+        is_backup,
+        is_draining,
+        labels,
+    } = before;
     let mut details = Vec::new();
-    if before.weight != after.weight {
-        details.push(format!("weight {} -> {}", before.weight, after.weight));
+    if *weight != after.weight {
+        details.push(format!("weight {weight} -> {}", after.weight));
     }
     let mut changed = |key: &str, is_same: bool| {
         if !is_same {
             details.push(key.to_owned());
         }
     };
-    changed("max_sessions", before.max_sessions == after.max_sessions);
-    changed("backup", before.is_backup == after.is_backup);
-    changed("drain", before.is_draining == after.is_draining);
-    changed("labels", before.labels == after.labels);
+    changed("max_sessions", *max_sessions == after.max_sessions);
+    changed("backup", *is_backup == after.is_backup);
+    changed("drain", *is_draining == after.is_draining);
+    changed("labels", *labels == after.labels);
     details
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"
+        workers = 1
+        [[listener]]
+        bind = "127.0.0.1:1"
+        [[upstream]]
+        name = "app"
+        backends = [{ address = "127.0.0.1:2", weight = 1 }]
+        retries = 1
+        [[route]]
+        path = "/*"
+        upstream = "app"
+    "#;
+
+    fn parsed(text: &str) -> Config {
+        Config::from_toml(text, std::path::Path::new("")).unwrap()
+    }
+
+    #[test]
+    fn what_differs_is_said_and_nothing_else() {
+        let outside = Outside::default();
+        let config = Arc::new(parsed(TEXT));
+        let site = Site::new(config, Arc::default(), &outside, Arc::default(), None);
+        let said = |from: &str, to: &str| {
+            assert!(TEXT.contains(from), "{from}");
+            let new = parsed(&TEXT.replacen(from, to, 1));
+            let running = Running {
+                census: &Census::new(),
+                keeps: keeps(&site, &new, &outside),
+            };
+            let plan = plan(&site, &new, &running);
+            let said = plan.changes.iter().map(|change| {
+                assert_eq!(change.sessions_ended, 0);
+                format!("{:?} {} ({})", change.kind, change.what, change.details)
+            });
+            said.collect::<Vec<_>>().join(", ")
+        };
+        for (from, to, expected) in [
+            ("workers = 1", "workers = 1", ""),
+            ("workers = 1", "workers = 2", "Changed workers ()"),
+            (
+                "workers = 1",
+                "workers = 1\ndrain_delay_secs = 1",
+                "Changed drain_delay_secs ()",
+            ),
+            (
+                "[[listener]]",
+                "[overload]\nmax_sessions = 9\n[[listener]]",
+                "Changed overload ()",
+            ),
+            (
+                "[[listener]]",
+                "[plugin.chat]\nmemory_max_bytes = 1048576\n[[listener]]",
+                "Changed plugin chat ()",
+            ),
+            (
+                "127.0.0.1:1",
+                "127.0.0.1:3",
+                "Removed listener 127.0.0.1:1 (), Added listener 127.0.0.1:3 ()",
+            ),
+            (
+                "retries = 1",
+                "retries = 2\npolicy = \"random\"",
+                "Changed upstream app (policy round_robin -> random, retries)",
+            ),
+            (
+                "weight = 1",
+                "weight = 2, backup = true",
+                "Changed upstream app: backend 127.0.0.1:2 (weight 1 -> 2, backup)",
+            ),
+            (
+                "127.0.0.1:2",
+                "127.0.0.1:3",
+                "Removed upstream app: backend 127.0.0.1:2 (), Added upstream app: backend 127.0.0.1:3 ()",
+            ),
+            ("/*", "/a", "Removed route /* (), Added route /a ()"),
+        ] {
+            assert_eq!(said(from, to), expected, "{to}");
+        }
+    }
 }
