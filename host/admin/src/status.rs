@@ -691,7 +691,7 @@ WORKER  SESSIONS  CONNECTIONS
             }],
             "plugins": [{
                 "name": "least", "generation": 3, "source": "file", "kinds": ["policy"], "bytes": 40_123,
-                "sha256": "0123456789abcdef", "last_error": "truncated\n\u{1b}at byte 12\n",
+                "sha256": "0123456789abcdef", "quarantined": true, "last_error": "truncated\n\u{1b}at byte 12\n",
             }],
         });
         assert_eq!(serde_json::to_value(&status).unwrap(), expected);
