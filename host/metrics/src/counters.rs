@@ -2,7 +2,7 @@
 //!
 //! Each worker writes cells of its own and nobody else writes them, so counting costs one load and
 //! one store: no locked instruction, no line that two workers share. The sums are made when
-//! somebody asks. Figures that other rooms own (backends, plugins) come in with a [`Scrape`] as
+//! somebody asks. Figures that other rooms own (backends, plugins) come in with a [`Scrape`](crate::scrape::Scrape) as
 //! plain values, so this room knows neither. How it all looks on the wire is in `exposition.rs`.
 
 use std::collections::BTreeMap;
@@ -275,7 +275,7 @@ impl TargetCounters {
         }
     }
 
-    /// A plain answer broke off; `by` is one of [`ABORTED_BY`], others do not count. Called by the worker only.
+    /// A plain answer broke off; `by` is one of `client`, `backend`, `plugin` and `operator`; others do not count. Called by the worker only.
     pub fn aborted(&self, by: &str) {
         if let Some(cell) = ABORTED_BY.iter().position(|&one| one == by) {
             self.aborted[cell].add(1);

@@ -189,7 +189,7 @@ impl Format {
 /// The labels of `pointsman_http_requests_total`, in the order of the cells.
 pub(crate) const STATUS_CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 
-/// What a [`Problem`] is about, gravest first.
+/// What a problem of the status is about, gravest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProblemKind {

@@ -2,7 +2,7 @@
 //!
 //! In come the bytes of a plugin, its configuration and what the traits of `routing` and `session`
 //! hand over; out come a [`policy::GuestPolicy`], a [`filter::GuestFilter`], a
-//! [`handler::GuestHandler`] or a [`http::GuestHttp`]. A guest is a stranger: bounded in time, memory and output, and thrown away
+//! [`handler::GuestHandler`] or a `http::GuestHttp`. A guest is a stranger: bounded in time, memory and output, and thrown away
 //! after a trap. This room knows no sockets, and nobody else knows wasm.
 //!
 //! ```text
