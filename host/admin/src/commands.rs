@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// Something to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Order {
+pub enum AdminCommand {
     /// Read the configuration again.
     Reload,
     /// Take something out of service, or put it back.
@@ -22,7 +22,7 @@ pub enum Order {
         is_out: bool,
     },
     /// Say what a configuration would change.
-    Plan(Proposal),
+    ReloadPlan(Proposal),
 }
 
 /// What can be taken out of service by itself.
@@ -50,11 +50,11 @@ pub struct Proposal {
 
 /// What came of an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CommandOutcome {
     /// It is done; there is nothing more to say.
     Done(String),
     /// What was asked for.
-    Planned(Plan),
+    Planned(ReloadPlan),
     /// There is no such thing.
     NotFound(String),
     /// It is wrong, and nothing was changed.
@@ -63,14 +63,14 @@ pub enum Outcome {
 
 /// What a configuration would change.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Plan {
+pub struct ReloadPlan {
     /// Empty: nothing.
-    pub changes: Vec<Change>,
+    pub changes: Vec<PlannedChange>,
 }
 
 /// One thing that differs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Change {
+pub struct PlannedChange {
     /// `upstream app: backend 127.0.0.1:3001`
     pub what: String,
     /// How.
@@ -101,7 +101,7 @@ fn counted(n: u64, thing: &str) -> String {
     }
 }
 
-impl fmt::Display for Plan {
+impl fmt::Display for ReloadPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.changes.is_empty() {
             return writeln!(f, "nothing changes");

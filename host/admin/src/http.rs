@@ -31,7 +31,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 
-use super::commands::{Drainable, Order, Outcome};
+use super::commands::{AdminCommand, CommandOutcome, Drainable};
 use super::connections::{AdminConnection, AdminConnections, RequestStage};
 use super::gate::{Gate, GateRefusal, is_from_a_page};
 use super::status::Status;
@@ -48,7 +48,7 @@ pub trait View {
     fn metrics(&self, format: Format) -> String;
 
     /// Carries out an order.
-    fn steer(&self, order: Order) -> LocalBoxFuture<'static, Outcome>;
+    fn steer(&self, order: AdminCommand) -> LocalBoxFuture<'static, CommandOutcome>;
 }
 
 /// Whether this process takes new work.
@@ -157,7 +157,7 @@ enum AdminPage {
     Status,
     Reload,
     Drain,
-    Plan,
+    ReloadPlan,
 }
 
 impl AdminPage {
@@ -170,7 +170,7 @@ impl AdminPage {
             "/api/status" => Some(Self::Status),
             "/api/reload" => Some(Self::Reload),
             "/api/drain" => Some(Self::Drain),
-            "/api/plan" => Some(Self::Plan),
+            "/api/plan" => Some(Self::ReloadPlan),
             _ => None,
         }
     }
@@ -183,7 +183,7 @@ impl AdminPage {
     /// hyper sends no body in answer to HEAD.
     fn methods(self) -> &'static [Method] {
         match self {
-            Self::Reload | Self::Plan => &[Method::POST],
+            Self::Reload | Self::ReloadPlan => &[Method::POST],
             Self::Drain => &[Method::POST, Method::DELETE],
             _ => &[Method::GET, Method::HEAD],
         }
@@ -231,7 +231,7 @@ impl AdminService {
             return answer;
         }
         match page {
-            AdminPage::Reload | AdminPage::Drain | AdminPage::Plan => {
+            AdminPage::Reload | AdminPage::Drain | AdminPage::ReloadPlan => {
                 self.steer(page, head, body, connection).await
             }
             AdminPage::Metrics | AdminPage::Status => {
@@ -278,7 +278,11 @@ impl AdminService {
     }
 
     /// To the end, even where nobody waits for the outcome.
-    fn carry_out(&self, order: Order, permit: OwnedSemaphorePermit) -> oneshot::Receiver<Outcome> {
+    fn carry_out(
+        &self,
+        order: AdminCommand,
+        permit: OwnedSemaphorePermit,
+    ) -> oneshot::Receiver<CommandOutcome> {
         let (tell, outcome) = oneshot::channel();
         let carried_out = self.view.steer(order);
         let mut orders = self.orders.borrow_mut();
@@ -307,7 +311,7 @@ impl AdminService {
 }
 
 /// None: it cannot be read.
-async fn order<B>(page: AdminPage, head: &request::Parts, body: B) -> Option<Order>
+async fn order<B>(page: AdminPage, head: &request::Parts, body: B) -> Option<AdminCommand>
 where
     B: Body,
     B::Error: Into<BodyError>,
@@ -316,26 +320,26 @@ where
         AdminPage::Drain => {
             let is_out = head.method == Method::POST;
             let what = drainable(head.uri.query().unwrap_or_default())?;
-            Some(Order::Drain { what, is_out })
+            Some(AdminCommand::Drain { what, is_out })
         }
-        AdminPage::Plan => {
+        AdminPage::ReloadPlan => {
             let body = Limited::new(body, BODY_MAX_BYTES).collect().await.ok()?;
             let proposal = serde_json::from_slice(&body.to_bytes()).ok()?;
-            Some(Order::Plan(proposal))
+            Some(AdminCommand::ReloadPlan(proposal))
         }
-        _ => Some(Order::Reload),
+        _ => Some(AdminCommand::Reload),
     }
 }
 
-fn told(outcome: Outcome) -> Response<Full<Bytes>> {
+fn told(outcome: CommandOutcome) -> Response<Full<Bytes>> {
     let json = |status: StatusCode, value: serde_json::Value| {
         body(status, "application/json", format!("{value}\n"))
     };
     match outcome {
-        Outcome::Done(message) => json(StatusCode::OK, json!({ "done": message })),
-        Outcome::Planned(plan) => json(StatusCode::OK, json!(plan)),
-        Outcome::NotFound(what) => json(StatusCode::NOT_FOUND, json!({ "error": what })),
-        Outcome::Refused(problems) => {
+        CommandOutcome::Done(message) => json(StatusCode::OK, json!({ "done": message })),
+        CommandOutcome::Planned(plan) => json(StatusCode::OK, json!(plan)),
+        CommandOutcome::NotFound(what) => json(StatusCode::NOT_FOUND, json!({ "error": what })),
+        CommandOutcome::Refused(problems) => {
             let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
             let error = "refused, and nothing was changed";
             json(
@@ -465,7 +469,7 @@ mod tests {
     /// What tests look at, and what orders wait for.
     struct Fixed {
         readiness: RefCell<Readiness>,
-        last_order: Cell<Option<Order>>,
+        last_order: Cell<Option<AdminCommand>>,
         /// Orders wait for it where there is one.
         gate: Option<Rc<Notify>>,
         n_done: Rc<Cell<usize>>,
@@ -501,7 +505,7 @@ mod tests {
             self.page.clone()
         }
 
-        fn steer(&self, order: Order) -> LocalBoxFuture<'static, Outcome> {
+        fn steer(&self, order: AdminCommand) -> LocalBoxFuture<'static, CommandOutcome> {
             self.last_order.set(Some(order));
             let (gate, n_done) = (self.gate.clone(), Rc::clone(&self.n_done));
             Box::pin(async move {
@@ -509,7 +513,7 @@ mod tests {
                     gate.notified().await;
                 }
                 n_done.set(n_done.get() + 1);
-                Outcome::Done("done".to_owned())
+                CommandOutcome::Done("done".to_owned())
             })
         }
     }
@@ -550,7 +554,7 @@ mod tests {
         answer(view, None, request).await
     }
 
-    async fn order(text: &str) -> Option<Order> {
+    async fn order(text: &str) -> Option<AdminCommand> {
         let view = Rc::<Fixed>::default();
         let (method, path) = text.split_once(' ').unwrap();
         let status = ask(&view, method, path, &[]).await.status();
@@ -561,7 +565,7 @@ mod tests {
 
     #[tokio::test]
     async fn orders_are_read_off_the_wire() {
-        assert_eq!(order("POST /api/reload").await, Some(Order::Reload));
+        assert_eq!(order("POST /api/reload").await, Some(AdminCommand::Reload));
         assert_eq!(order("GET /api/reload").await, None);
         let what = Drainable::Backend {
             upstream: "app".to_owned(),
@@ -570,11 +574,11 @@ mod tests {
         let query = "/api/drain?upstream=app&backend=%5B::1%5D:3001";
         for (method, is_out) in [("POST", true), ("DELETE", false)] {
             let what = what.clone();
-            let expected = Some(Order::Drain { what, is_out });
+            let expected = Some(AdminCommand::Drain { what, is_out });
             assert_eq!(order(&format!("{method} {query}")).await, expected);
         }
         let what = Drainable::Route("*.example.org/chat/*".to_owned());
-        let expected = Some(Order::Drain { what, is_out: true });
+        let expected = Some(AdminCommand::Drain { what, is_out: true });
         assert_eq!(
             order("POST /api/drain?route=*.example.org/chat/*").await,
             expected

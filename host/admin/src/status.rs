@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::access_log::rfc3339;
-use super::commands::{Plan, Proposal};
+use super::commands::{Proposal, ReloadPlan};
 
 /// Everything that runs, at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -252,7 +252,7 @@ pub async fn fetch_plan(
     address: SocketAddr,
     token: Option<&str>,
     proposal: &Proposal,
-) -> Result<Plan, FetchError> {
+) -> Result<ReloadPlan, FetchError> {
     let body = serde_json::to_vec(proposal).map_err(FetchError::Json)?;
     let request = Request::post("/api/plan").body(Full::from(body));
     exchange(address, token, request, PLAN_DEADLINE).await

@@ -12,15 +12,15 @@ const SPREAD_PERCENT: u32 = 80;
 
 /// The receiving end. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Drain(watch::Receiver<Option<Plan>>);
+pub(crate) struct Drain(watch::Receiver<Option<DrainPlan>>);
 
 /// The giving end. Dropping it counts as an order to be gone at once.
 #[derive(Debug)]
-pub(crate) struct Drainer(watch::Sender<Option<Plan>>);
+pub(crate) struct Drainer(watch::Sender<Option<DrainPlan>>);
 
 /// By when what has to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Plan {
+pub(crate) struct DrainPlan {
     /// When it was asked for.
     pub begun: Instant,
     /// When every session has been sent its Close.
@@ -38,7 +38,7 @@ pub(crate) fn channel() -> (Drainer, Drain) {
 impl Drainer {
     /// Gives the signal. All is over by `timeout` from now. A second call can only hasten it.
     pub(crate) fn start(&self, timeout: Duration) {
-        let plan = Plan::within(timeout);
+        let plan = DrainPlan::within(timeout);
         self.0.send_if_modified(|before| {
             let hastens = before.is_none_or(|before| plan.cut_at < before.cut_at);
             if hastens {
@@ -54,12 +54,12 @@ impl Drain {
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub(crate) async fn started(&mut self) -> Plan {
+    pub(crate) async fn started(&mut self) -> DrainPlan {
         match self.0.wait_for(Option::is_some).await.map(|plan| *plan) {
             Ok(Some(plan)) => plan,
             Ok(None) | Err(_) => {
                 let now = Instant::now();
-                Plan {
+                DrainPlan {
                     begun: now,
                     told_by: now,
                     cut_at: now,
@@ -83,7 +83,7 @@ impl Drain {
     }
 }
 
-impl Plan {
+impl DrainPlan {
     /// Begins now, and is over after `timeout`.
     pub(crate) fn within(timeout: Duration) -> Self {
         let begun = Instant::now();

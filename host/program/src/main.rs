@@ -15,7 +15,7 @@ use pointsman::cli::{Check, Cli, Command, Demo, Run, Status};
 use pointsman::demo::{self, DemoError};
 use pointsman::server::{self, ReadFile, Server, StartError};
 use pointsman::systemd::{self, Inherited};
-use pointsman_admin::commands::{Plan, Proposal};
+use pointsman_admin::commands::{Proposal, ReloadPlan};
 use pointsman_admin::status::{self, FetchError};
 use pointsman_config::{Config, Flags, Problem};
 use pointsman_log::ErrorLog;
@@ -231,7 +231,7 @@ fn check(flags: &Check) -> Result<()> {
 }
 
 /// What a configuration would change where one runs, or why it would be refused there.
-fn compare(flags: &Check, source: &Source) -> Result<Result<Plan, Vec<Problem>>> {
+fn compare(flags: &Check, source: &Source) -> Result<Result<ReloadPlan, Vec<Problem>>> {
     let dir = flags.config.parent().unwrap_or(Path::new(""));
     let proposal = Proposal {
         text: source.text.clone(),

@@ -36,7 +36,7 @@ pub(crate) struct Site {
 
 /// What a configuration leads to outside of itself.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Outside {
+pub(crate) struct Discovered {
     /// Backends that files name.
     pub found: Found,
     /// Backends that names stand for.
@@ -60,7 +60,7 @@ pub(crate) struct Drained {
     pub routes: BTreeSet<String>,
 }
 
-impl Outside {
+impl Discovered {
     /// What was read for `config`, with what is newer by now. `read_beside`: what `now` had found when the reading
     /// began.
     #[must_use]
@@ -103,7 +103,7 @@ impl Site {
     pub(crate) fn new(
         config: Arc<Config>,
         plugins: Arc<Catalog>,
-        outside: &Outside,
+        outside: &Discovered,
         drained: Arc<Drained>,
         before: Option<&Self>,
     ) -> Self {
@@ -155,7 +155,7 @@ impl Site {
 /// Those written, and behind them those found; the first of an address counts.
 pub(crate) fn backends(
     upstream: &Upstream,
-    outside: &Outside,
+    outside: &Discovered,
     drained: &Drained,
 ) -> Vec<config::Backend> {
     let mut known = HashSet::new();
@@ -177,7 +177,7 @@ pub(crate) fn backends(
 
 /// Where sessions may stay: what a snapshot still has and does not drain.
 #[derive(Debug, Default)]
-pub(crate) struct Keeps {
+pub(crate) struct Retention {
     routes: HashSet<RouteKey>,
     backends: HashMap<UpstreamName, HashSet<String>>,
 }
@@ -185,7 +185,7 @@ pub(crate) struct Keeps {
 /// What makes a route the same for a session.
 type RouteKey = (Option<HostPattern>, PathPattern, Target);
 
-impl Keeps {
+impl Retention {
     /// What this snapshot keeps.
     pub(crate) fn new(site: &Site) -> Self {
         let routes = site
@@ -253,7 +253,7 @@ handler = "echo"
         Arc::new(Config::from_toml(text, Path::new("")).expect("a good configuration"))
     }
 
-    fn site(text: &str, outside: &Outside, drained: &Drained, before: Option<&Site>) -> Site {
+    fn site(text: &str, outside: &Discovered, drained: &Drained, before: Option<&Site>) -> Site {
         let (plugins, drained) = (Arc::default(), Arc::new(drained.clone()));
         Site::new(config(text), plugins, outside, drained, before)
     }
@@ -279,7 +279,7 @@ handler = "echo"
 
     /// Which of those stay when `after` takes the place of `before`.
     fn kept(before: &Site, after: &Site) -> Vec<bool> {
-        let keeps = Keeps::new(after);
+        let keeps = Retention::new(after);
         let kept: Vec<_> = sessions(before).iter().map(|p| keeps.keeps(p)).collect();
         // Who looks at no session where nothing has changed must not miss one.
         assert!(!after.keeps_the_same_as(before) || kept.iter().all(|kept| *kept));
@@ -356,7 +356,7 @@ handler = "echo"
                 [true; 3],
             ),
         ];
-        let nothing = (Outside::default(), Drained::default());
+        let nothing = (Discovered::default(), Drained::default());
         let before = site(BEFORE, &nothing.0, &nothing.1, None);
         for (what, text, expected) in cases {
             let after = site(&text, &nothing.0, &nothing.1, Some(&before));
@@ -366,7 +366,7 @@ handler = "echo"
 
     #[test]
     fn what_the_operator_drains_keeps_no_session_until_it_is_put_back() {
-        let outside = Outside::default();
+        let outside = Discovered::default();
         let before = site(BEFORE, &outside, &Drained::default(), None);
         let app = before.config.upstreams[0].name.clone();
         let backend = Drained {
@@ -393,14 +393,14 @@ handler = "echo"
         let app = config(BEFORE).upstreams[0].name.clone();
         let found = config(&edited("127.0.0.1:2", "127.0.0.1:3"));
         let found = found.upstreams[0].backends.clone();
-        let with = Outside {
+        let with = Discovered {
             resolved: BTreeMap::from([(app, found)]),
-            ..Outside::default()
+            ..Discovered::default()
         };
         let before = site(BEFORE, &with, &Drained::default(), None);
         let after = site(
             BEFORE,
-            &Outside::default(),
+            &Discovered::default(),
             &Drained::default(),
             Some(&before),
         );
@@ -411,13 +411,13 @@ handler = "echo"
     #[test]
     fn a_snapshot_in_which_nothing_has_changed_needs_no_look_at_sessions() {
         let drained = Drained::default();
-        let before = site(BEFORE, &Outside::default(), &drained, None);
+        let before = site(BEFORE, &Discovered::default(), &drained, None);
         let config = Arc::clone(&before.config);
         let plugins = Arc::new(Catalog::default());
         let after = Site::new(
             config,
             plugins,
-            &Outside::default(),
+            &Discovered::default(),
             Arc::clone(&before.drained),
             Some(&before),
         );
@@ -443,9 +443,9 @@ handler = "echo"
     fn of_what_a_file_says_the_newest_counts() {
         let file = of_app("backends_file = \"a.json\"");
         let [old, read, newer] = [["1.1.1.1:1"], ["1.1.1.1:2"], ["1.1.1.1:3"]].map(|a| found(&a));
-        let outside = |found: &Found| Outside {
+        let outside = |found: &Found| Discovered {
             found: found.clone(),
-            ..Outside::default()
+            ..Discovered::default()
         };
         let update = |old_config: &Config, now: &Found| {
             let read_now = outside(&read);
@@ -461,12 +461,12 @@ handler = "echo"
     #[test]
     fn what_a_name_stands_for_stays_as_long_as_the_name() {
         let dns = |name: &str| of_app(&format!("dns = {{ name = \"{name}\", port = 1 }}"));
-        let now = Outside {
+        let now = Discovered {
             resolved: found(&["1.1.1.1:1"]),
-            ..Outside::default()
+            ..Discovered::default()
         };
         let update = |old: &Config, new: &Config| {
-            let updated = Outside::default().brought_up_to_date(new, old, &now, &Found::new());
+            let updated = Discovered::default().brought_up_to_date(new, old, &now, &Found::new());
             updated.resolved
         };
         assert_eq!(update(&dns("a"), &dns("a")), now.resolved);

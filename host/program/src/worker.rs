@@ -36,8 +36,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use crate::context::guests::{Guests, States};
 use crate::context::loads::{Loads, Slot};
 use crate::context::{ConnectionCount, WorkerContext};
-use crate::drain::{Drain, Plan as DrainPlan};
-use crate::site::{Keeps, Site};
+use crate::drain::{Drain, DrainPlan};
+use crate::site::{Retention, Site};
 use crate::{connection, listener};
 
 /// How often a draining worker looks whether it is done.
@@ -194,7 +194,7 @@ async fn run(setup: Setup) {
     let first = Arc::clone(&site.borrow_and_update());
     let context = WorkerContext {
         index: setup.index,
-        keeps: RefCell::new(Rc::new(Keeps::new(&first))),
+        keeps: RefCell::new(Rc::new(Retention::new(&first))),
         site: RefCell::new(first),
         drain: drain.clone(),
         buffers: Rc::new(Buffers::new(Arc::clone(&setup.counters), setup.held)),
@@ -425,7 +425,7 @@ impl Worker {
         if site.keeps_the_same_as(&before) {
             return;
         }
-        let keeps = Rc::new(Keeps::new(&site));
+        let keeps = Rc::new(Retention::new(&site));
         *self.context.keeps.borrow_mut() = Rc::clone(&keeps);
         let mut leaving = self.context.sessions.all();
         leaving.retain(|session| !keeps.keeps(&session.place) && !session.is_ending());

@@ -32,7 +32,7 @@ use pointsman_traffic::session::{Order, Place, Registration, Sessions};
 use self::guests::Guests;
 use self::loads::{Loads, SessionSlot, Slot};
 use crate::drain::Drain;
-use crate::site::{Keeps, Site};
+use crate::site::{Retention, Site};
 
 /// What the connections of one worker share.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub(crate) struct WorkerContext {
     /// The snapshot in force.
     pub(crate) site: RefCell<Arc<Site>>,
     /// Where sessions may stay by that.
-    pub(crate) keeps: RefCell<Rc<Keeps>>,
+    pub(crate) keeps: RefCell<Rc<Retention>>,
     pub(crate) drain: Drain,
     /// This worker's cells.
     pub counters: Arc<WorkerCounters>,

@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use pointsman_admin as admin;
-use pointsman_admin::commands::{Drainable, Outcome};
+use pointsman_admin::commands::{CommandOutcome, Drainable};
 use pointsman_admin::status::{PluginSource, PluginStatus};
 use pointsman_config::{self as config, Config, Listener, Problem, UpstreamName};
 use pointsman_log as log;
@@ -41,7 +41,7 @@ use super::view::Pages;
 use super::{Command, aside, plugin_updates};
 use crate::drain::Drainer;
 use crate::listener;
-use crate::site::{self, Drained, Outside, Site};
+use crate::site::{self, Discovered, Drained, Site};
 use crate::worker::{Listen, ListenerKey, WorkerCommand};
 
 /// What the control plane begins with.
@@ -76,7 +76,7 @@ pub(super) struct Control {
     pub(super) worker_commands: Vec<mpsc::Sender<WorkerCommand>>,
     pub(super) started: Instant,
     /// Backends found beside those that are written, and certificates.
-    pub(super) outside: Outside,
+    pub(super) outside: Discovered,
     /// What the operator has taken out since the start.
     pub(super) drained: Drained,
     pub(super) checks: HealthChecks,
@@ -297,10 +297,10 @@ impl Control {
     }
 
     /// What came of reading the configuration again.
-    pub(super) fn config_read(&mut self, file: &Path, outcome: &Outcome) {
+    pub(super) fn config_read(&mut self, file: &Path, outcome: &CommandOutcome) {
         let subject = Subject::Config(file.to_owned());
-        self.last_reload.is_successful = !matches!(outcome, Outcome::Refused(_));
-        if let Outcome::Refused(problems) = outcome {
+        self.last_reload.is_successful = !matches!(outcome, CommandOutcome::Refused(_));
+        if let CommandOutcome::Refused(problems) = outcome {
             let refused = |problem| format!("refused, the one in force stays: {problem}");
             let messages = problems.iter().map(refused).collect();
             self.problems.report(subject, messages);
@@ -355,7 +355,7 @@ impl Control {
     }
 
     /// Takes a backend or a route out of service, or puts it back.
-    pub(super) fn drain(&mut self, what: Drainable, is_out: bool) -> Outcome {
+    pub(super) fn drain(&mut self, what: Drainable, is_out: bool) -> CommandOutcome {
         let site = self.site();
         let shown = match &what {
             Drainable::Backend { upstream, address } => {
@@ -364,11 +364,13 @@ impl Control {
                     .iter()
                     .find(|(name, _)| name.as_str() == upstream);
                 let Some((name, pool)) = pool else {
-                    return Outcome::NotFound(format!("there is no upstream \"{upstream}\""));
+                    return CommandOutcome::NotFound(format!(
+                        "there is no upstream \"{upstream}\""
+                    ));
                 };
                 if !pool.backends.iter().any(|b| b.address() == address) {
                     let missing = format!("upstream {upstream} has no backend \"{address}\"");
-                    return Outcome::NotFound(missing);
+                    return CommandOutcome::NotFound(missing);
                 }
                 let place = (name.clone(), address.clone());
                 match is_out {
@@ -379,7 +381,7 @@ impl Control {
             }
             Drainable::Route(route) => {
                 if !self.config.routes.iter().any(|r| r.to_string() == *route) {
-                    return Outcome::NotFound(format!("there is no route \"{route}\""));
+                    return CommandOutcome::NotFound(format!("there is no route \"{route}\""));
                 }
                 match is_out {
                     true => self.drained.routes.insert(route.clone()),
@@ -394,7 +396,7 @@ impl Control {
             false => format!("{shown} is in service"),
         };
         tracing::info!("{done}");
-        Outcome::Done(done)
+        CommandOutcome::Done(done)
     }
 
     /// What a new generation has to pass.
@@ -431,7 +433,7 @@ impl Control {
             return Err(fixed);
         }
         let plugins = candidates.fit()?;
-        self.relisten(&config)?;
+        self.apply_listeners(&config)?;
         for generation in plugins {
             self.registry.publish(generation);
         }
@@ -442,12 +444,12 @@ impl Control {
         self.logs.redirect(&config, outputs);
         self.config = config;
         self.outside = outside;
-        self.forget_what_is_gone();
+        self.prune_drained();
         self.publish();
         Ok(ReloadResult::Ok)
     }
 
-    /// What [`Control::relisten`] would not be able to open.
+    /// What [`Control::apply_listeners`] would not be able to open.
     pub(super) fn listeners_not_bound(&self, new: &Config) -> Vec<Problem> {
         let before = listener_keys(&self.config);
         let added = listener_keys(new).into_keys();
@@ -461,7 +463,7 @@ impl Control {
 
     /// Opens the listeners that are new, before anything else changes; then has those that stay go on
     /// with their new limits, and closes the others.
-    fn relisten(&self, new: &Config) -> Result<(), Vec<Problem>> {
+    fn apply_listeners(&self, new: &Config) -> Result<(), Vec<Problem>> {
         let (before, after) = (listener_keys(&self.config), listener_keys(new));
         let mut opened = Vec::new();
         let mut problems = Vec::new();
@@ -514,7 +516,7 @@ impl Control {
             }
         }
         for key in before.keys().filter(|key| !after.contains_key(*key)) {
-            tracing::info!(addr = %key.0, "listening no longer");
+            tracing::info!(addr = %key.0, "listener closed");
             for worker in &self.worker_commands {
                 tell(worker, WorkerCommand::Unlisten(*key));
             }
@@ -523,7 +525,7 @@ impl Control {
     }
 
     /// What was drained and is configured no more may come back as something else.
-    fn forget_what_is_gone(&mut self) {
+    fn prune_drained(&mut self) {
         let Self {
             config,
             outside,

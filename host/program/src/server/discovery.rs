@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 use super::aside;
 use super::control::{Control, FoundBy};
 use super::problems::{self, Subject};
-use crate::site::{Connectors, Found, Outside};
+use crate::site::{Connectors, Discovered, Found};
 
 /// For one answer, all its parts included.
 const DNS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -232,7 +232,7 @@ async fn update(control: &RefCell<Control>, upstream: &UpstreamName, path: &Path
 ///
 /// # Errors
 /// Everything that is wrong with them, at the key that names the file.
-pub(super) fn read_all(config: &Config, before: &Connectors) -> Result<Outside, Vec<Problem>> {
+pub(super) fn read_all(config: &Config, before: &Connectors) -> Result<Discovered, Vec<Problem>> {
     let (mut found, mut tls, mut problems) = (Found::new(), Connectors::new(), Vec::new());
     for (i, upstream) in config.upstreams.iter().enumerate() {
         if let Some(config) = &upstream.tls {
@@ -261,10 +261,10 @@ pub(super) fn read_all(config: &Config, before: &Connectors) -> Result<Outside, 
         }
     }
     match problems.is_empty() {
-        true => Ok(Outside {
+        true => Ok(Discovered {
             found,
             tls,
-            ..Outside::default()
+            ..Discovered::default()
         }),
         false => Err(problems),
     }

@@ -41,7 +41,7 @@ use self::logs::Logs;
 use self::problems::Problems;
 use self::trial::{Outcome, load_plugins};
 use crate::context::loads::Loads;
-use crate::site::{Connectors, Drained, Outside, Site};
+use crate::site::{Connectors, Discovered, Drained, Site};
 use crate::systemd::Inherited;
 use crate::worker::{self, Listen, Setup};
 use crate::{drain, listener};
@@ -310,7 +310,7 @@ type Watched = (Watch, mpsc::Receiver<Change>);
 struct Prepared {
     /// None: no folder of plugins is configured.
     watched: Option<Watched>,
-    outside: Outside,
+    outside: Discovered,
     loaded: Outcome,
 }
 

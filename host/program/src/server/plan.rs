@@ -4,18 +4,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use pointsman_admin::commands::{Change, ChangeKind, Plan};
+use pointsman_admin::commands::{ChangeKind, PlannedChange, ReloadPlan};
 use pointsman_config::{Backend, Config, Listener, Route, Target, Upstream};
 use pointsman_traffic::session::Place;
 
-use crate::site::{Keeps, Outside, Site};
+use crate::site::{Discovered, Retention, Site};
 use crate::worker::Census;
 
 /// Open sessions and the places where they run.
 pub(super) struct Running<'a> {
     pub(super) census: &'a Census,
     /// Where sessions may stay by the new configuration.
-    pub(super) keeps: Keeps,
+    pub(super) keeps: Retention,
 }
 
 impl Running<'_> {
@@ -30,7 +30,7 @@ impl Running<'_> {
 }
 
 /// Everything that differs, in the order of the file.
-pub(super) fn plan(site: &Site, new: &Config, running: &Running<'_>) -> Plan {
+pub(super) fn plan(site: &Site, new: &Config, running: &Running<'_>) -> ReloadPlan {
     let old = &*site.config;
     let mut changes = Vec::new();
     let mut changed = |what: &str, is_same: bool| {
@@ -123,7 +123,7 @@ pub(super) fn plan(site: &Site, new: &Config, running: &Running<'_>) -> Plan {
             changes.push(change(&format!("route {name}"), kind, String::new(), ends));
         },
     );
-    Plan { changes }
+    ReloadPlan { changes }
 }
 
 fn is_at(place: &Place, upstream: &str, address: &str) -> bool {
@@ -134,15 +134,15 @@ fn is_at(place: &Place, upstream: &str, address: &str) -> bool {
 }
 
 /// Where sessions may stay by a configuration that is not in force.
-pub(super) fn keeps(site: &Site, new: &Config, outside: &Outside) -> Keeps {
+pub(super) fn keeps(site: &Site, new: &Config, outside: &Discovered) -> Retention {
     let config = Arc::new(new.clone());
     let (plugins, drained) = (Arc::clone(&site.plugins), Arc::clone(&site.drained));
     // No predecessor: nothing of what is known of backends may change by asking.
-    Keeps::new(&Site::new(config, plugins, outside, drained, None))
+    Retention::new(&Site::new(config, plugins, outside, drained, None))
 }
 
-fn change(what: &str, kind: ChangeKind, details: String, sessions_ended: u64) -> Change {
-    Change {
+fn change(what: &str, kind: ChangeKind, details: String, sessions_ended: u64) -> PlannedChange {
+    PlannedChange {
         what: what.to_owned(),
         kind,
         details,
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn what_differs_is_said_and_nothing_else() {
-        let outside = Outside::default();
+        let outside = Discovered::default();
         let config = Arc::new(parsed(TEXT));
         let site = Site::new(config, Arc::default(), &outside, Arc::default(), None);
         let said = |from: &str, to: &str| {

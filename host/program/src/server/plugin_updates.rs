@@ -188,7 +188,7 @@ async fn build(control: &RefCell<Control>, job: Job) -> Result<(), LoadError> {
         .reloads(ReloadKind::Plugin, ReloadResult::Ok)
         .add(1);
     if let Some(generation) = control.site().plugins.get(&name) {
-        tracing::info!(plugin = %name, generation = generation.number, source = %generation.source, "plugin in force");
+        tracing::info!(plugin = %name, generation = generation.number, source = %generation.source, "plugin activated");
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pointsman_admin::commands::{Outcome, Proposal};
+use pointsman_admin::commands::{CommandOutcome, Proposal};
 use pointsman_config::{Config, Problem};
 use pointsman_contract::names::PluginName;
 use pointsman_metrics::labels::{ReloadKind, ReloadResult};
@@ -38,7 +38,7 @@ use super::logs::{self, Outputs};
 use super::problems::{self, Subject};
 use super::trial::Trial;
 use super::{aside, discovery, plan as plans, plugin_updates};
-use crate::site::{Connectors, Found, Outside};
+use crate::site::{Connectors, Discovered, Found};
 use crate::systemd;
 use crate::worker::{Census, WorkerCommand};
 
@@ -52,7 +52,7 @@ const FILES_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) struct Proposed {
     pub(super) config: Arc<Config>,
     /// What it leads to, as it was read with it.
-    pub(super) outside: Outside,
+    pub(super) outside: Discovered,
     /// What files of backends said that were followed when it was read.
     pub(super) read_beside: Found,
     pub(super) outputs: Outputs,
@@ -130,11 +130,11 @@ async fn next_change(changes: &mut Option<mpsc::Receiver<Change>>) -> Option<Cha
 }
 
 /// Reads the configuration again and puts it in force, or says everything that is wrong with it.
-pub(super) async fn reload(control: &RefCell<Control>, cause: Cause) -> Outcome {
+pub(super) async fn reload(control: &RefCell<Control>, cause: Cause) -> CommandOutcome {
     let Some(file) = control.borrow().file.clone() else {
         let reason = "nothing to reload: the configuration came from flags";
         tracing::warn!("{reason}");
-        return Outcome::NotFound(reason.to_owned());
+        return CommandOutcome::NotFound(reason.to_owned());
     };
     let (turn, mut leaving) = {
         let control = control.borrow();
@@ -152,14 +152,14 @@ pub(super) async fn reload(control: &RefCell<Control>, cause: Cause) -> Outcome 
         biased;
         _ = leaving.wait_for(|is_leaving| *is_leaving) => {
             tracing::info!("no reload: the process is being drained");
-            Outcome::Refused(vec![keyless("the process is being drained")])
+            CommandOutcome::Refused(vec![keyless("the process is being drained")])
         }
         outcome = reloading => outcome,
     }
 }
 
-async fn reload_now(control: &RefCell<Control>, file: &Path, cause: Cause) -> Outcome {
-    let nothing_new = || Outcome::Done("nothing has changed".to_owned());
+async fn reload_now(control: &RefCell<Control>, file: &Path, cause: Cause) -> CommandOutcome {
+    let nothing_new = || CommandOutcome::Done("nothing has changed".to_owned());
     if cause == Cause::Asked {
         systemd::reloading();
     }
@@ -182,13 +182,16 @@ async fn reload_now(control: &RefCell<Control>, file: &Path, cause: Cause) -> Ou
     };
     let (result, outcome) = match result {
         Ok(ReloadResult::Unchanged) => (ReloadResult::Unchanged, nothing_new()),
-        Ok(result) => (result, Outcome::Done("configuration in force".to_owned())),
+        Ok(result) => (
+            result,
+            CommandOutcome::Done("configuration in force".to_owned()),
+        ),
         Err(problems) => {
             for problem in &problems {
                 tracing::error!(file = %file.display(), "{problem}");
             }
             tracing::error!(file = %file.display(), problems = problems.len(), "configuration refused: the one in force stays");
-            (ReloadResult::Failed, Outcome::Refused(problems))
+            (ReloadResult::Failed, CommandOutcome::Refused(problems))
         }
     };
     if result == ReloadResult::Ok {
@@ -247,12 +250,12 @@ async fn try_and_apply(
 }
 
 /// Says what a configuration would change.
-pub(super) async fn plan(control: &RefCell<Control>, proposal: Proposal) -> Outcome {
+pub(super) async fn plan(control: &RefCell<Control>, proposal: Proposal) -> CommandOutcome {
     let Proposal { text, dir } = proposal;
     let before = control.borrow().outside.tls.clone();
     let (config, outside) = match understand(&dir, text.clone(), before).await {
         Ok(understood) => understood,
-        Err(problems) => return Outcome::Refused(located(problems, text).await),
+        Err(problems) => return CommandOutcome::Refused(located(problems, text).await),
     };
     let config = Arc::new(config);
     let mut problems = check_logs(control, &config).await;
@@ -266,7 +269,7 @@ pub(super) async fn plan(control: &RefCell<Control>, proposal: Proposal) -> Outc
         problems.extend(control.listeners_not_bound(&config));
     }
     if !problems.is_empty() {
-        return Outcome::Refused(located(problems, text).await);
+        return CommandOutcome::Refused(located(problems, text).await);
     }
     let census = census(control).await;
     let site = control.borrow().site();
@@ -279,8 +282,8 @@ pub(super) async fn plan(control: &RefCell<Control>, proposal: Proposal) -> Outc
         plans::plan(&site, &config, &running)
     });
     match compared.await {
-        Ok(plan) => Outcome::Planned(plan),
-        Err(error) => Outcome::Refused(vec![keyless(error)]),
+        Ok(plan) => CommandOutcome::Planned(plan),
+        Err(error) => CommandOutcome::Refused(vec![keyless(error)]),
     }
 }
 
@@ -311,7 +314,7 @@ async fn understand(
     dir: &Path,
     text: String,
     before: Connectors,
-) -> Result<(Config, Outside), Vec<Problem>> {
+) -> Result<(Config, Discovered), Vec<Problem>> {
     let dir = dir.to_owned();
     let read = move || {
         let config = Config::from_toml(&text, &dir)?;

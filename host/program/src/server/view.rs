@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use futures_util::future::LocalBoxFuture;
-use pointsman_admin::commands::{Order, Outcome};
+use pointsman_admin::commands::{AdminCommand, CommandOutcome};
 use pointsman_admin::http::{Readiness, View};
 use pointsman_admin::status::{
     BackendState, BackendStatus, PolicyStatus, RouteStatus, Status, UpstreamStatus, WorkerStatus,
@@ -92,13 +92,13 @@ impl View for Pages {
         control.metrics.encode(scrape, format)
     }
 
-    fn steer(&self, order: Order) -> LocalBoxFuture<'static, Outcome> {
+    fn steer(&self, order: AdminCommand) -> LocalBoxFuture<'static, CommandOutcome> {
         let control = Rc::clone(&self.0);
         Box::pin(async move {
             match order {
-                Order::Reload => reload::reload(&control, Cause::Asked).await,
-                Order::Drain { what, is_out } => control.borrow_mut().drain(what, is_out),
-                Order::Plan(proposal) => reload::plan(&control, proposal).await,
+                AdminCommand::Reload => reload::reload(&control, Cause::Asked).await,
+                AdminCommand::Drain { what, is_out } => control.borrow_mut().drain(what, is_out),
+                AdminCommand::ReloadPlan(proposal) => reload::plan(&control, proposal).await,
             }
         })
     }
