@@ -72,14 +72,8 @@ impl Generation {
         limits: Limits,
     ) -> Result<(), LoadError> {
         self.is_kind(self.kinds().policy, "policy")?;
-        let make = || {
-            self.policy(config, &PluginHost::for_trial(limits))
-                .map_err(LoadError::Trial)
-        };
-        for saved in saved {
-            make()?.restore(saved).map_err(LoadError::Trial)?;
-        }
-        let mut policy = make()?;
+        let make = || self.policy(config, &PluginHost::for_trial(limits));
+        let mut policy = tried(make, GuestPolicy::restore, saved)?;
         if candidates.is_empty() {
             return Ok(());
         }
@@ -117,14 +111,8 @@ impl Generation {
         limits: Limits,
     ) -> Result<(), LoadError> {
         self.is_kind(self.kinds().handler, "handler")?;
-        let make = || {
-            self.handler(settings, &PluginHost::for_trial(limits))
-                .map_err(LoadError::Trial)
-        };
-        for saved in saved {
-            make()?.restore(saved).map_err(LoadError::Trial)?;
-        }
-        make().map(drop)
+        let make = || self.handler(settings, &PluginHost::for_trial(limits));
+        tried(make, |handler, saved| handler.restore(saved), saved).map(drop)
     }
 
     /// As [`Generation::trial_handler`], as a filter.
@@ -138,14 +126,8 @@ impl Generation {
         limits: Limits,
     ) -> Result<(), LoadError> {
         self.is_kind(self.kinds().filter, "filter")?;
-        let make = || {
-            self.filter(settings, &PluginHost::for_trial(limits))
-                .map_err(LoadError::Trial)
-        };
-        for saved in saved {
-            make()?.restore(saved).map_err(LoadError::Trial)?;
-        }
-        make().map(drop)
+        let make = || self.filter(settings, &PluginHost::for_trial(limits));
+        tried(make, |filter, saved| filter.restore(saved), saved).map(drop)
     }
 
     /// Says whether it is an HTTP handler; its instances come into being with requests.
@@ -164,4 +146,19 @@ impl Generation {
             Err(LoadError::NotKind { wanted, kinds })
         }
     }
+}
+
+/// Hands each of `saved` to an instance of its own, and makes one more.
+fn tried<G>(
+    make: impl Fn() -> Result<G, CallError>,
+    restore: impl Fn(&mut G, &Saved) -> Result<(), CallError>,
+    saved: &[Saved],
+) -> Result<G, LoadError> {
+    let try_all = || {
+        for saved in saved {
+            restore(&mut make()?, saved)?;
+        }
+        make()
+    };
+    try_all().map_err(LoadError::Trial)
 }
