@@ -14,7 +14,7 @@ use pointsman_contract::handler::{Facts, Handler};
 use pointsman_contract::names::PluginName;
 use pointsman_contract::outbox::outbox;
 use pointsman_contract::policy::{Candidate, ChoiceRequest, Figures, Policy};
-use pointsman_plugins::generation::Generation;
+use pointsman_plugins::generation::{Generation, Source};
 use pointsman_plugins::host::PluginHost;
 use pointsman_plugins::limits::Limits;
 use pointsman_plugins::registry::{Loaded, Registry};
@@ -50,7 +50,7 @@ impl Plugin {
     ///
     /// # Panics
     /// `cargo xtask plugins` has not made it, or this machine cannot run plugins.
-    pub fn load(name: &'static str) -> Self {
+    pub fn load(name: &str) -> Self {
         let limits = Limits::new(&config::Plugins {
             dir: None,
             call_timeout: CALL_TIMEOUT,
@@ -59,11 +59,10 @@ impl Plugin {
             http: HttpLimits::default(),
         });
         let load = || {
-            let file: &[u8] = fs::read(Path::new(SHIPPED).join(format!("{name}.wasm")))?.leak();
-            let (mut registry, _failures) =
-                Registry::new(limits.into(), vec![(name, file)].leak())?;
+            let file = Path::new(SHIPPED).join(format!("{name}.wasm"));
+            let (mut registry, _failures) = Registry::new(limits.into(), &[])?;
             let name = PluginName::parse(name).ok_or("not a plugin's name")?;
-            match registry.load_embedded(&name)? {
+            match registry.load(&name, fs::read(&file)?, Source::File(file))? {
                 Loaded::New(generation) => Ok(generation),
                 Loaded::Unchanged => Err("loaded before".into()),
             }
