@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::Request;
 use http_body_util::BodyExt as _;
-use pointsman_traffic::upstream::dial::{self, Answer, Deadlines, Destination};
+use pointsman_traffic::upstream::dial::{self, Deadlines, Destination, UpgradeAnswer};
 use pointsman_traffic::upstream::tls::BackendStream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -61,7 +61,7 @@ async fn client(address: &str, data: &[u8]) {
     let (head, ()) = request.body(()).expect("a request").into_parts();
     let head = dial::upgrade_request(head);
     match dial::upgrade(to, head, &asked(), deadlines).await {
-        Ok(Answer::Upgraded { stream, early, .. }) => {
+        Ok(UpgradeAnswer::Upgraded { stream, early, .. }) => {
             let mut behind = early.to_vec();
             let BackendStream::Plain(mut stream) = stream else {
                 panic!("nobody asked for TLS");
@@ -70,7 +70,7 @@ async fn client(address: &str, data: &[u8]) {
             rest.expect("all that was sent");
             check_answer(data, &behind);
         }
-        Ok(Answer::Refused(response)) => {
+        Ok(UpgradeAnswer::Refused(response)) => {
             // A body may be cut off.
             let _ = response.into_body().collect().await;
         }

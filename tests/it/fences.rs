@@ -211,6 +211,57 @@ fn no_room_does_what_is_anothers() -> Result<()> {
     Ok(())
 }
 
+/// A name that means two things has to be looked up each time it is read.
+#[test]
+fn every_type_has_a_name_of_its_own() -> Result<()> {
+    let mut homes: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for source in sources()? {
+        for (number, line) in &source.code {
+            if let Some(name) = declared_type(line) {
+                let home = format!("{}:{number}", source.path);
+                homes.entry(name.to_owned()).or_default().push(home);
+            }
+        }
+    }
+    homes.retain(|_, homes| homes.len() > 1);
+    ensure!(homes.is_empty(), "these are declared twice: {homes:#?}");
+    Ok(())
+}
+
+#[test]
+fn a_declared_type_is_seen_behind_any_visibility() {
+    assert_eq!(declared_type("struct Pool {"), Some("Pool"));
+    assert_eq!(
+        declared_type("    pub(super) enum Tier<'a> {"),
+        Some("Tier")
+    );
+    assert_eq!(
+        declared_type("pub type Labels = Vec<Label>;"),
+        Some("Labels")
+    );
+    assert_eq!(declared_type("pub trait Filter: Send {"), Some("Filter"));
+    assert_eq!(declared_type("    type Output = ();"), None, "of a trait");
+    assert_eq!(declared_type("let structure = 1;"), None);
+}
+
+/// The name of the type that `line` declares. A `type` that is indented belongs to a trait.
+fn declared_type(line: &str) -> Option<&str> {
+    let item = line.trim_start();
+    let is_indented = item.len() < line.len();
+    let item = match item.strip_prefix("pub") {
+        Some(scoped) if scoped.starts_with('(') => scoped.split_once(") ")?.1,
+        Some(public) => public.trim_start(),
+        None => item,
+    };
+    let (keyword, rest) = item.split_once(' ')?;
+    if !matches!(keyword, "struct" | "enum" | "trait" | "type") || is_indented && keyword == "type"
+    {
+        return None;
+    }
+    rest.split(|c: char| !c.is_alphanumeric() && c != '_')
+        .next()
+}
+
 #[test]
 fn every_file_says_what_it_owns() -> Result<()> {
     let silent: Vec<String> = sources()?

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use pointsman_config as config;
-use pointsman_config::{HttpLimits, PluginSettings};
+use pointsman_config::{HttpLimitsConfig, PluginSettings};
 use pointsman_contract::filter::{Direction, Filter};
 use pointsman_contract::handler::{Facts, Handler};
 use pointsman_contract::names::PluginName;
 use pointsman_contract::outbox::outbox;
 use pointsman_contract::policy::{Candidate, ChoiceRequest, Figures, Policy};
-use pointsman_plugins::generation::{Generation, Source};
+use pointsman_plugins::generation::{Generation, GenerationSource};
 use pointsman_plugins::host::PluginHost;
 use pointsman_plugins::limits::Limits;
 use pointsman_plugins::registry::{Loaded, Registry};
@@ -56,13 +56,13 @@ impl Plugin {
             call_timeout: CALL_TIMEOUT,
             memory_max_bytes: MEMORY_MAX_BYTES,
             compile_timeout: Duration::from_secs(60),
-            http: HttpLimits::default(),
+            http: HttpLimitsConfig::default(),
         });
         let load = || {
             let file = Path::new(SHIPPED).join(format!("{name}.wasm"));
             let (mut registry, _failures) = Registry::new(limits.into(), &[])?;
             let name = PluginName::parse(name).ok_or("not a plugin's name")?;
-            match registry.load(&name, fs::read(&file)?, Source::File(file))? {
+            match registry.load(&name, fs::read(&file)?, GenerationSource::File(file))? {
                 Loaded::New(generation) => Ok(generation),
                 Loaded::Unchanged => Err("loaded before".into()),
             }

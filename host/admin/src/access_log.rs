@@ -24,7 +24,7 @@ pub struct Session<'a> {
     /// As configured.
     pub route: &'a str,
     /// Where the route leads.
-    pub target: Target<'a>,
+    pub target: LoggedTarget<'a>,
     /// The address as configured.
     pub backend: Option<&'a str>,
     /// What chose the backend.
@@ -35,7 +35,7 @@ pub struct Session<'a> {
 
 /// What a route leads to, by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target<'a> {
+pub enum LoggedTarget<'a> {
     /// A group of backends.
     Upstream(&'a str),
     /// A plugin that is the far end of WebSockets.
@@ -80,7 +80,7 @@ pub struct Requested<'a> {
     /// As configured; none: no route matches.
     pub route: Option<&'a str>,
     /// Where the route leads.
-    pub target: Option<Target<'a>>,
+    pub target: Option<LoggedTarget<'a>>,
     /// The one that answered.
     pub backend: Option<&'a str>,
     /// Of the answer.
@@ -101,7 +101,7 @@ pub struct Aborted<'a> {
     /// As configured.
     pub route: &'a str,
     /// Where the route leads.
-    pub target: Target<'a>,
+    pub target: LoggedTarget<'a>,
     /// The one that answered.
     pub backend: Option<&'a str>,
     /// Whose doing it was.
@@ -215,7 +215,7 @@ impl<'a> Line<'a> {
     }
 }
 
-impl<'a> Target<'a> {
+impl<'a> LoggedTarget<'a> {
     /// The values of `upstream` and `handler`.
     fn names(self) -> (Option<&'a str>, Option<&'a str>) {
         match self {
@@ -271,7 +271,7 @@ impl<'a> Aborted<'a> {
 
 impl<'a> Requested<'a> {
     fn line(&self, now: SystemTime) -> Line<'a> {
-        let (upstream, handler) = self.target.map_or((None, None), Target::names);
+        let (upstream, handler) = self.target.map_or((None, None), LoggedTarget::names);
         Line {
             method: Some(self.method),
             path: Some(without_query(self.path)),
@@ -398,7 +398,7 @@ mod tests {
             messages_down: 4,
         };
         let session = Session {
-            target: Target::Handler("echo"),
+            target: LoggedTarget::Handler("echo"),
             backend: None,
             policy: None,
             policy_generation: None,
@@ -447,7 +447,7 @@ mod tests {
         );
         let answered = Requested {
             route: Some("/api/*"),
-            target: Some(Target::Http("hello")),
+            target: Some(LoggedTarget::Http("hello")),
             backend: Some("127.0.0.1:3001"),
             ..requested()
         };
@@ -463,7 +463,7 @@ mod tests {
             request_id: "r-1",
             client: "192.0.2.1:5000".parse().unwrap(),
             route: "/api/*",
-            target: Target::Upstream("app"),
+            target: LoggedTarget::Upstream("app"),
             backend: Some("127.0.0.1:3001"),
             by: Ender::Backend,
             reason: "it stopped",
@@ -506,7 +506,7 @@ mod tests {
             request_id: "r-1",
             client: SocketAddr::from(([192, 0, 2, 1], 5000)),
             route: "/chat",
-            target: Target::Upstream("app"),
+            target: LoggedTarget::Upstream("app"),
             backend: Some("127.0.0.1:3001"),
             policy: Some("round_robin"),
             policy_generation: Some(2),

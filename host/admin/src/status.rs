@@ -47,12 +47,12 @@ pub struct Status {
     pub sessions: u64,
     /// What a person has to do something about, gravest first.
     #[serde(default)]
-    pub problems: Vec<Problem>,
+    pub problems: Vec<ActiveProblem>,
 }
 
 /// Something that is wrong now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Problem {
+pub struct ActiveProblem {
     /// What it is about.
     pub kind: ProblemKind,
     /// Which one: the name of an upstream or plugin, or the path of a file or folder.
@@ -400,7 +400,7 @@ impl fmt::Display for Status {
     }
 }
 
-impl Problem {
+impl ActiveProblem {
     /// `since`: when it began.
     pub fn new(kind: ProblemKind, name: String, message: String, since: SystemTime) -> Self {
         Self {
@@ -413,7 +413,7 @@ impl Problem {
 }
 
 /// One line for people. Plugins, backends and files choose some of the words.
-impl fmt::Display for Problem {
+impl fmt::Display for ActiveProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let of = match self.kind {
             ProblemKind::Upstream | ProblemKind::Backend | ProblemKind::Policy => "upstream ",
@@ -827,13 +827,13 @@ WORKER  SESSIONS  CONNECTIONS
             ],
             sessions: 5,
             problems: vec![
-                Problem::new(
+                ActiveProblem::new(
                     ProblemKind::Dns,
                     "app".into(),
                     "there is no name\n\u{1b}app.test".into(),
                     UNIX_EPOCH + Duration::from_millis(1_795_845_601_002),
                 ),
-                Problem::new(
+                ActiveProblem::new(
                     ProblemKind::Backend,
                     "app".into(),
                     "backend 127.0.0.1:3002 is down (no answer)".into(),

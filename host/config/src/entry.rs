@@ -32,7 +32,7 @@ enum Node<'t> {
 }
 
 /// The text, and where its lines begin.
-pub(super) struct Source<'t> {
+pub(super) struct SourceText<'t> {
     text: &'t str,
     line_starts: Vec<usize>,
 }
@@ -144,7 +144,7 @@ impl<'t> Entry<'t> {
     }
 
     /// The first line of what was written, cut where it is long.
-    pub(super) fn found(&self, source: &Source<'_>) -> String {
+    pub(super) fn found(&self, source: &SourceText<'_>) -> String {
         const MAX_CHARS: usize = 60;
         let value = match self.node {
             Node::Value(value) => value,
@@ -171,7 +171,7 @@ impl<'t> Entry<'t> {
     }
 }
 
-impl<'t> Source<'t> {
+impl<'t> SourceText<'t> {
     /// Finds the lines of `text`.
     pub(super) fn new(text: &'t str) -> Self {
         let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');

@@ -18,9 +18,9 @@ use super::names::{self, NETWORK, ORIGIN, SOCKET_ADDRESS};
 use super::nearest::nearest;
 use super::reader::{self, BYTES, MAX_TIMEOUT_MS, MILLISECONDS, Section, Taken};
 use super::{
-    AccessLogTarget, Admin, Config, ErrorLogSettings, HostPattern, HttpLimits, Isolation, Listener,
-    LogFormat, OnFailure, Overload, PathPattern, PluginSettings, Plugins, Problem, Route, Target,
-    UpstreamName, upstream,
+    AccessLogTarget, Admin, Config, ErrorLogSettings, HostPattern, HttpLimitsConfig, Isolation,
+    Listener, LogFormat, OnFailure, Overload, PathPattern, PluginSettings, Plugins, Problem, Route,
+    Target, UpstreamName, upstream,
 };
 
 const TOKEN: &str = "a token of at least 16 visible ASCII characters";
@@ -255,12 +255,12 @@ pub(super) fn plugins(s: &mut Section<'_, '_>, base_dir: &Path) -> Plugins {
     }
 }
 
-fn http_limits(s: &mut Section<'_, '_>) -> HttpLimits {
+fn http_limits(s: &mut Section<'_, '_>) -> HttpLimitsConfig {
     let mut millis = |key, max| {
         let written = s.number_if_written(key, MILLISECONDS, 1..=max);
         written.map(Duration::from_millis)
     };
-    HttpLimits {
+    HttpLimitsConfig {
         head_timeout: millis("http_head_timeout_ms", MAX_TIMEOUT_MS),
         idle_timeout: millis("http_idle_timeout_ms", MAX_SILENCE_MS),
         max_resources: s.number_if_written(
@@ -456,7 +456,9 @@ mod tests {
     use std::path::PathBuf;
 
     use super::super::names::BACKEND_ADDRESS;
-    use super::super::{Backend, BackendTls, Dns, Ejection, Health, Probe, Queue, Upstream};
+    use super::super::{
+        BackendConfig, BackendTls, Dns, Ejection, Health, Probe, QueueConfig, Upstream,
+    };
     use super::*;
 
     /// All that this version serves, with values other than the defaults where that shows more.
@@ -654,9 +656,9 @@ handler = 'echo'
                 call_timeout: Duration::from_millis(10),
                 memory_max_bytes: 16 << 20,
                 compile_timeout: Duration::from_secs(30),
-                http: HttpLimits {
+                http: HttpLimitsConfig {
                     head_timeout: Some(Duration::from_secs(5)),
-                    ..HttpLimits::default()
+                    ..HttpLimitsConfig::default()
                 },
             },
             plugin: BTreeMap::from([(
@@ -667,7 +669,7 @@ handler = 'echo'
                     sessions_per_instance: 8,
                     call_timeout: Some(Duration::from_millis(50)),
                     memory_max_bytes: Some(1 << 20),
-                    http: HttpLimits {
+                    http: HttpLimitsConfig {
                         head_timeout: None,
                         idle_timeout: Some(Duration::from_secs(3600)),
                         max_resources: Some(1000),
@@ -684,8 +686,8 @@ handler = 'echo'
                 policy: plugin_name("least_connections"),
                 policy_config: serde_json::json!({ "of": ["a", 2.5, true] }),
                 backends: vec![
-                    Backend::at("127.0.0.1:3001".to_owned()),
-                    Backend {
+                    BackendConfig::at("127.0.0.1:3001".to_owned()),
+                    BackendConfig {
                         address: "App:3002".to_owned(),
                         weight: 2,
                         max_sessions: Some(5000),
@@ -710,7 +712,7 @@ handler = 'echo'
                     insecure_skip_verify: true,
                 }),
                 retry_budget_percent: 20,
-                queue: Queue {
+                queue: QueueConfig {
                     max: 100,
                     timeout: Duration::from_secs(3),
                 },
@@ -828,7 +830,7 @@ upstream = 'app'"
             call_timeout,
             memory_max_bytes: 16 << 20,
             compile_timeout: Duration::from_secs(60),
-            http: HttpLimits::default(),
+            http: HttpLimitsConfig::default(),
         };
         assert_eq!(config.plugins, expected);
         assert_eq!(

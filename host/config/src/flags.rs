@@ -11,9 +11,9 @@ use pointsman_contract::names::PluginName;
 
 use super::names::{self, BACKEND_ADDRESS};
 use super::reader::{self, Section, Taken};
-use super::upstream::{self, Found};
+use super::upstream::{self, BackendSources};
 use super::{
-    Admin, Backend, Config, Flags, Listener, PathPattern, Plugins, Problem, Target, Upstream,
+    Admin, BackendConfig, Config, Flags, Listener, PathPattern, Plugins, Problem, Target, Upstream,
     UpstreamName, file,
 };
 
@@ -113,13 +113,13 @@ fn upstream(
 ) -> Option<Upstream> {
     let mut taken = Taken::new();
     let read = |address: &String| backend(s, address, &mut taken);
-    let backends: Vec<Backend> = addresses.iter().filter_map(read).collect();
+    let backends: Vec<BackendConfig> = addresses.iter().filter_map(read).collect();
     if addresses.is_empty() {
         s.problem(&s.spot("--backend"), "missing: at least one backend");
     }
-    let found = Found {
+    let found = BackendSources {
         backends,
-        ..Found::default()
+        ..BackendSources::default()
     };
     let upstream = upstream::upstream_of(s, Some(UpstreamName("app".to_owned())), found)?;
     let Some(policy) = policy else {
@@ -136,7 +136,11 @@ fn upstream(
     Some(Upstream { policy, ..upstream })
 }
 
-fn backend(s: &mut Section<'_, '_>, address: &str, taken: &mut Taken<String>) -> Option<Backend> {
+fn backend(
+    s: &mut Section<'_, '_>,
+    address: &str,
+    taken: &mut Taken<String>,
+) -> Option<BackendConfig> {
     let spot = s.spot("--backend");
     if names::canonical_backend(address).is_none() {
         s.problem(

@@ -25,7 +25,9 @@ use pointsman_contract::outbox::QueueSettings;
 use serde::{Deserialize, Serialize};
 
 pub use self::nearest::nearest_plugin;
-pub use self::upstream::{Backend, BackendTls, Dns, Ejection, Health, Probe, Queue, Upstream};
+pub use self::upstream::{
+    BackendConfig, BackendTls, Dns, Ejection, Health, Probe, QueueConfig, Upstream,
+};
 
 /// All that an operator may decide.
 #[derive(Debug, Clone, PartialEq)]
@@ -152,13 +154,13 @@ pub struct Plugins {
     /// For one file. Default 60 s; 1 ms to 10 minutes.
     pub compile_timeout: Duration,
     /// Of HTTP handlers.
-    pub http: HttpLimits,
+    pub http: HttpLimitsConfig,
 }
 
 /// `http_*` of `[plugins]` and `[plugin.NAME]`: how far an HTTP handler may go with one request. None: as
 /// `[plugins]` says, or the default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct HttpLimits {
+pub struct HttpLimitsConfig {
     /// `http_head_timeout_ms`: from the request to the head of the answer, and of computing between two parts
     /// of its body. Default 30 times the call timeout, at least 1 s.
     pub head_timeout: Option<Duration>,
@@ -182,7 +184,7 @@ pub struct PluginSettings {
     /// Per instance; none: as `[plugins]` says.
     pub memory_max_bytes: Option<usize>,
     /// As an HTTP handler.
-    pub http: HttpLimits,
+    pub http: HttpLimitsConfig,
     /// Of each of its sessions, for what it sends other than by verdict.
     pub queue: QueueSettings,
 }
@@ -416,7 +418,7 @@ impl Default for PluginSettings {
             sessions_per_instance: Self::SESSIONS_PER_INSTANCE,
             call_timeout: None,
             memory_max_bytes: None,
-            http: HttpLimits::default(),
+            http: HttpLimitsConfig::default(),
             queue: QueueSettings::default(),
         }
     }

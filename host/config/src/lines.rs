@@ -4,13 +4,13 @@
 use toml_edit::{Document, TableLike};
 
 use super::Problem;
-use super::entry::{Entry, Source};
+use super::entry::{Entry, SourceText};
 
 impl Problem {
     /// Gives problems that know only their keys the lines of those, or of the tables they would be in.
     #[must_use]
     pub fn locate_all(mut problems: Vec<Self>, text: &str) -> Vec<Self> {
-        let source = Source::new(text);
+        let source = SourceText::new(text);
         let Ok(document) = Document::parse(text) else {
             return problems;
         };
@@ -24,7 +24,7 @@ impl Problem {
     }
 }
 
-fn line_of(source: &Source<'_>, document: &dyn TableLike, key: &str) -> Option<usize> {
+fn line_of(source: &SourceText<'_>, document: &dyn TableLike, key: &str) -> Option<usize> {
     let mut table = Some(document);
     let mut at = None;
     for segment in key.split('.') {

@@ -13,7 +13,7 @@ use serde_json::Map;
 use toml_edit::{Document, TableLike, Value};
 
 use super::Problem;
-use super::entry::{Entry, Source, Spot, join};
+use super::entry::{Entry, SourceText, Spot, join};
 use super::nearest::nearest;
 
 pub(super) const MILLISECONDS: &str = "a number of milliseconds";
@@ -39,7 +39,7 @@ pub(super) fn read<T>(
     text: &str,
     read: impl FnOnce(&mut Section<'_, '_>) -> Option<T>,
 ) -> Result<T, Vec<Problem>> {
-    let source = Source::new(text);
+    let source = SourceText::new(text);
     let document = match Document::parse(text) {
         Ok(document) => document,
         Err(error) => {
@@ -83,7 +83,7 @@ pub(super) type Taken<K> = BTreeMap<K, Spot>;
 /// One table while it is read. One that is absent reads like an empty one.
 pub(super) struct Section<'t, 'p> {
     pub(super) spot: Spot,
-    source: &'t Source<'t>,
+    source: &'t SourceText<'t>,
     items: Option<&'t dyn TableLike>,
     /// Keys asked for: the ones that are allowed here.
     asked: Vec<String>,
@@ -94,7 +94,7 @@ pub(super) struct Section<'t, 'p> {
 
 impl<'t, 'p> Section<'t, 'p> {
     fn read<T>(
-        source: &'t Source<'t>,
+        source: &'t SourceText<'t>,
         problems: &'p mut Vec<Problem>,
         spot: Spot,
         items: Option<&'t dyn TableLike>,

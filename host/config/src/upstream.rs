@@ -37,7 +37,7 @@ pub struct Upstream {
     pub policy_config: serde_json::Value,
     /// Those written here; addresses are unique within the upstream. May be empty only where others
     /// are found by `backends_file` or `dns`.
-    pub backends: Vec<Backend>,
+    pub backends: Vec<BackendConfig>,
     /// More backends are in this watched file. Default none.
     pub backends_file: Option<PathBuf>,
     /// More backends are what a name resolves to. Default none.
@@ -53,7 +53,7 @@ pub struct Upstream {
     /// Retries over requests, in percent, above which nothing is tried again. Default 100.
     pub retry_budget_percent: u32,
     /// Where requests wait when every backend has its `max_sessions`.
-    pub queue: Queue,
+    pub queue: QueueConfig,
     /// Over how long a backend that has come back gets its whole share. Default 0: at once.
     pub slow_start: Duration,
     /// With less than this share of the backends fit, in percent, all are used. Default 0: only
@@ -67,7 +67,7 @@ pub struct Upstream {
 
 /// One backend, as an operator or discovery names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Backend {
+pub struct BackendConfig {
     /// Host and port as written: `127.0.0.1:3001`, `[::1]:3001`, `app.internal:3001`. Names are
     /// resolved at each dial.
     pub address: String,
@@ -85,7 +85,7 @@ pub struct Backend {
 
 /// `queue_max` and `queue_timeout_ms`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Queue {
+pub struct QueueConfig {
     /// Requests that may wait at a time, over all workers. Default 0: none waits.
     pub max: u32,
     /// How long one waits. Default 5 s.
@@ -175,7 +175,7 @@ pub(super) fn upstream(
     let path = |text: &str| Some(base_dir.join(text)).filter(|_| !text.is_empty());
     let is_found = s.has("backends_file") || s.has("dns");
     let backends = backends(s, is_found);
-    let found = Found {
+    let found = BackendSources {
         backends,
         backends_file: s.text("backends_file", "the path of a file", path),
         dns: dns(s),
@@ -186,8 +186,8 @@ pub(super) fn upstream(
 
 /// Where an upstream's backends are.
 #[derive(Debug, Default)]
-pub(super) struct Found {
-    pub(super) backends: Vec<Backend>,
+pub(super) struct BackendSources {
+    pub(super) backends: Vec<BackendConfig>,
     pub(super) backends_file: Option<PathBuf>,
     pub(super) dns: Option<Dns>,
     pub(super) tls: Option<BackendTls>,
@@ -197,7 +197,7 @@ pub(super) struct Found {
 pub(super) fn upstream_of(
     s: &mut Section<'_, '_>,
     name: Option<UpstreamName>,
-    found: Found,
+    found: BackendSources,
 ) -> Option<Upstream> {
     let policy = policy(s);
     let (has_health, has_ejection) = (s.has("health"), s.has("ejection"));
@@ -212,7 +212,7 @@ pub(super) fn upstream_of(
         response_timeout: s.millis("response_timeout_ms", 1..=MAX_TIMEOUT_MS, 5000),
         retries: s.number("retries", "a number of backends", 0..=100, 2),
         retry_budget_percent: s.number("retry_budget_percent", PERCENT, 0..=1000, 100),
-        queue: Queue {
+        queue: QueueConfig {
             max: s.number("queue_max", "a number of requests", 0..=1_000_000, 0),
             timeout: s.millis("queue_timeout_ms", 1..=MAX_TIMEOUT_MS, 5000),
         },
@@ -305,7 +305,7 @@ fn tls(s: &mut Section<'_, '_>, base_dir: &Path) -> Option<BackendTls> {
     }
 }
 
-fn backends(s: &mut Section<'_, '_>, may_be_empty: bool) -> Vec<Backend> {
+fn backends(s: &mut Section<'_, '_>, may_be_empty: bool) -> Vec<BackendConfig> {
     if !may_be_empty {
         s.require_some("backends", "at least one backend");
     }
@@ -329,7 +329,7 @@ fn backend<'t>(
     s: &mut Section<'t, '_>,
     entry: &Entry<'t>,
     taken: &mut Taken<String>,
-) -> Option<Backend> {
+) -> Option<BackendConfig> {
     match entry.as_str() {
         Some(address) if backend_address(address).is_some() => {
             unique_backend(s, entry.spot.clone(), address, taken);
@@ -353,8 +353,11 @@ fn backend<'t>(
 }
 
 /// All of a backend but its address.
-pub(super) fn backend_at(s: &mut Section<'_, '_>, address: Option<String>) -> Option<Backend> {
-    Some(Backend {
+pub(super) fn backend_at(
+    s: &mut Section<'_, '_>,
+    address: Option<String>,
+) -> Option<BackendConfig> {
+    Some(BackendConfig {
         weight: s.number("weight", "a whole number", 1..=1000, 1),
         max_sessions: s.number_if_written("max_sessions", "a number of sessions", 1..=u32::MAX),
         is_backup: s.flag("backup"),
@@ -389,7 +392,7 @@ pub(super) fn unique_backend(
     }
 }
 
-impl Backend {
+impl BackendConfig {
     /// An address with the default of everything else.
     pub fn at(address: String) -> Self {
         Self {
@@ -478,8 +481,8 @@ fn toml_value(json: &serde_json::Value) -> Option<Value> {
     })
 }
 
-impl From<&Backend> for Candidate {
-    fn from(backend: &Backend) -> Self {
+impl From<&BackendConfig> for Candidate {
+    fn from(backend: &BackendConfig) -> Self {
         Self {
             address: backend.address.clone(),
             weight: backend.weight,
@@ -493,19 +496,19 @@ mod tests {
     use super::*;
 
     fn lines(text: &str) -> Vec<String> {
-        let problems = Backend::list_from(text).err().unwrap_or_default();
+        let problems = BackendConfig::list_from(text).err().unwrap_or_default();
         problems.iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn a_file_of_backends_is_toml_or_json() {
         let expected = vec![
-            Backend::at("a:1".to_owned()),
-            Backend {
+            BackendConfig::at("a:1".to_owned()),
+            BackendConfig {
                 weight: 3,
                 is_draining: true,
                 labels: BTreeMap::from([("zone".to_owned(), "b".to_owned())]),
-                ..Backend::at("b:1".to_owned())
+                ..BackendConfig::at("b:1".to_owned())
             },
         ];
         for text in [
@@ -513,7 +516,11 @@ mod tests {
             r#"["a:1", {"address": "b:1", "weight": 3, "drain": true, "labels": {"zone": "b"}}]"#,
             r#" {"backends": ["a:1", {"address": "b:1", "weight": 3, "drain": true, "labels": {"zone": "b"}}]}"#,
         ] {
-            assert_eq!(Backend::list_from(text), Ok(expected.clone()), "{text}");
+            assert_eq!(
+                BackendConfig::list_from(text),
+                Ok(expected.clone()),
+                "{text}"
+            );
         }
     }
 
@@ -523,11 +530,11 @@ mod tests {
             "backends = []\nallow_empty = true",
             r#"{"backends": [], "allow_empty": true}"#,
         ] {
-            assert_eq!(Backend::list_from(text), Ok(vec![]), "{text}");
+            assert_eq!(BackendConfig::list_from(text), Ok(vec![]), "{text}");
         }
-        let one = vec![Backend::at("a:1".to_owned())];
+        let one = vec![BackendConfig::at("a:1".to_owned())];
         let text = "allow_empty = true\nbackends = ['a:1']";
-        assert_eq!(Backend::list_from(text), Ok(one));
+        assert_eq!(BackendConfig::list_from(text), Ok(one));
         let refused = format!("backends: [] is not allowed: {NO_BACKENDS}");
         for text in [
             "[]",
@@ -557,10 +564,10 @@ mod tests {
             r#"{"backends": ["127.0.0.1:3001", "127.0.0.1:3002"]}"#,
             "backends = [\"127.0.0.1:3001\",\n \"127.0.0.1:3002\"]",
         ] {
-            assert!(Backend::list_from(whole).is_ok());
+            assert!(BackendConfig::list_from(whole).is_ok());
             for at in 0..whole.len() {
                 assert!(
-                    Backend::list_from(&whole[..at]).is_err(),
+                    BackendConfig::list_from(&whole[..at]).is_err(),
                     "{}",
                     &whole[..at]
                 );

@@ -42,19 +42,23 @@ pub trait Filter: fmt::Debug {
 /// One open session of a filter. Dropping it without [`FilterSession::closed`] frees it silently.
 pub trait FilterSession: fmt::Debug {
     /// What the session wants to see.
-    fn interest(&self) -> Interest;
+    fn interest(&self) -> FilterInterest;
 
     /// A whole data message is under way.
     ///
     /// # Errors
     /// This and the next two: the filter failed, and sees no more of the session.
-    fn message(&mut self, from: Direction, message: Received<'_>) -> Result<Verdict, PluginError>;
+    fn message(
+        &mut self,
+        from: Direction,
+        message: Received<'_>,
+    ) -> Result<FilterVerdict, PluginError>;
 
-    /// [`Interest::tick_interval_ms`] has passed.
+    /// [`FilterInterest::tick_interval_ms`] has passed.
     ///
     /// # Errors
     /// See [`FilterSession::message`].
-    fn tick(&mut self) -> Result<Verdict, PluginError>;
+    fn tick(&mut self) -> Result<FilterVerdict, PluginError>;
 
     /// The session is over.
     ///
@@ -84,18 +88,18 @@ pub enum Direction {
 
 /// What a session wants to see.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Interest {
+pub struct FilterInterest {
     /// From the client.
-    pub client: Kinds,
+    pub client: MessageKinds,
     /// From the backend.
-    pub backend: Kinds,
+    pub backend: MessageKinds,
     /// 0: no ticks.
     pub tick_interval_ms: u32,
 }
 
 /// Kinds of messages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Kinds {
+pub struct MessageKinds {
     /// Opcode 1.
     pub text: bool,
     /// Opcode 2.
@@ -104,7 +108,7 @@ pub struct Kinds {
 
 /// What a filter says about a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum FilterVerdict {
     /// It passes on unchanged.
     Forward,
     /// This passes on in its place.
@@ -117,9 +121,9 @@ pub enum Verdict {
     Close(CloseReason),
 }
 
-impl Interest {
+impl FilterInterest {
     /// The kinds that are wanted of what goes this way.
-    pub fn of(&self, from: Direction) -> Kinds {
+    pub fn of(&self, from: Direction) -> MessageKinds {
         match from {
             Direction::FromClient => self.client,
             Direction::FromBackend => self.backend,
@@ -127,7 +131,7 @@ impl Interest {
     }
 }
 
-impl Kinds {
+impl MessageKinds {
     /// Whether this message is of one of them.
     pub fn has(self, message: Received<'_>) -> bool {
         match message {

@@ -38,25 +38,25 @@ pub trait Handler: fmt::Debug {
 /// One open session of a handler. Dropping it without [`HandlerSession::closed`] frees it silently.
 pub trait HandlerSession: fmt::Debug {
     /// What the session wants to see.
-    fn interest(&self) -> Interest;
+    fn interest(&self) -> HandlerInterest;
 
     /// The 101 is out.
     ///
     /// # Errors
     /// This and the next three: the handler failed and the session is closed with 1011.
-    fn opened(&mut self) -> Result<Verdict, PluginError>;
+    fn opened(&mut self) -> Result<HandlerVerdict, PluginError>;
 
     /// A whole data message has come.
     ///
     /// # Errors
     /// See [`HandlerSession::opened`].
-    fn message(&mut self, message: Received<'_>) -> Result<Verdict, PluginError>;
+    fn message(&mut self, message: Received<'_>) -> Result<HandlerVerdict, PluginError>;
 
-    /// [`Interest::tick_interval_ms`] has passed.
+    /// [`HandlerInterest::tick_interval_ms`] has passed.
     ///
     /// # Errors
     /// See [`HandlerSession::opened`].
-    fn tick(&mut self) -> Result<Verdict, PluginError>;
+    fn tick(&mut self) -> Result<HandlerVerdict, PluginError>;
 
     /// The session is over.
     ///
@@ -94,7 +94,7 @@ pub struct Facts {
 
 /// What a session wants to see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Interest {
+pub struct HandlerInterest {
     /// Text messages.
     pub text: bool,
     /// Binary messages.
@@ -103,7 +103,7 @@ pub struct Interest {
     pub tick_interval_ms: u32,
 }
 
-impl Interest {
+impl HandlerInterest {
     /// Wants to see nothing.
     pub const NONE: Self = Self {
         text: false,
@@ -114,7 +114,7 @@ impl Interest {
 
 /// What a handler says about a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum HandlerVerdict {
     /// Nothing is sent.
     Ignore,
     /// The message goes back unchanged.

@@ -71,14 +71,14 @@ pub enum Sent {
 
 /// The senders' end.
 #[derive(Debug, Clone)]
-pub struct Outbox(Arc<Mutex<Queue>>);
+pub struct Outbox(Arc<Mutex<OutboxQueue>>);
 
 /// The session's end.
 #[derive(Debug)]
-pub struct Inbox(Arc<Mutex<Queue>>);
+pub struct Inbox(Arc<Mutex<OutboxQueue>>);
 
 #[derive(Debug)]
-struct Queue {
+struct OutboxQueue {
     settings: QueueSettings,
     waiting: VecDeque<Outbound>,
     /// Payload of what waits.
@@ -90,7 +90,7 @@ struct Queue {
 
 /// Makes both ends.
 pub fn outbox(settings: QueueSettings) -> (Outbox, Inbox) {
-    let queue = Arc::new(Mutex::new(Queue {
+    let queue = Arc::new(Mutex::new(OutboxQueue {
         settings,
         waiting: VecDeque::new(),
         n_bytes: 0,
@@ -168,7 +168,7 @@ impl Drop for Inbox {
     }
 }
 
-impl Queue {
+impl OutboxQueue {
     fn send(&mut self, message: Message) -> Sent {
         if self.is_ended {
             return Sent::Ended;
@@ -233,12 +233,12 @@ impl Outbound {
 }
 
 /// Nothing between lock and unlock can panic half way, so a poisoned lock is as good.
-fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
+fn lock(queue: &Mutex<OutboxQueue>) -> MutexGuard<'_, OutboxQueue> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Lets go of the lock first: waking takes others.
-fn wake(mut queue: MutexGuard<'_, Queue>) {
+fn wake(mut queue: MutexGuard<'_, OutboxQueue>) {
     let waker = queue.waker.take();
     drop(queue);
     if let Some(waker) = waker {

@@ -13,7 +13,7 @@ use crate::session::EndReport;
 /// Chooses a backend for a session or a plain HTTP request. One per upstream and worker.
 pub trait Policy: fmt::Debug {
     /// What this policy has to be handed, and which calls it wants.
-    fn wants(&self) -> &Wants;
+    fn wants(&self) -> &PolicyWants;
 
     /// The backends that may be chosen from now on; never empty.
     ///
@@ -47,7 +47,7 @@ pub trait Policy: fmt::Debug {
 
 /// What a policy asks for; what it does not ask for costs nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Wants {
+pub struct PolicyWants {
     /// Lower-case names of headers.
     pub headers: Vec<String>,
     /// Fill [`ChoiceRequest::figures`].
@@ -97,9 +97,9 @@ pub struct ChoiceRequest<'a> {
     pub host: &'a str,
     /// Path and query, as received.
     pub path: &'a str,
-    /// All of the request's headers; a policy is shown those of [`Wants::headers`].
+    /// All of the request's headers; a policy is shown those of [`PolicyWants::headers`].
     pub headers: &'a HeaderMap,
-    /// One per candidate; empty unless [`Wants::figures`].
+    /// One per candidate; empty unless [`PolicyWants::figures`].
     pub figures: &'a [Figures],
 }
 

@@ -58,7 +58,7 @@ impl ErrorLog {
         };
         tracing_subscriber::fmt()
             .with_max_level(level)
-            .with_writer(LogLines(log.writer.clone()))
+            .with_writer(LineWriter(log.writer.clone()))
             // It would go to stderr, and a panic would follow where that fails.
             .log_internal_errors(false)
             .event_format(Bounded::new(Formats::new(Arc::clone(&log.style))))
@@ -127,9 +127,9 @@ fn report_panic(panic: &PanicHookInfo<'_>) {
 }
 
 /// Each line of the subscriber becomes one of the writer.
-struct LogLines(LogWriter);
+struct LineWriter(LogWriter);
 
-impl<'a> MakeWriter<'a> for LogLines {
+impl<'a> MakeWriter<'a> for LineWriter {
     type Writer = &'a Self;
 
     fn make_writer(&'a self) -> Self::Writer {
@@ -137,7 +137,7 @@ impl<'a> MakeWriter<'a> for LogLines {
     }
 }
 
-impl Write for &LogLines {
+impl Write for &LineWriter {
     /// Called with a whole line, or with nothing where the line was left out.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if !line.is_empty() {

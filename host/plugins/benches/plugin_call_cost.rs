@@ -25,7 +25,7 @@ use pointsman_contract::names::PluginName;
 use pointsman_contract::outbox::{QueueSettings, outbox};
 use pointsman_contract::policy::{Candidate, ChoiceRequest, Figures, Policy};
 use pointsman_contract::session::SessionId;
-use pointsman_plugins::generation::{Generation, Source};
+use pointsman_plugins::generation::{Generation, GenerationSource};
 use pointsman_plugins::host::PluginHost;
 use pointsman_plugins::limits::Limits;
 use pointsman_plugins::policy::GuestPolicy;
@@ -47,7 +47,7 @@ fn main() -> Result<()> {
         call_timeout: Duration::from_millis(10),
         memory_max_bytes: 16 << 20,
         compile_timeout: Duration::from_secs(60),
-        http: config::HttpLimits::default(),
+        http: config::HttpLimitsConfig::default(),
     };
     let (mut registry, _failures) = Registry::new(Limits::new(&settings).into(), &[])?;
     let host = registry.host(0);
@@ -239,7 +239,7 @@ impl Bench {
 }
 
 fn load(registry: &mut Registry, plugin: &str, bytes: Vec<u8>) -> Result<Arc<Generation>> {
-    match registry.load(&name(plugin), bytes, Source::Embedded)? {
+    match registry.load(&name(plugin), bytes, GenerationSource::Embedded)? {
         Loaded::New(generation) => Ok(generation),
         Loaded::Unchanged => Err("nothing serves yet".into()),
     }

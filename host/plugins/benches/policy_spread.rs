@@ -22,7 +22,7 @@ use http::{HeaderMap, HeaderValue, header};
 use pointsman_config as config;
 use pointsman_contract::names::PluginName;
 use pointsman_contract::policy::{Candidate, ChoiceRequest, Decision, Figures, Policy};
-use pointsman_plugins::generation::{Generation, Source};
+use pointsman_plugins::generation::{Generation, GenerationSource};
 use pointsman_plugins::host::PluginHost;
 use pointsman_plugins::limits::Limits;
 use pointsman_plugins::policy::GuestPolicy;
@@ -79,7 +79,7 @@ fn main() -> Result<()> {
         call_timeout: Duration::from_millis(10),
         memory_max_bytes: 16 << 20,
         compile_timeout: Duration::from_secs(60),
-        http: config::HttpLimits::default(),
+        http: config::HttpLimitsConfig::default(),
     };
     let (mut registry, _failures) = Registry::new(Limits::new(&settings).into(), &[])?;
     let host = registry.host(0);
@@ -439,7 +439,7 @@ fn load(registry: &mut Registry, plugin: &str) -> Result<Arc<Generation>> {
         )
     })?;
     let name = PluginName::parse(plugin).unwrap();
-    match registry.load(&name, bytes, Source::Embedded)? {
+    match registry.load(&name, bytes, GenerationSource::Embedded)? {
         Loaded::New(generation) => Ok(generation),
         Loaded::Unchanged => Err("nothing serves yet".into()),
     }

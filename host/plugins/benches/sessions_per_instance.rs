@@ -26,7 +26,7 @@ use pointsman_contract::message::Received;
 use pointsman_contract::names::PluginName;
 use pointsman_contract::outbox::{Inbox, QueueSettings, outbox};
 use pointsman_contract::session::SessionId;
-use pointsman_plugins::generation::Source;
+use pointsman_plugins::generation::GenerationSource;
 use pointsman_plugins::limits::Limits;
 use pointsman_plugins::registry::{Loaded, Registry};
 
@@ -70,12 +70,14 @@ fn measure(plugin: &str, sessions_per_instance: usize) -> Result<()> {
         call_timeout: Duration::from_secs(1),
         memory_max_bytes: 16 << 20,
         compile_timeout: Duration::from_secs(60),
-        http: config::HttpLimits::default(),
+        http: config::HttpLimitsConfig::default(),
     };
     let (mut registry, _failures) = Registry::new(Limits::new(&settings).into(), &[])?;
     let host = registry.host(0);
     let name = PluginName::parse(plugin).unwrap();
-    let Loaded::New(generation) = registry.load(&name, shipped(plugin)?, Source::Embedded)? else {
+    let Loaded::New(generation) =
+        registry.load(&name, shipped(plugin)?, GenerationSource::Embedded)?
+    else {
         return Err("nothing serves yet".into());
     };
     let settings = PluginSettings {

@@ -7,8 +7,8 @@
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use pointsman_contract::close;
-use pointsman_contract::filter::{self, Admission};
-use pointsman_contract::handler::{Interest, Verdict};
+use pointsman_contract::filter::{Admission, FilterInterest, FilterVerdict, MessageKinds};
+use pointsman_contract::handler::{HandlerInterest, HandlerVerdict};
 use pointsman_contract::message::{CloseReason, Message, MessageKind, Received};
 use pointsman_contract::policy::{Decision, Refusal};
 use pointsman_contract::session::{EndReport, Ender};
@@ -178,8 +178,8 @@ pub(super) fn wanted_headers(names: &[String]) -> Result<Vec<HeaderName>, CallEr
     names.iter().map(parse).collect()
 }
 
-pub(super) fn interest(interest: wire_handler::Interest, tick_interval_ms: u32) -> Interest {
-    Interest {
+pub(super) fn interest(interest: wire_handler::Interest, tick_interval_ms: u32) -> HandlerInterest {
+    HandlerInterest {
         text: interest.contains(wire_handler::Interest::TEXT),
         binary: interest.contains(wire_handler::Interest::BINARY),
         tick_interval_ms,
@@ -190,29 +190,35 @@ pub(super) fn verdict(
     call: Call,
     verdict: wire_handler::Verdict,
     max_message_bytes: u64,
-) -> Result<Verdict, CallError> {
+) -> Result<HandlerVerdict, CallError> {
     let replies = match verdict {
-        wire_handler::Verdict::Ignore => return Ok(Verdict::Ignore),
-        wire_handler::Verdict::Echo => return Ok(Verdict::Echo),
-        wire_handler::Verdict::Close(close) => return Ok(Verdict::Close(close_reason(close))),
+        wire_handler::Verdict::Ignore => return Ok(HandlerVerdict::Ignore),
+        wire_handler::Verdict::Echo => return Ok(HandlerVerdict::Echo),
+        wire_handler::Verdict::Close(close) => {
+            return Ok(HandlerVerdict::Close(close_reason(close)));
+        }
         wire_handler::Verdict::Reply(reply) => vec![reply],
         wire_handler::Verdict::Replies(replies) => replies,
     };
     bound(call, "replies", replies.len(), REPLIES_MAX)?;
-    Ok(Verdict::Reply(messages(call, replies, max_message_bytes)?))
+    Ok(HandlerVerdict::Reply(messages(
+        call,
+        replies,
+        max_message_bytes,
+    )?))
 }
 
 pub(super) fn filter_interest(
     interest: wire_filter::Interest,
     tick_interval_ms: u32,
-) -> filter::Interest {
+) -> FilterInterest {
     use wire_filter::Interest as Wire;
-    filter::Interest {
-        client: filter::Kinds {
+    FilterInterest {
+        client: MessageKinds {
             text: interest.contains(Wire::CLIENT_TEXT),
             binary: interest.contains(Wire::CLIENT_BINARY),
         },
-        backend: filter::Kinds {
+        backend: MessageKinds {
             text: interest.contains(Wire::BACKEND_TEXT),
             binary: interest.contains(Wire::BACKEND_BINARY),
         },
@@ -224,20 +230,20 @@ pub(super) fn filter_verdict(
     call: Call,
     verdict: wire_filter::Verdict,
     max_message_bytes: u64,
-) -> Result<filter::Verdict, CallError> {
+) -> Result<FilterVerdict, CallError> {
     Ok(match verdict {
-        wire_filter::Verdict::Forward => filter::Verdict::Forward,
-        wire_filter::Verdict::Drop => filter::Verdict::Drop,
-        wire_filter::Verdict::Close(close) => filter::Verdict::Close(close_reason(close)),
+        wire_filter::Verdict::Forward => FilterVerdict::Forward,
+        wire_filter::Verdict::Drop => FilterVerdict::Drop,
+        wire_filter::Verdict::Close(close) => FilterVerdict::Close(close_reason(close)),
         wire_filter::Verdict::Replace(other) => {
             let mut other = messages(call, vec![other], max_message_bytes)?;
             other
                 .pop()
-                .map_or(filter::Verdict::Drop, filter::Verdict::Replace)
+                .map_or(FilterVerdict::Drop, FilterVerdict::Replace)
         }
         wire_filter::Verdict::Answer(answers) => {
             bound(call, "answers", answers.len(), REPLIES_MAX)?;
-            filter::Verdict::Answer(messages(call, answers, max_message_bytes)?)
+            FilterVerdict::Answer(messages(call, answers, max_message_bytes)?)
         }
     })
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use pointsman_config::PluginSettings;
 use pointsman_contract::failure::PluginError;
-use pointsman_contract::filter::{Admission, Direction, Filter, FilterSession, Interest, Verdict};
+use pointsman_contract::filter::{
+    Admission, Direction, Filter, FilterInterest, FilterSession, FilterVerdict,
+};
 use pointsman_contract::handler::Facts;
 use pointsman_contract::message::Received;
 use pointsman_contract::outbox::{Outbox, QueueSettings};
@@ -23,7 +25,7 @@ use super::generation::{Generation, Saved};
 use super::host::PluginHost;
 use super::host_api::HostState;
 use super::load::CallCode;
-use super::sessions::{self, Exports, GuestSession, Wants};
+use super::sessions::{self, Exports, GuestSession, SessionWants};
 
 /// What makes the sessions of one filter's generation on one worker.
 pub struct GuestFilter(sessions::Host<wire::Guest>);
@@ -55,7 +57,7 @@ impl GuestFilter {
 }
 
 impl Exports for wire::Guest {
-    type Interest = Interest;
+    type Interest = FilterInterest;
 
     fn load(
         code: &CallCode,
@@ -72,8 +74,8 @@ impl Exports for wire::Guest {
         &self,
         store: &mut Store<HostState>,
         config: &str,
-    ) -> wasmtime::Result<Result<Wants, String>> {
-        let wants = |wire::Wants { headers, accept }| Wants { headers, accept };
+    ) -> wasmtime::Result<Result<SessionWants, String>> {
+        let wants = |wire::Wants { headers, accept }| SessionWants { headers, accept };
         Ok(self.call_configure(store, config)?.map(wants))
     }
 
@@ -81,7 +83,7 @@ impl Exports for wire::Guest {
         &self,
         store: &mut Store<HostState>,
         facts: types::Facts<'_>,
-    ) -> wasmtime::Result<(ResourceAny, Interest)> {
+    ) -> wasmtime::Result<(ResourceAny, FilterInterest)> {
         let session = self.session();
         let resource = session.call_constructor(&mut *store, facts)?;
         let interest = session.call_interest(&mut *store, resource)?;
@@ -134,7 +136,7 @@ impl GuestSession<wire::Guest> {
             &mut Store<HostState>,
             ResourceAny,
         ) -> wasmtime::Result<wire::Verdict>,
-    ) -> Result<Verdict, PluginError> {
+    ) -> Result<FilterVerdict, PluginError> {
         let verdict = self.call(call, run)?;
         let checked = bindings::filter_verdict(call, verdict, self.max_message_bytes);
         let verdict = self.check(call, checked)?;
@@ -144,11 +146,15 @@ impl GuestSession<wire::Guest> {
 }
 
 impl FilterSession for GuestSession<wire::Guest> {
-    fn interest(&self) -> Interest {
+    fn interest(&self) -> FilterInterest {
         self.interest
     }
 
-    fn message(&mut self, from: Direction, message: Received<'_>) -> Result<Verdict, PluginError> {
+    fn message(
+        &mut self,
+        from: Direction,
+        message: Received<'_>,
+    ) -> Result<FilterVerdict, PluginError> {
         let direction = match from {
             Direction::FromClient => wire::Direction::FromClient,
             Direction::FromBackend => wire::Direction::FromBackend,
@@ -166,7 +172,7 @@ impl FilterSession for GuestSession<wire::Guest> {
         })
     }
 
-    fn tick(&mut self) -> Result<Verdict, PluginError> {
+    fn tick(&mut self) -> Result<FilterVerdict, PluginError> {
         self.verdict(Call::Tick, |filter, store, session| {
             filter.session().call_tick(store, session)
         })

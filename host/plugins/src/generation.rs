@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use pointsman_contract::names::PluginName;
 
-use super::load::{CallCode, Code, Kinds};
+use super::load::{CallCode, Code, PluginKinds};
 
 /// One version of one plugin.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub struct Generation {
     /// Counts from 1 in each name and never goes back.
     pub number: u64,
     /// Where its bytes came from.
-    pub source: Source,
+    pub source: GenerationSource,
     /// Shared with a generation that brings the same code back.
     pub(super) code: Arc<Code>,
 }
@@ -34,7 +34,7 @@ pub struct Saved {
 
 /// Where the bytes of a generation came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum GenerationSource {
     /// This binary.
     Embedded,
     /// A file.
@@ -43,7 +43,7 @@ pub enum Source {
 
 impl Generation {
     /// What it exports.
-    pub fn kinds(&self) -> Kinds {
+    pub fn kinds(&self) -> PluginKinds {
         self.code.kinds
     }
 
@@ -77,7 +77,7 @@ impl Generation {
     }
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for GenerationSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Embedded => f.write_str("embedded"),

@@ -14,7 +14,7 @@ use pointsman_contract::session::SessionId;
 use wit_component::StringEncoding;
 use wit_parser::Resolve;
 
-use super::generation::{Generation, Source};
+use super::generation::{Generation, GenerationSource};
 use super::handler::GuestHandler;
 use super::host::PluginHost;
 use super::limits::{HttpLimits, Limits};
@@ -186,7 +186,7 @@ pub(super) fn limits() -> Limits {
     Limits {
         call_timeout: Duration::from_millis(20),
         memory_max_bytes: 4 << 20,
-        http: HttpLimits::new(config::HttpLimits::default(), Duration::ZERO),
+        http: HttpLimits::new(config::HttpLimitsConfig::default(), Duration::ZERO),
     }
 }
 
@@ -199,7 +199,7 @@ pub(super) fn load(bytes: &[u8]) -> Result<Arc<Generation>, LoadError> {
     Ok(Arc::new(Generation {
         name: PluginName::parse("guest").unwrap(),
         number: 1,
-        source: Source::Embedded,
+        source: GenerationSource::Embedded,
         code: Arc::new(code),
     }))
 }

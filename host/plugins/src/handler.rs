@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use pointsman_config::PluginSettings;
 use pointsman_contract::failure::PluginError;
-use pointsman_contract::handler::{Facts, Handler, HandlerSession, Interest, Verdict};
+use pointsman_contract::handler::{
+    Facts, Handler, HandlerInterest, HandlerSession, HandlerVerdict,
+};
 use pointsman_contract::message::Received;
 use pointsman_contract::outbox::{Outbox, QueueSettings};
 use pointsman_contract::policy::Refusal;
@@ -22,7 +24,7 @@ use super::generation::{Generation, Saved};
 use super::host::PluginHost;
 use super::host_api::HostState;
 use super::load::CallCode;
-use super::sessions::{self, Exports, GuestSession, Wants};
+use super::sessions::{self, Exports, GuestSession, SessionWants};
 
 /// What makes the sessions of one handler's generation on one worker.
 pub struct GuestHandler(sessions::Host<wire::Guest>);
@@ -56,7 +58,7 @@ impl GuestHandler {
 }
 
 impl Exports for wire::Guest {
-    type Interest = Interest;
+    type Interest = HandlerInterest;
 
     fn load(
         code: &CallCode,
@@ -73,8 +75,8 @@ impl Exports for wire::Guest {
         &self,
         store: &mut Store<HostState>,
         config: &str,
-    ) -> wasmtime::Result<Result<Wants, String>> {
-        let wants = |wire::Wants { headers, accept }| Wants { headers, accept };
+    ) -> wasmtime::Result<Result<SessionWants, String>> {
+        let wants = |wire::Wants { headers, accept }| SessionWants { headers, accept };
         Ok(self.call_configure(store, config)?.map(wants))
     }
 
@@ -82,7 +84,7 @@ impl Exports for wire::Guest {
         &self,
         store: &mut Store<HostState>,
         facts: types::Facts<'_>,
-    ) -> wasmtime::Result<(ResourceAny, Interest)> {
+    ) -> wasmtime::Result<(ResourceAny, HandlerInterest)> {
         let session = self.session();
         let resource = session.call_constructor(&mut *store, facts)?;
         let interest = session.call_interest(&mut *store, resource)?;
@@ -137,7 +139,7 @@ impl GuestSession<wire::Guest> {
             &mut Store<HostState>,
             ResourceAny,
         ) -> wasmtime::Result<wire::Verdict>,
-    ) -> Result<Verdict, PluginError> {
+    ) -> Result<HandlerVerdict, PluginError> {
         let verdict = self.call(call, run)?;
         let checked = bindings::verdict(call, verdict, self.max_message_bytes);
         let verdict = self.check(call, checked)?;
@@ -147,17 +149,17 @@ impl GuestSession<wire::Guest> {
 }
 
 impl HandlerSession for GuestSession<wire::Guest> {
-    fn interest(&self) -> Interest {
+    fn interest(&self) -> HandlerInterest {
         self.interest
     }
 
-    fn opened(&mut self) -> Result<Verdict, PluginError> {
+    fn opened(&mut self) -> Result<HandlerVerdict, PluginError> {
         self.verdict(Call::Opened, |handler, store, session| {
             handler.session().call_opened(store, session)
         })
     }
 
-    fn message(&mut self, message: Received<'_>) -> Result<Verdict, PluginError> {
+    fn message(&mut self, message: Received<'_>) -> Result<HandlerVerdict, PluginError> {
         let lowered = bindings::lower(message);
         self.about(|about| about.stats.shown(message.len()));
         self.verdict(Call::Message, |handler, store, session| {
@@ -165,7 +167,7 @@ impl HandlerSession for GuestSession<wire::Guest> {
         })
     }
 
-    fn tick(&mut self) -> Result<Verdict, PluginError> {
+    fn tick(&mut self) -> Result<HandlerVerdict, PluginError> {
         self.verdict(Call::Tick, |handler, store, session| {
             handler.session().call_tick(store, session)
         })
@@ -305,14 +307,14 @@ mod tests {
         let (mut session, _inbox) = open(&handler, 1);
         assert_eq!(
             session.interest(),
-            Interest {
+            HandlerInterest {
                 text: true,
                 binary: true,
                 tick_interval_ms: 0
             }
         );
-        assert_eq!(session.opened().unwrap(), Verdict::Ignore);
-        assert_eq!(session.message(text("hi")).unwrap(), Verdict::Echo);
+        assert_eq!(session.opened().unwrap(), HandlerVerdict::Ignore);
+        assert_eq!(session.message(text("hi")).unwrap(), HandlerVerdict::Echo);
         session.closed(&report()).unwrap();
         assert_eq!(n_open(&host), 0);
     }
@@ -336,7 +338,7 @@ mod tests {
             drop(first);
 
             let (mut third, _inbox) = open(&handler, 3);
-            assert_eq!(third.message(text("hi")).unwrap(), Verdict::Echo);
+            assert_eq!(third.message(text("hi")).unwrap(), HandlerVerdict::Echo);
         }
     }
 
@@ -346,7 +348,7 @@ mod tests {
         let (mut first, _first_inbox) = open(&handler, 1);
         let (mut second, mut second_inbox) = open(&handler, 2);
         assert!(first.message(text("trap")).is_err());
-        assert_eq!(second.message(text("hi")).unwrap(), Verdict::Echo);
+        assert_eq!(second.message(text("hi")).unwrap(), HandlerVerdict::Echo);
         assert_eq!(waiting(&mut second_inbox), None);
     }
 
@@ -366,7 +368,7 @@ mod tests {
             );
         }
         assert_eq!(waiting(&mut second_inbox), None);
-        assert_eq!(second.message(text("hi")).unwrap(), Verdict::Echo);
+        assert_eq!(second.message(text("hi")).unwrap(), HandlerVerdict::Echo);
         drop(first);
         assert_eq!(n_open(&host), 1);
     }
@@ -466,7 +468,7 @@ mod tests {
         let is_resting = |error: &PluginError| error.message.contains("rests");
         assert!((0..100).any(|_| storm().is_err_and(|error| is_resting(&error))));
         let (mut other, _inbox) = open(&handler, 2);
-        assert_eq!(other.message(text("hi")).unwrap(), Verdict::Echo);
+        assert_eq!(other.message(text("hi")).unwrap(), HandlerVerdict::Echo);
     }
 
     #[test]
@@ -509,8 +511,11 @@ mod tests {
             .handler(&PluginSettings::default(), &guests::host())
             .unwrap();
         let (mut session, _inbox) = open(&handler, 1);
-        assert_eq!(session.opened().unwrap(), Verdict::Ignore);
-        assert_eq!(session.message(text("hello")).unwrap(), Verdict::Echo);
+        assert_eq!(session.opened().unwrap(), HandlerVerdict::Ignore);
+        assert_eq!(
+            session.message(text("hello")).unwrap(),
+            HandlerVerdict::Echo
+        );
         session.closed(&report()).unwrap();
     }
 }

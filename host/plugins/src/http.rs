@@ -52,8 +52,8 @@ pub struct GuestBody {
     patience: Patience,
 }
 
-type BoxError = Box<dyn Error + Send + Sync>;
-type Answer = Result<Response<HyperOutgoingBody>, ErrorCode>;
+type BoxedError = Box<dyn Error + Send + Sync>;
+type GuestAnswer = Result<Response<HyperOutgoingBody>, ErrorCode>;
 
 /// A guest at work, and how long it has been since it last sent something.
 struct RunningGuest {
@@ -81,10 +81,10 @@ impl GuestHttp {
     pub async fn handle<B>(&self, request: Request<B>) -> Result<Response<GuestBody>, CallError>
     where
         B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError>,
+        B::Error: Into<BoxedError>,
     {
         let started_ns = monotonic_ns();
-        let client = Arc::<Client>::default();
+        let client = Arc::<BodyDemand>::default();
         let limits = self.about.limits.http;
         let mut patience = Patience::new(limits.head_timeout, &client);
         let request = with_host(request).map(|body| ClientBody {
@@ -123,7 +123,7 @@ fn failed(about: &InstanceContext, error: &CallError) {
 /// Runs the guest until there is the head of an answer. True: and the guest has returned.
 async fn head(
     guest: &mut RunningGuest,
-    mut answered: oneshot::Receiver<Answer>,
+    mut answered: oneshot::Receiver<GuestAnswer>,
     patience: &mut Patience,
 ) -> Result<(Response<HyperOutgoingBody>, bool), CallError> {
     let (answer, is_over) = tokio::select! {
@@ -173,11 +173,11 @@ fn unfinished() -> CallError {
 async fn run<B>(
     about: InstanceContext,
     request: Request<B>,
-    answer: oneshot::Sender<Answer>,
+    answer: oneshot::Sender<GuestAnswer>,
 ) -> Result<(), CallError>
 where
     B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
+    B::Error: Into<BoxedError>,
 {
     let mut store = about.store();
     let _alive = Alive(Arc::clone(&about.stats));
@@ -204,11 +204,11 @@ async fn call<B>(
     about: &InstanceContext,
     store: &mut Store<HostState>,
     request: Request<B>,
-    answer: oneshot::Sender<Answer>,
+    answer: oneshot::Sender<GuestAnswer>,
 ) -> wasmtime::Result<()>
 where
     B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
+    B::Error: Into<BoxedError>,
 {
     let Some(pre) = &about.generation.code.http else {
         return Err(wasmtime::Error::msg(
@@ -283,7 +283,7 @@ impl GuestBody {
         }
     }
 
-    fn break_off(&mut self, error: CallError) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn break_off(&mut self, error: CallError) -> Poll<Option<Result<Frame<Bytes>, BoxedError>>> {
         self.guest = None;
         failed(&self.about, &error);
         Poll::Ready(Some(Err(error.into())))
@@ -292,12 +292,12 @@ impl GuestBody {
 
 impl Body for GuestBody {
     type Data = Bytes;
-    type Error = BoxError;
+    type Error = BoxedError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxedError>>> {
         if let Err(error) = self.poll_guest(context) {
             return self.break_off(error);
         }
@@ -338,21 +338,21 @@ impl fmt::Debug for GuestBody {
 /// How long a guest may stay silent. It is not its doing when it waits for its client.
 struct Patience {
     timeout: Duration,
-    client: Arc<Client>,
+    client: Arc<BodyDemand>,
     /// None while nothing is waited for.
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
 /// What the client of a request does about its body.
 #[derive(Debug, Default)]
-struct Client {
+struct BodyDemand {
     /// The guest waits for more of it.
     is_awaited: AtomicBool,
     /// More has come since this was last looked at.
     has_sent: AtomicBool,
 }
 
-impl Client {
+impl BodyDemand {
     /// Whether the guest is, or was since the last call, held up by the client.
     fn holds_up(&self) -> bool {
         self.has_sent.swap(false, Ordering::Relaxed) || self.is_awaited.load(Ordering::Relaxed)
@@ -360,7 +360,7 @@ impl Client {
 }
 
 impl Patience {
-    fn new(timeout: Duration, client: &Arc<Client>) -> Self {
+    fn new(timeout: Duration, client: &Arc<BodyDemand>) -> Self {
         Self {
             timeout,
             client: Arc::clone(client),
@@ -391,7 +391,7 @@ impl Patience {
 /// A request's body that says when the guest waits for it.
 struct ClientBody<B> {
     body: Pin<Box<B>>,
-    client: Arc<Client>,
+    client: Arc<BodyDemand>,
 }
 
 impl<B: Body> Body for ClientBody<B> {

@@ -138,7 +138,7 @@ impl Limits {
     /// What one plugin is allowed, where `[plugins]` says `usual`.
     fn with(&self, usual: &config::Plugins, own: &PluginSettings) -> Self {
         let call_timeout = own.call_timeout.unwrap_or(self.call_timeout);
-        let http = config::HttpLimits {
+        let http = config::HttpLimitsConfig {
             head_timeout: own.http.head_timeout.or(usual.http.head_timeout),
             idle_timeout: own.http.idle_timeout.or(usual.http.idle_timeout),
             max_resources: own.http.max_resources.or(usual.http.max_resources),
@@ -164,7 +164,7 @@ impl Limits {
 
 impl HttpLimits {
     /// What is not written has its default.
-    pub fn new(written: config::HttpLimits, call_timeout: Duration) -> Self {
+    pub fn new(written: config::HttpLimitsConfig, call_timeout: Duration) -> Self {
         let head = || (call_timeout * HEAD_FACTOR).max(HEAD_TIMEOUT_MIN);
         Self {
             head_timeout: written.head_timeout.unwrap_or_else(head),
@@ -365,7 +365,7 @@ mod tests {
         Limits {
             call_timeout: Duration::from_millis(call_timeout_ms),
             memory_max_bytes: 1 << 20,
-            http: HttpLimits::new(config::HttpLimits::default(), Duration::ZERO),
+            http: HttpLimits::new(config::HttpLimitsConfig::default(), Duration::ZERO),
         }
     }
 

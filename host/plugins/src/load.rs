@@ -60,7 +60,7 @@ pub struct Compiler {
 /// One plugin, compiled and checked.
 pub(super) struct Code {
     pub(super) engines: Engines,
-    pub(super) kinds: Kinds,
+    pub(super) kinds: PluginKinds,
     pub(super) sha256: [u8; 32],
     pub(super) n_bytes: usize,
     /// None where it is an HTTP handler only.
@@ -79,7 +79,7 @@ pub(super) struct CallCode {
 
 /// What a plugin exports.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Kinds {
+pub struct PluginKinds {
     /// Chooses backends.
     pub policy: bool,
     /// Sits between client and backend.
@@ -137,7 +137,7 @@ pub enum LoadError {
         /// `policy`, `filter`, `handler` or `http`.
         wanted: &'static str,
         /// What it is.
-        kinds: Kinds,
+        kinds: PluginKinds,
     },
     /// It failed its trial.
     Trial(CallError),
@@ -191,7 +191,7 @@ impl Compiler {
     ///
     /// # Errors
     /// Any of [`LoadError`] up to `NothingExported`.
-    pub fn kinds_of(&self, bytes: &[u8]) -> Result<Kinds, LoadError> {
+    pub fn kinds_of(&self, bytes: &[u8]) -> Result<PluginKinds, LoadError> {
         self.compile(bytes).map(|code| code.kinds)
     }
 
@@ -253,8 +253,8 @@ impl Compiler {
         names.into_iter().try_for_each(check_import)
     }
 
-    fn kinds(&self, component: &Component) -> Result<Kinds, LoadError> {
-        let mut kinds = Kinds::default();
+    fn kinds(&self, component: &Component) -> Result<PluginKinds, LoadError> {
+        let mut kinds = PluginKinds::default();
         let ty = component.component_type();
         for (export, _) in ty.exports(self.engines.engine()) {
             let Some(name) = Interface::parse(export) else {
@@ -279,7 +279,7 @@ impl Compiler {
         }
     }
 
-    fn call_code(&self, component: &Component, kinds: Kinds) -> Result<CallCode, LoadError> {
+    fn call_code(&self, component: &Component, kinds: PluginKinds) -> Result<CallCode, LoadError> {
         let pre = self.linker.instantiate_pre(component).map_err(types)?;
         let indices = |pre: &InstancePre<HostState>| {
             let policy = kinds
@@ -445,7 +445,7 @@ impl fmt::Debug for Code {
     }
 }
 
-impl Kinds {
+impl PluginKinds {
     /// Those that hold.
     pub fn names(&self) -> Vec<&'static str> {
         let all = [
@@ -462,7 +462,7 @@ impl Kinds {
     }
 }
 
-impl fmt::Display for Kinds {
+impl fmt::Display for PluginKinds {
     /// `policy + state`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.names().join(" + "))

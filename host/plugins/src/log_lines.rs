@@ -17,7 +17,7 @@ const LINE_MAX_BYTES: usize = 4 << 10;
 
 /// The log of one plugin.
 #[derive(Debug)]
-pub(super) struct LogLines {
+pub(super) struct PluginLog {
     plugin: PluginName,
     window: Mutex<LineWindow>,
     n_dropped: AtomicU64,
@@ -29,7 +29,7 @@ struct LineWindow {
     n_lines: u64,
 }
 
-impl LogLines {
+impl PluginLog {
     pub(super) fn new(plugin: PluginName) -> Self {
         Self {
             plugin,
@@ -78,13 +78,13 @@ impl LogLines {
 /// What one instance prints, until the line is whole.
 #[derive(Debug)]
 pub(super) struct Printer {
-    lines: Arc<LogLines>,
+    lines: Arc<PluginLog>,
     level: Level,
     begun: Vec<u8>,
 }
 
 impl Printer {
-    pub(super) fn new(lines: Arc<LogLines>, level: Level) -> Self {
+    pub(super) fn new(lines: Arc<PluginLog>, level: Level) -> Self {
         let begun = Vec::new();
         Self {
             lines,
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_plugin_has_a_hundred_lines_a_second() {
-        let lines = LogLines::new(PluginName::parse("loud").unwrap());
+        let lines = PluginLog::new(PluginName::parse("loud").unwrap());
         assert_eq!((0..150).filter(|_| lines.has_room(7)).count(), 100);
         assert!(lines.has_room(8));
     }
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn lines_are_put_together_and_cut() {
         let mut printer = Printer::new(
-            Arc::new(LogLines::new(PluginName::parse("loud").unwrap())),
+            Arc::new(PluginLog::new(PluginName::parse("loud").unwrap())),
             Level::INFO,
         );
         printer.print(b"one\ntw");

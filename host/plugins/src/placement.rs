@@ -123,9 +123,9 @@ mod tests {
     use super::*;
 
     /// Instances that are their own numbers.
-    struct Seat(Placement<u64>);
+    struct TestSeat(Placement<u64>);
 
-    impl Seat {
+    impl TestSeat {
         fn new(sessions_per_instance: usize, keeps_oldest: bool) -> Self {
             Self(Placement::new(sessions_per_instance, keeps_oldest))
         }
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn the_oldest_with_room_is_filled_first() {
-        let mut site = Seat::new(2, true);
+        let mut site = TestSeat::new(2, true);
         let opened: Vec<_> = (0..5).map(|client| site.open(client)).collect();
         assert_eq!(opened, [1, 1, 2, 2, 3]);
         site.close(1, 0);
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_clients_sessions_stay_together_while_there_is_room() {
-        let mut site = Seat::new(3, true);
+        let mut site = TestSeat::new(3, true);
         for client in 0..3 {
             site.open(client);
         }
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn an_empty_instance_goes_unless_it_is_the_one_that_stays() {
-        let mut site = Seat::new(1, true);
+        let mut site = TestSeat::new(1, true);
         assert_eq!((site.open(0), site.open(1), site.open(2)), (1, 2, 3));
         site.close(2, 1);
         site.close(1, 0);
@@ -185,7 +185,7 @@ mod tests {
         site.close(3, 2);
         assert_eq!((site.0.n_instances(), site.open(0)), (1, 1));
 
-        let mut site = Seat::new(2, false);
+        let mut site = TestSeat::new(2, false);
         assert_eq!((site.open(0), site.open(0)), (1, 1));
         site.close(1, 0);
         assert_eq!(site.0.n_instances(), 1);
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_dead_instance_takes_nothing_more_and_its_sessions_may_leave_late() {
-        let mut site = Seat::new(2, true);
+        let mut site = TestSeat::new(2, true);
         assert_eq!((site.open(0), site.open(0)), (1, 1));
         site.0.remove(1);
         assert_eq!(site.open(0), 2);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName};
 use pointsman_contract::policy::{
-    Candidate, ChoiceRequest, Decision, Figures, Policy, PolicyError, Wants,
+    Candidate, ChoiceRequest, Decision, Figures, Policy, PolicyError, PolicyWants,
 };
 use pointsman_contract::session::EndReport;
 use wasmtime::component::Instance;
@@ -26,7 +26,7 @@ pub struct GuestPolicy {
     guest: Guest,
     policy: wire::Guest,
     state: Option<state::Guest>,
-    wants: Wants,
+    wants: PolicyWants,
     wanted_headers: Vec<HeaderName>,
     /// Used again by each call.
     lowered: Lowered,
@@ -72,7 +72,7 @@ impl GuestPolicy {
             guest,
             policy,
             state,
-            wants: Wants {
+            wants: PolicyWants {
                 headers: wanted_headers.iter().map(ToString::to_string).collect(),
                 figures: wants.figures,
                 placed: wants.placed,
@@ -228,7 +228,7 @@ fn header_params<'a>(values: &'a [(&'a str, Cow<'a, str>)]) -> Vec<HeaderParam<'
 }
 
 impl Policy for GuestPolicy {
-    fn wants(&self) -> &Wants {
+    fn wants(&self) -> &PolicyWants {
         &self.wants
     }
 

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::failure::Failure;
-use super::generation::{Generation, Source};
+use super::generation::{Generation, GenerationSource};
 use super::host::{PluginHost, Shares, StatsReader};
 use super::isolated_compile;
 use super::limits::AllLimits;
@@ -109,7 +109,7 @@ pub struct Job {
     compiler: Arc<Compiler>,
     name: PluginName,
     number: u64,
-    source: Source,
+    source: GenerationSource,
     bytes: JobBytes,
     compile_timeout: Duration,
 }
@@ -140,7 +140,7 @@ pub enum Removal {
 
 /// One plugin, for people.
 #[derive(Debug, Clone)]
-pub struct PluginStatus {
+pub struct PluginState {
     /// Which.
     pub name: PluginName,
     /// What serves; none if nothing has been published.
@@ -224,7 +224,7 @@ impl Registry {
         &mut self,
         name: &PluginName,
         content: Content,
-        source: Source,
+        source: GenerationSource,
     ) -> Result<Option<Job>, LoadError> {
         let Content {
             bytes,
@@ -256,7 +256,7 @@ impl Registry {
         }
         Ok(Some(self.job(
             name,
-            Source::Embedded,
+            GenerationSource::Embedded,
             JobBytes::Embedded(bytes),
         )))
     }
@@ -269,7 +269,7 @@ impl Registry {
         &mut self,
         name: &PluginName,
         bytes: Vec<u8>,
-        source: Source,
+        source: GenerationSource,
     ) -> Result<Loaded, LoadError> {
         let job = self.offer(name, Content::new(bytes), source)?;
         self.run(name, job)
@@ -329,7 +329,7 @@ impl Registry {
         };
         entry.last_number = candidate.number;
         // One that is embedded stands in for a file that was refused, which it does not mend.
-        if candidate.source != Source::Embedded {
+        if candidate.source != GenerationSource::Embedded {
             entry.last_error = None;
             entry.is_file_quarantined = false;
         }
@@ -367,7 +367,7 @@ impl Registry {
             self.entries.remove(name);
             return Removal::Nothing;
         };
-        if serving.generation.source == Source::Embedded {
+        if serving.generation.source == GenerationSource::Embedded {
             return Removal::Nothing;
         }
         let generation = Arc::clone(&serving.generation);
@@ -405,7 +405,7 @@ impl Registry {
         let previous = entry.previous.take()?;
         entry.note_at(ErrorKind::Refused, &failure.error, now);
         entry.quarantined = Some(failed.code.sha256);
-        entry.is_file_quarantined = failed.source != Source::Embedded;
+        entry.is_file_quarantined = failed.source != GenerationSource::Embedded;
         entry.last_number += 1;
         let to = Arc::new(previous.renumbered(entry.last_number));
         self.serve(Arc::clone(&to), now);
@@ -421,8 +421,8 @@ impl Registry {
     }
 
     /// All plugins that have been loaded, or should have been, by name.
-    pub fn status(&self) -> Vec<PluginStatus> {
-        let status = |(name, entry): (&PluginName, &RegistryEntry)| PluginStatus {
+    pub fn status(&self) -> Vec<PluginState> {
+        let status = |(name, entry): (&PluginName, &RegistryEntry)| PluginState {
             name: name.clone(),
             current: entry
                 .current
@@ -439,7 +439,7 @@ impl Registry {
         self.entries.iter().filter(is_known).map(status).collect()
     }
 
-    fn job(&self, name: &PluginName, source: Source, bytes: JobBytes) -> Job {
+    fn job(&self, name: &PluginName, source: GenerationSource, bytes: JobBytes) -> Job {
         let last_number = self.entries.get(name).map_or(0, |entry| entry.last_number);
         Job {
             compiler: Arc::clone(&self.compiler),
@@ -603,8 +603,8 @@ mod tests {
         Registry::new(guests::limits().into(), embedded).unwrap().0
     }
 
-    fn file() -> Source {
-        Source::File("plugins/guest.wasm".into())
+    fn file() -> GenerationSource {
+        GenerationSource::File("plugins/guest.wasm".into())
     }
 
     /// Differs from the embedded one.
@@ -693,7 +693,7 @@ mod tests {
         assert_eq!(serving(&registry), 3);
         assert_eq!(
             registry.catalog().get(&name()).unwrap().source,
-            Source::Embedded
+            GenerationSource::Embedded
         );
     }
 

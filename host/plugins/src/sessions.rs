@@ -53,7 +53,7 @@ pub(super) trait Exports: Clone {
         &self,
         store: &mut Store<HostState>,
         config: &str,
-    ) -> wasmtime::Result<Result<Wants, String>>;
+    ) -> wasmtime::Result<Result<SessionWants, String>>;
 
     /// Begins a session.
     fn open(
@@ -64,7 +64,7 @@ pub(super) trait Exports: Clone {
 }
 
 /// What a plugin wants of its host.
-pub(super) struct Wants {
+pub(super) struct SessionWants {
     pub(super) headers: Vec<String>,
     pub(super) accept: bool,
 }
@@ -253,7 +253,7 @@ impl<X: Exports> InstancePool<X> {
         self: &Rc<Self>,
         about: &InstanceContext,
         settings: &PluginSettings,
-    ) -> Result<(Rc<SharedInstance<X>>, Wants), CallError> {
+    ) -> Result<(Rc<SharedInstance<X>>, SessionWants), CallError> {
         let number = self.placement.borrow_mut().next_number();
         let (instance, wants) = SharedInstance::new(about, settings, number, Rc::downgrade(self))
             .inspect_err(|_| self.breaker.failed(Instant::now()))?;
@@ -269,7 +269,7 @@ impl<X: Exports> SharedInstance<X> {
         settings: &PluginSettings,
         number: u64,
         pool: Weak<InstancePool<X>>,
-    ) -> Result<(Rc<Self>, Wants), CallError> {
+    ) -> Result<(Rc<Self>, SessionWants), CallError> {
         let (inside, wants) = SessionsInstance::new(about.clone(), settings)?;
         let instance = Self {
             number,
@@ -323,7 +323,10 @@ impl<X> SharedInstance<X> {
 }
 
 impl<X: Exports> SessionsInstance<X> {
-    fn new(about: InstanceContext, settings: &PluginSettings) -> Result<(Self, Wants), CallError> {
+    fn new(
+        about: InstanceContext,
+        settings: &PluginSettings,
+    ) -> Result<(Self, SessionWants), CallError> {
         let (mut guest, (exports, state)) =
             Guest::new(about, |code, store, instance: &Instance| {
                 let exports = X::load(code, store, instance)?;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use pointsman_contract::names::{PLUGIN_TARGET, PluginName};
 
 use super::kv::KeyValues;
-use super::log_lines::LogLines;
+use super::log_lines::PluginLog;
 use super::topics::Topics;
 
 /// Counters, and gauges, that one plugin may name.
@@ -21,7 +21,7 @@ pub(super) struct PluginShared {
     pub(super) plugin: PluginName,
     pub(super) store: Mutex<KeyValues>,
     pub(super) topics: Topics,
-    pub(super) log: Arc<LogLines>,
+    pub(super) log: Arc<PluginLog>,
     counts: Mutex<BTreeMap<String, u64>>,
     gauges: Mutex<BTreeMap<String, f64>>,
     has_complained: AtomicBool,
@@ -29,7 +29,7 @@ pub(super) struct PluginShared {
 
 impl PluginShared {
     pub(super) fn new(plugin: PluginName) -> Self {
-        let log = Arc::new(LogLines::new(plugin.clone()));
+        let log = Arc::new(PluginLog::new(plugin.clone()));
         Self {
             plugin,
             store: Mutex::default(),

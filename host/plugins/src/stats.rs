@@ -134,23 +134,23 @@ impl PluginStats {
     }
 
     /// What passes on without a copy counts as nothing that came out.
-    pub(super) fn filter_verdict(&self, verdict: &filter::Verdict) {
+    pub(super) fn filter_verdict(&self, verdict: &filter::FilterVerdict) {
         let (place, out) = match verdict {
-            filter::Verdict::Forward => (0, 0),
-            filter::Verdict::Replace(message) => (1, message.payload.len()),
-            filter::Verdict::Drop => (2, 0),
-            filter::Verdict::Answer(messages) => (3, n_bytes(messages)),
-            filter::Verdict::Close(_) => (7, 0),
+            filter::FilterVerdict::Forward => (0, 0),
+            filter::FilterVerdict::Replace(message) => (1, message.payload.len()),
+            filter::FilterVerdict::Drop => (2, 0),
+            filter::FilterVerdict::Answer(messages) => (3, n_bytes(messages)),
+            filter::FilterVerdict::Close(_) => (7, 0),
         };
         self.verdict(place, out);
     }
 
-    pub(super) fn handler_verdict(&self, verdict: &handler::Verdict) {
+    pub(super) fn handler_verdict(&self, verdict: &handler::HandlerVerdict) {
         let (place, out) = match verdict {
-            handler::Verdict::Ignore => (4, 0),
-            handler::Verdict::Echo => (5, 0),
-            handler::Verdict::Reply(messages) => (6, n_bytes(messages)),
-            handler::Verdict::Close(_) => (7, 0),
+            handler::HandlerVerdict::Ignore => (4, 0),
+            handler::HandlerVerdict::Echo => (5, 0),
+            handler::HandlerVerdict::Reply(messages) => (6, n_bytes(messages)),
+            handler::HandlerVerdict::Close(_) => (7, 0),
         };
         self.verdict(place, out);
     }

@@ -30,7 +30,7 @@ use wasmtime_wasi::runtime::with_ambient_tokio_runtime;
 use wasmtime_wasi::sockets::WasiSocketsView;
 use wasmtime_wasi::{WasiCtx, async_trait};
 
-use super::log_lines::{LogLines, Printer};
+use super::log_lines::{PluginLog, Printer};
 
 /// Said to the author of a plugin that sleeps or polls.
 const WOULD_WAIT: &str =
@@ -43,7 +43,7 @@ const RANDOM_MAX_BYTES: u64 = 1 << 20;
 const RESOURCES_MAX: usize = 256;
 
 /// The state of one guest's WASI.
-pub(super) fn context(log: &Arc<LogLines>) -> WasiCtx {
+pub(super) fn context(log: &Arc<PluginLog>) -> WasiCtx {
     WasiCtx::builder()
         .stdout(Console::new(log, Level::INFO))
         .stderr(Console::new(log, Level::WARN))
@@ -330,7 +330,7 @@ impl udp_create_socket::Host for NoWaitIo<'_> {
 struct Console(Arc<Mutex<Printer>>);
 
 impl Console {
-    fn new(log: &Arc<LogLines>, level: Level) -> Self {
+    fn new(log: &Arc<PluginLog>, level: Level) -> Self {
         Self(Arc::new(Mutex::new(Printer::new(Arc::clone(log), level))))
     }
 }

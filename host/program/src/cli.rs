@@ -28,7 +28,7 @@ pub enum Command {
     /// Read a configuration, load every plugin it names, and print all problems
     Check(Check),
     /// Show what is wrong (exit code 1 then), and what runs: upstreams, backends, sessions, plugins
-    Status(Status),
+    Status(StatusArgs),
     /// Three backends, the balancer and a client on this machine: rotation, then a live policy swap
     Demo(Demo),
     /// Compile a plugin from stdin into the cache, within bounds: what `run` and `check` call for large ones
@@ -89,7 +89,7 @@ pub struct Check {
 
 /// `pointsman status`.
 #[derive(Debug, Args)]
-pub struct Status {
+pub struct StatusArgs {
     /// Where the running process has its admin address
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9900")]
     pub admin: SocketAddr,

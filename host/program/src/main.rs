@@ -11,7 +11,7 @@ use std::{fmt, fs};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
-use pointsman::cli::{Check, Cli, Command, Demo, Run, Status};
+use pointsman::cli::{Check, Cli, Command, Demo, Run, StatusArgs};
 use pointsman::demo::{self, DemoError};
 use pointsman::server::{self, ReadFile, Server, StartError};
 use pointsman::systemd::{self, Inherited};
@@ -82,10 +82,10 @@ fn run(flags: Run, log: &ErrorLog) -> Result<()> {
     })
 }
 
-fn configured(flags: Run) -> Result<(Config, Source)> {
+fn configured(flags: Run) -> Result<(Config, ConfigSource)> {
     let source = match flags.listen {
-        Some(_) => Source::default(),
-        None => Source::read(
+        Some(_) => ConfigSource::default(),
+        None => ConfigSource::read(
             flags
                 .config
                 .clone()
@@ -130,20 +130,20 @@ impl Signals {
     ///
     /// # Cancel safety
     /// Cancel safe.
-    async fn next(&mut self) -> Told {
+    async fn next(&mut self) -> SignalAction {
         tokio::select! {
-            _ = self.terminate.recv() => Told::End("SIGTERM"),
-            _ = self.interrupt.recv() => Told::End("SIGINT"),
-            _ = self.quit.recv() => Told::End("SIGQUIT"),
-            _ = self.hang_up.recv() => Told::Reload,
-            _ = self.reopen.recv() => Told::ReopenLogs,
-            _ = self.upgrade.recv() => Told::Upgrade,
+            _ = self.terminate.recv() => SignalAction::End("SIGTERM"),
+            _ = self.interrupt.recv() => SignalAction::End("SIGINT"),
+            _ = self.quit.recv() => SignalAction::End("SIGQUIT"),
+            _ = self.hang_up.recv() => SignalAction::Reload,
+            _ = self.reopen.recv() => SignalAction::ReopenLogs,
+            _ = self.upgrade.recv() => SignalAction::Upgrade,
         }
     }
 }
 
 /// What a signal asks for.
-enum Told {
+enum SignalAction {
     /// To end, by the signal of this name.
     End(&'static str),
     Reload,
@@ -152,7 +152,12 @@ enum Told {
     Upgrade,
 }
 
-async fn serve(config: Config, source: Source, mut signals: Signals, log: ErrorLog) -> Result<()> {
+async fn serve(
+    config: Config,
+    source: ConfigSource,
+    mut signals: Signals,
+    log: ErrorLog,
+) -> Result<()> {
     let inherited = Inherited::from_env();
     let started = Server::start(config, source.as_read(), log, inherited);
     let mut server = started.map_err(|error| match error {
@@ -167,16 +172,16 @@ async fn serve(config: Config, source: Source, mut signals: Signals, log: ErrorL
             told = signals.next() => told,
         };
         match told {
-            Told::Reload => server.reload(),
-            Told::ReopenLogs => server.reopen_logs(),
-            Told::Upgrade => {
+            SignalAction::Reload => server.reload(),
+            SignalAction::ReopenLogs => server.reopen_logs(),
+            SignalAction::Upgrade => {
                 tracing::warn!("SIGUSR2: replacing the binary is not supported by this version");
             }
-            Told::End(signal) if is_draining => {
+            SignalAction::End(signal) if is_draining => {
                 tracing::warn!(signal, "second signal: ending at once");
                 server.stop_now();
             }
-            Told::End(signal) => {
+            SignalAction::End(signal) => {
                 tracing::info!(signal, "draining");
                 systemd::stopping();
                 server.drain();
@@ -187,7 +192,7 @@ async fn serve(config: Config, source: Source, mut signals: Signals, log: ErrorL
 }
 
 fn check(flags: &Check) -> Result<()> {
-    let source = Source::read(flags.config.clone())?;
+    let source = ConfigSource::read(flags.config.clone())?;
     let problems = match source.config() {
         Ok(config) => match server::check(&config) {
             Ok(()) => Vec::new(),
@@ -231,7 +236,7 @@ fn check(flags: &Check) -> Result<()> {
 }
 
 /// What a configuration would change where one runs, or why it would be refused there.
-fn compare(flags: &Check, source: &Source) -> Result<Result<ReloadPlan, Vec<Problem>>> {
+fn compare(flags: &Check, source: &ConfigSource) -> Result<Result<ReloadPlan, Vec<Problem>>> {
     let dir = flags.config.parent().unwrap_or(Path::new(""));
     let proposal = Proposal {
         text: source.text.clone(),
@@ -246,7 +251,7 @@ fn compare(flags: &Check, source: &Source) -> Result<Result<ReloadPlan, Vec<Prob
     }
 }
 
-fn status(flags: &Status) -> Result<()> {
+fn status(flags: &StatusArgs) -> Result<()> {
     let fetched = runtime()?.block_on(status::fetch(flags.admin, flags.token.as_deref()));
     let status = fetched?;
     match flags.json {
@@ -302,12 +307,12 @@ fn from_flags(flags: Run, listen: SocketAddr) -> Result<Config, Vec<Problem>> {
 
 /// Where a configuration comes from; nothing is known of flags.
 #[derive(Default)]
-struct Source {
+struct ConfigSource {
     file: Option<PathBuf>,
     text: String,
 }
 
-impl Source {
+impl ConfigSource {
     fn read(file: PathBuf) -> Result<Self> {
         let text =
             fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;

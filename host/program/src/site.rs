@@ -49,7 +49,7 @@ pub(crate) struct Discovered {
 pub(crate) type Connectors = BTreeMap<UpstreamName, Arc<Tls>>;
 
 /// Backends that were found beside those that are written, by upstream.
-pub(crate) type Found = BTreeMap<UpstreamName, Vec<config::Backend>>;
+pub(crate) type Found = BTreeMap<UpstreamName, Vec<config::BackendConfig>>;
 
 /// What the operator has taken out of service without writing it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -157,7 +157,7 @@ pub(crate) fn backends(
     upstream: &Upstream,
     outside: &Discovered,
     drained: &Drained,
-) -> Vec<config::Backend> {
+) -> Vec<config::BackendConfig> {
     let mut known = HashSet::new();
     let all = upstream
         .backends
@@ -428,7 +428,7 @@ handler = "echo"
         let name = UpstreamName::parse("app").unwrap();
         let backends = addresses
             .iter()
-            .map(|a| config::Backend::at((*a).to_owned()));
+            .map(|a| config::BackendConfig::at((*a).to_owned()));
         [(name, backends.collect())].into()
     }
 

@@ -26,7 +26,7 @@ use pointsman_traffic::overload::penalties::Penalties;
 use pointsman_traffic::proxy::Connections;
 use pointsman_traffic::relay::pipe::Pipe;
 use pointsman_traffic::session::buffers::{Buffers, HeldByAll};
-use pointsman_traffic::session::{Control, Order, Place, SWEEP_INTERVAL};
+use pointsman_traffic::session::{Order, Place, SWEEP_INTERVAL, SessionControl};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -34,7 +34,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::context::guests::{Guests, States};
-use crate::context::loads::{Loads, Slot};
+use crate::context::loads::{LoadSlot, Loads};
 use crate::context::{ConnectionCount, WorkerContext};
 use crate::drain::{Drain, DrainPlan};
 use crate::site::{Retention, Site};
@@ -48,7 +48,7 @@ const HANDOFFS_MAX: usize = 1024;
 
 /// What a worker is made of.
 #[derive(Debug)]
-pub(crate) struct Setup {
+pub(crate) struct WorkerSetup {
     /// From 0.
     pub index: usize,
     /// One socket for each listener.
@@ -142,7 +142,7 @@ pub(crate) struct Handoff {
     stream: StdStream,
     client: SocketAddr,
     limits: Arc<Listener>,
-    count: (Slot, Option<ClientSlot>),
+    count: (LoadSlot, Option<ClientSlot>),
 }
 
 /// A channel to each worker for what the others hand off.
@@ -168,7 +168,7 @@ struct Worker {
 ///
 /// # Errors
 /// The system has no room for another thread.
-pub(crate) fn start(setup: Setup) -> io::Result<thread::JoinHandle<()>> {
+pub(crate) fn start(setup: WorkerSetup) -> io::Result<thread::JoinHandle<()>> {
     let name = format!("worker-{}", setup.index);
     thread::Builder::new().name(name).spawn(move || {
         match Builder::new_current_thread()
@@ -181,8 +181,8 @@ pub(crate) fn start(setup: Setup) -> io::Result<thread::JoinHandle<()>> {
     })
 }
 
-async fn run(setup: Setup) {
-    let Setup {
+async fn run(setup: WorkerSetup) {
+    let WorkerSetup {
         listeners,
         mut site,
         mut drain,
@@ -397,7 +397,7 @@ impl Worker {
         stream: TcpStream,
         client: SocketAddr,
         limits: Arc<Listener>,
-        slots: (Slot, Option<ClientSlot>),
+        slots: (LoadSlot, Option<ClientSlot>),
     ) {
         let turned_away = (self.is_draining.get()).then(|| Rc::clone(&self.turned_away));
         let count = ConnectionCount::new(&self.context.counters, slots, turned_away);
@@ -440,14 +440,15 @@ impl Worker {
 
     /// Sends sessions whose place was taken out their Close, spread over the drain time, and cuts
     /// what has not ended then. Those whose place comes back meanwhile stay.
-    async fn end_those(self: Rc<Self>, leaving: Vec<Rc<Control>>) {
+    async fn end_those(self: Rc<Self>, leaving: Vec<Rc<SessionControl>>) {
         let plan = DrainPlan::within(self.context.site().config.drain_timeout);
         tracing::info!(
             worker = self.context.index,
             sessions = leaving.len(),
             "draining the sessions of removed routes and backends"
         );
-        let has_to_go = |session: &Control| !self.context.keeps.borrow().keeps(&session.place);
+        let has_to_go =
+            |session: &SessionControl| !self.context.keeps.borrow().keeps(&session.place);
         for (i, session) in leaving.iter().enumerate() {
             sleep_until(plan.turn(i, leaving.len())).await;
             if !session.is_ending() && has_to_go(session) {
@@ -489,8 +490,9 @@ impl Worker {
     async fn end_all(&self, plan: DrainPlan) {
         let sessions = self.context.sessions.all();
         let mut turns = sessions.iter().enumerate().peekable();
-        let close =
-            |session: &Control| session.tell(Order::Close(Ender::Operator, close::GOING_AWAY));
+        let close = |session: &SessionControl| {
+            session.tell(Order::Close(Ender::Operator, close::GOING_AWAY))
+        };
         while self.context.counters.connections_open.value() > self.turned_away.get() {
             let now = Instant::now();
             let turn = |i| plan.turn(i, sessions.len());

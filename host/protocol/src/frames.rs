@@ -21,12 +21,12 @@ pub struct FrameTracker {
     /// Whether the last data frame was not final. An empty unfinished fragment leaves no bytes, so
     /// `message_bytes` alone does not tell.
     is_in_message: bool,
-    phase: Phase,
+    phase: FramePhase,
     close: CloseNote,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum FramePhase {
     /// Between frames, or within a header if some of it is there.
     Header,
     Payload,
@@ -58,7 +58,7 @@ impl FrameTracker {
             max_message_bytes,
             header: HeaderBuffer::default(),
             is_in_message: false,
-            phase: Phase::Header,
+            phase: FramePhase::Header,
             close: CloseNote::None,
         }
     }
@@ -70,9 +70,9 @@ impl FrameTracker {
     /// [`TooBig`]; after [`FrameTracker::lift_limit`] the same bytes may be given again.
     pub fn frame(&mut self, bytes: &[u8]) -> Result<usize, TooBig> {
         let mut consumed = 0;
-        if self.phase == Phase::Header {
+        if self.phase == FramePhase::Header {
             consumed = self.header(bytes)?;
-            if self.phase == Phase::Header {
+            if self.phase == FramePhase::Header {
                 return Ok(consumed);
             }
         }
@@ -98,8 +98,8 @@ impl FrameTracker {
     /// Payload of the frame under way that is still to come; 0 between frames and within a header.
     pub fn payload_left(&self) -> u64 {
         match self.phase {
-            Phase::Header => 0,
-            Phase::Payload => self.payload_left,
+            FramePhase::Header => 0,
+            FramePhase::Payload => self.payload_left,
         }
     }
 
@@ -115,8 +115,8 @@ impl FrameTracker {
     /// the next. Never 0: between frames, those of the next header.
     pub fn missing(&self) -> u64 {
         match self.phase {
-            Phase::Header => self.header.missing() as u64,
-            Phase::Payload => self.payload_left,
+            FramePhase::Header => self.header.missing() as u64,
+            FramePhase::Payload => self.payload_left,
         }
     }
 
@@ -132,7 +132,7 @@ impl FrameTracker {
 
     /// Whether the last byte consumed ended a frame: here a control frame may be put in.
     pub fn is_between_frames(&self) -> bool {
-        self.phase == Phase::Header && self.header.is_empty()
+        self.phase == FramePhase::Header && self.header.is_empty()
     }
 
     /// Whether the last byte consumed ended a message: here the sender could be exchanged.
@@ -153,7 +153,7 @@ impl FrameTracker {
         }
     }
 
-    /// Reads a header, whole or in part; enters [`Phase::Payload`] when it is whole.
+    /// Reads a header, whole or in part; enters [`FramePhase::Payload`] when it is whole.
     fn header(&mut self, bytes: &[u8]) -> Result<usize, TooBig> {
         let consumed = self.header.fill(bytes);
         if !self.header.is_whole() {
@@ -169,7 +169,7 @@ impl FrameTracker {
             self.close = CloseNote::Begun(None);
         }
         self.payload_left = payload;
-        self.phase = Phase::Payload;
+        self.phase = FramePhase::Payload;
         Ok(consumed)
     }
 
@@ -215,7 +215,7 @@ impl FrameTracker {
                 self.message_bytes = 0;
             }
         }
-        self.phase = Phase::Header;
+        self.phase = FramePhase::Header;
         self.header.finish();
     }
 

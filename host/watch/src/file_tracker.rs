@@ -38,13 +38,13 @@ pub(super) struct Stamp {
 pub(super) struct FileTracker {
     /// What was last reported, or was there from the start. Never [`Seen::Missing`].
     known: BTreeMap<OsString, Seen>,
-    pending: BTreeMap<OsString, Pending>,
+    pending: BTreeMap<OsString, PendingFile>,
     is_full: bool,
 }
 
 /// A name that waits to be left alone.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Pending {
+pub(super) struct PendingFile {
     pub(super) due: Instant,
     /// How long it was asked to be left alone.
     pub(super) quiet: Duration,
@@ -82,7 +82,7 @@ impl FileTracker {
     }
 
     /// Something happened to this name: the wait begins anew.
-    pub(super) fn note(&mut self, name: OsString, mut pending: Pending) {
+    pub(super) fn note(&mut self, name: OsString, mut pending: PendingFile) {
         if let Some(before) = self.pending.get_mut(&name) {
             pending.is_certain |= before.is_certain;
             *before = pending;
@@ -157,7 +157,7 @@ impl FileTracker {
         };
         if pending.seen != seen {
             // Somebody writes without our hearing of it.
-            *pending = Pending {
+            *pending = PendingFile {
                 due: now + patience,
                 quiet: patience,
                 seen,
@@ -198,8 +198,8 @@ mod tests {
         })
     }
 
-    fn pending(now: Instant, seen: Seen) -> Pending {
-        Pending {
+    fn pending(now: Instant, seen: Seen) -> PendingFile {
+        PendingFile {
             due: now + QUIET,
             quiet: QUIET,
             seen,
@@ -242,7 +242,7 @@ mod tests {
         ledger.begin_with("x".into(), file(1));
         ledger.note(
             "x".into(),
-            Pending {
+            PendingFile {
                 is_certain: false,
                 ..pending(now, file(1))
             },
@@ -254,7 +254,7 @@ mod tests {
         ledger.note("x".into(), pending(now, file(1)));
         ledger.note(
             "x".into(),
-            Pending {
+            PendingFile {
                 is_certain: false,
                 ..pending(now, file(1))
             },

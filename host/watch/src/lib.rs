@@ -32,7 +32,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use self::file_tracker::{FILES_MAX, FileTracker, Pending, Seen, Settled, Stamp};
+use self::file_tracker::{FILES_MAX, FileTracker, PendingFile, Seen, Settled, Stamp};
 
 /// Keeps a watch going; dropping it ends the watch, and with it the channel of changes.
 #[derive(Debug)]
@@ -53,9 +53,9 @@ pub enum Change {
     Gone(PathBuf),
 }
 
-/// How long things take. The defaults of [`Pace::default`] hold outside tests.
+/// How long things take. The defaults of [`SettleTimes::default`] hold outside tests.
 #[derive(Debug, Clone, Copy)]
-struct Pace {
+struct SettleTimes {
     /// Quiet asked for after the writer has closed or renamed the file, or deleted it: long enough
     /// for `mv old; mv new` to look like one change, too short for a person to notice.
     finished: Duration,
@@ -65,7 +65,7 @@ struct Pace {
     rescan: Duration,
 }
 
-impl Default for Pace {
+impl Default for SettleTimes {
     fn default() -> Self {
         Self {
             finished: Duration::from_millis(50),
@@ -93,7 +93,7 @@ impl Watch {
         start(
             path,
             Wanted::Extension(extension.into()),
-            Pace::default(),
+            SettleTimes::default(),
             Inotify::On,
         )
     }
@@ -111,7 +111,7 @@ impl Watch {
         start(
             directory,
             Wanted::Name(name.to_owned()),
-            Pace::default(),
+            SettleTimes::default(),
             Inotify::On,
         )
     }
@@ -191,7 +191,7 @@ struct Watcher {
     /// As given, so that changes bear the paths that the caller knows.
     directory: PathBuf,
     wanted: Wanted,
-    pace: Pace,
+    pace: SettleTimes,
     use_inotify: Inotify,
     /// None while inotify cannot be had; asked for again at each rescan.
     inotify: Option<RecommendedWatcher>,
@@ -213,7 +213,7 @@ struct Watcher {
 fn start(
     directory: &Path,
     wanted: Wanted,
-    pace: Pace,
+    pace: SettleTimes,
     use_inotify: Inotify,
 ) -> io::Result<(Watch, mpsc::Receiver<Change>)> {
     let directory = if directory.as_os_str().is_empty() {
@@ -319,7 +319,7 @@ impl Watcher {
             let is_certain = touch != Touch::Attributes;
             self.ledger.note(
                 name,
-                Pending {
+                PendingFile {
                     due: Instant::now() + quiet,
                     quiet,
                     seen,
@@ -399,7 +399,7 @@ impl Watcher {
         for (name, seen) in self.ledger.differences(listed) {
             self.ledger.note(
                 name,
-                Pending {
+                PendingFile {
                     due: now + quiet,
                     quiet,
                     seen,
@@ -575,10 +575,10 @@ mod tests {
 
     impl Story {
         fn begin() -> Self {
-            Self::begin_with(Pace::default(), Inotify::On, |_| {})
+            Self::begin_with(SettleTimes::default(), Inotify::On, |_| {})
         }
 
-        fn begin_with(pace: Pace, inotify: Inotify, prepare: impl FnOnce(&Path)) -> Self {
+        fn begin_with(pace: SettleTimes, inotify: Inotify, prepare: impl FnOnce(&Path)) -> Self {
             let root = TempDir::new().unwrap();
             let directory = root.path().join("plugins");
             fs::create_dir(&directory).unwrap();
@@ -622,10 +622,10 @@ mod tests {
         }
     }
 
-    fn patient() -> Pace {
-        Pace {
+    fn patient() -> SettleTimes {
+        SettleTimes {
             finished: Duration::from_secs(1),
-            ..Pace::default()
+            ..SettleTimes::default()
         }
     }
 
@@ -664,9 +664,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_is_not_told_before_its_writer_is_done() {
-        let pace = Pace {
+        let pace = SettleTimes {
             changing: Duration::from_secs(60),
-            ..Pace::default()
+            ..SettleTimes::default()
         };
         let mut story = Story::begin_with(pace, Inotify::On, |_| {});
         let mut file = File::create(story.path("x.wasm")).unwrap();
@@ -688,7 +688,7 @@ mod tests {
         let begun = Instant::now();
         story.expect_written("x.wasm").await;
         // Almost: the event is older than `begun`.
-        assert!(begun.elapsed() > Pace::default().changing / 2);
+        assert!(begun.elapsed() > SettleTimes::default().changing / 2);
     }
 
     #[tokio::test]
@@ -720,7 +720,7 @@ mod tests {
 
     #[tokio::test]
     async fn new_times_and_permissions_are_told_and_reading_is_not() {
-        let mut story = Story::begin_with(Pace::default(), Inotify::On, |dir| {
+        let mut story = Story::begin_with(SettleTimes::default(), Inotify::On, |dir| {
             fs::write(dir.join("x.wasm"), "1").unwrap()
         });
         let file = OpenOptions::new()
@@ -754,7 +754,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_that_becomes_a_directory_is_gone() {
-        let mut story = Story::begin_with(Pace::default(), Inotify::On, |dir| {
+        let mut story = Story::begin_with(SettleTimes::default(), Inotify::On, |dir| {
             fs::write(dir.join("x.wasm"), "1").unwrap()
         });
         fs::remove_file(story.path("x.wasm")).unwrap();
@@ -766,7 +766,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_directory_that_is_removed_and_made_again_is_watched_again() {
-        let mut story = Story::begin_with(Pace::default(), Inotify::On, |dir| {
+        let mut story = Story::begin_with(SettleTimes::default(), Inotify::On, |dir| {
             fs::write(dir.join("x.wasm"), "1").unwrap()
         });
         let directory = story.root.path().join("plugins");
@@ -794,7 +794,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_directory_that_is_swapped_for_another_is_compared_with_it() {
-        let mut story = Story::begin_with(Pace::default(), Inotify::On, |dir| {
+        let mut story = Story::begin_with(SettleTimes::default(), Inotify::On, |dir| {
             fs::write(dir.join("old.wasm"), "1").unwrap();
         });
         let (directory, next) = (
@@ -819,9 +819,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_inotify_misses_is_found_by_looking() {
-        let pace = Pace {
+        let pace = SettleTimes {
             rescan: Duration::from_millis(20),
-            ..Pace::default()
+            ..SettleTimes::default()
         };
         let mut story = Story::begin_with(pace, Inotify::Off, |dir| {
             fs::write(dir.join("x.wasm"), "1").unwrap()
@@ -891,7 +891,7 @@ mod tests {
 
     #[test]
     fn what_exists_is_listed_and_what_cannot_be_watched_is_refused() {
-        let story = Story::begin_with(Pace::default(), Inotify::On, |dir| {
+        let story = Story::begin_with(SettleTimes::default(), Inotify::On, |dir| {
             for name in ["b.wasm", "a.wasm", ".c.wasm", "d.txt"] {
                 fs::write(dir.join(name), "1").unwrap();
             }

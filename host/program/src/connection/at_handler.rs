@@ -24,12 +24,12 @@ use pointsman_traffic::session::handled::Handled;
 use tokio::net::TcpStream;
 
 use super::blame::blame;
-use super::record::{Place, Record};
+use super::record::{Record, SessionTarget};
 use super::{Answered, Exchange, Next, Refused, target_of};
 use crate::context::{ConnectionCount, WorkerContext};
 
 /// What a session at a handler begins with.
-pub(super) struct Upgraded {
+pub(super) struct HandledUpgrade {
     handler: Rc<dyn Handler>,
     facts: Facts,
     record: Record,
@@ -91,8 +91,8 @@ pub(super) fn upgrade(
         headers.extend(answer.map(|answer| (header::SEC_WEBSOCKET_EXTENSIONS, answer)));
         agreed
     });
-    let record = Record::new(exchange, route, &head, Place::Handler);
-    let upgraded = Upgraded {
+    let record = Record::new(exchange, route, &head, SessionTarget::Handler);
+    let upgraded = HandledUpgrade {
         handler,
         facts,
         record,
@@ -106,7 +106,7 @@ pub(super) fn upgrade(
     ))
 }
 
-impl Upgraded {
+impl HandledUpgrade {
     /// Serves until the end, and then says so wherever it matters.
     pub(super) fn run(
         self: Box<Self>,

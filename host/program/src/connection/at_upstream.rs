@@ -21,15 +21,15 @@ use pointsman_traffic::proxy::ProxyError;
 use pointsman_traffic::relay::Relay;
 use pointsman_traffic::routing::chooser::Plan;
 use pointsman_traffic::session::relayed::Relayed;
-use pointsman_traffic::upstream::dial::{self, Answer, Deadlines, DialError};
-use pointsman_traffic::upstream::pool::{Active, Backend, Pending, Pool};
+use pointsman_traffic::upstream::dial::{self, Deadlines, DialError, UpgradeAnswer};
+use pointsman_traffic::upstream::pool::{Active, Backend, PendingDial, Pool};
 use pointsman_traffic::upstream::tls::BackendStream;
 use pointsman_traffic::{body, session};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
 use super::filters::{self, FilteredUpgrade, Filters};
-use super::record::{Place, Record};
+use super::record::{Record, SessionTarget};
 use super::{Answered, Exchange, Next, Refused, append_all, bad_body, overloaded};
 use crate::context::guests::PolicyLabel;
 use crate::context::{ConnectionCount, WorkerContext};
@@ -42,7 +42,7 @@ const QUEUE_LOOK: Duration = Duration::from_millis(250);
 const RETRY_AFTER_FULL: HeaderValue = HeaderValue::from_static("1");
 
 /// A backend's upgraded stream, and what the session's record says.
-pub(super) struct Upgraded {
+pub(super) struct RelayedUpgrade {
     pub(super) stream: BackendStream,
     pub(super) early: Bytes,
     pub(super) active: Active,
@@ -70,7 +70,7 @@ pub(super) async fn upgrade(
     let pool = Arc::clone(&choice.pool);
     choice.strip_lookalikes(exchange, &mut to_backend.headers);
     let to_backend = dial::upgrade_request(to_backend);
-    let mut failures = Failures::default();
+    let mut failures = DialFailures::default();
     while let Some(pending) = choice.next(&mut failures)? {
         let backend = &Arc::clone(pending.backend());
         let answer = dial::upgrade(
@@ -81,7 +81,7 @@ pub(super) async fn upgrade(
         )
         .await;
         match answer {
-            Ok(Answer::Upgraded {
+            Ok(UpgradeAnswer::Upgraded {
                 stream,
                 early,
                 head: mut answer,
@@ -99,9 +99,9 @@ pub(super) async fn upgrade(
                 finish_headers(exchange, &choice, backend, &head, headers);
                 headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
                 headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-                let place = Place::Backend(Arc::clone(backend), choice.policy);
+                let place = SessionTarget::Backend(Arc::clone(backend), choice.policy);
                 let record = Record::new(exchange, route, &head, place);
-                let upgraded = Box::new(Upgraded {
+                let upgraded = Box::new(RelayedUpgrade {
                     stream,
                     early,
                     active,
@@ -114,7 +114,7 @@ pub(super) async fn upgrade(
                 };
                 return Ok(Answered::upgraded(answer.headers, answer.extensions, next));
             }
-            Ok(Answer::Refused(mut response)) => {
+            Ok(UpgradeAnswer::Refused(mut response)) => {
                 let status = response.status();
                 if status.is_server_error() {
                     failed(&pool, backend, &format!("it answered {status}"));
@@ -153,7 +153,7 @@ pub(super) async fn request(
     let passing = &exchange.passing;
     let body = passing.request(body, route.body_timeout);
     let mut request = Request::from_parts(to_backend, body);
-    let mut failures = Failures::default();
+    let mut failures = DialFailures::default();
     while let Some(pending) = choice.next(&mut failures)? {
         let backend = &Arc::clone(pending.backend());
         match exchange
@@ -204,7 +204,7 @@ fn may_send_again(head: &request::Parts, body: &Incoming) -> bool {
     head.method.is_idempotent() && body.is_end_stream()
 }
 
-impl Upgraded {
+impl RelayedUpgrade {
     /// Relays until the end, and then says so wherever it matters.
     pub(super) fn run(
         self: Box<Self>,
@@ -256,7 +256,7 @@ fn deadlines(pool: &Pool) -> Deadlines {
 /// Whom to try, and who says so.
 struct Choice {
     /// Its place is taken already.
-    first: Option<Pending>,
+    first: Option<PendingDial>,
     others: std::vec::IntoIter<Arc<Backend>>,
     policy: Arc<PolicyLabel>,
     pool: Arc<Pool>,
@@ -275,7 +275,7 @@ impl Choice {
     ///
     /// # Errors
     /// So much was tried again already that this is not.
-    fn next(&mut self, failures: &mut Failures) -> Result<Option<Pending>, Box<Refused>> {
+    fn next(&mut self, failures: &mut DialFailures) -> Result<Option<PendingDial>, Box<Refused>> {
         if let Some(first) = self.first.take() {
             return Ok(Some(first));
         }
@@ -433,12 +433,12 @@ fn redirect(status: u16, location: &str) -> Box<Refused> {
 
 /// The backends that were tried in vain.
 #[derive(Default)]
-struct Failures {
+struct DialFailures {
     last: Option<DialError>,
     n_tried: u32,
 }
 
-impl Failures {
+impl DialFailures {
     fn note(&mut self, exchange: &Exchange, pool: &Pool, backend: &Backend, error: DialError) {
         let reason = error.to_string();
         tracing::debug!(

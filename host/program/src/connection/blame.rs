@@ -9,7 +9,7 @@ use pointsman_contract::failure::PluginError;
 use pointsman_contract::names::PluginName;
 use pointsman_metrics::labels::UpgradeResult;
 use pointsman_plugins::stats::Penalty;
-use pointsman_traffic::overload::penalties::{Turn, WAIT_MAX};
+use pointsman_traffic::overload::penalties::{PenaltyTurn, WAIT_MAX};
 use tokio::time::{Instant, sleep_until};
 
 use super::{Exchange, Refused};
@@ -88,9 +88,9 @@ impl Exchange {
         let mut has_waited = false;
         loop {
             match penalties.turn(plugin, generation, client, Instant::now(), until) {
-                Turn::Free => return Ok(false),
-                Turn::Now => return Ok(true),
-                Turn::At(then, ticket) => {
+                PenaltyTurn::Free => return Ok(false),
+                PenaltyTurn::Now => return Ok(true),
+                PenaltyTurn::At(then, ticket) => {
                     if !std::mem::replace(&mut has_waited, true) {
                         self.worker.guests.penalized(plugin, Penalty::Delayed);
                     }
@@ -99,7 +99,7 @@ impl Exchange {
                         return Ok(true);
                     }
                 }
-                Turn::TooLate(after) => {
+                PenaltyTurn::TooLate(after) => {
                     self.worker.guests.penalized(plugin, Penalty::Rejected);
                     return Err(come_again(plugin, after));
                 }

@@ -29,7 +29,7 @@ use pointsman_traffic::session::filtered::{Codec, Filtered, Reader};
 use tokio::net::TcpStream;
 
 use super::at_handler::wanted;
-use super::at_upstream::Upgraded;
+use super::at_upstream::RelayedUpgrade;
 use super::blame::blame;
 use super::{Exchange, Refused, target_of};
 use crate::context::{ConnectionCount, WorkerContext};
@@ -45,7 +45,7 @@ pub(super) struct Filters {
 
 /// A backend's upgraded stream, with filters before it.
 pub(super) struct FilteredUpgrade {
-    pub(super) upgraded: Box<Upgraded>,
+    pub(super) upgraded: Box<RelayedUpgrade>,
     pub(super) filters: Filters,
 }
 
@@ -163,7 +163,7 @@ impl FilteredUpgrade {
         count: ConnectionCount,
     ) -> impl Future<Output = ()> {
         let Self { upgraded, filters } = self;
-        let Upgraded {
+        let RelayedUpgrade {
             stream,
             early: from_backend,
             active,

@@ -30,7 +30,7 @@ use http::{Request, Response, StatusCode, request};
 use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use pointsman_admin::access_log::{Aborted, Requested, Target as LogTarget};
+use pointsman_admin::access_log::{Aborted, LoggedTarget, Requested};
 use pointsman_config::{Listener, Route, Target};
 use pointsman_contract::policy::Refusal;
 use pointsman_contract::session::Ender;
@@ -130,9 +130,9 @@ impl Drop for Cut<'_> {
 
 /// What follows a 101, once the HTTP library has let go of the socket.
 enum Next {
-    Relay(Box<at_upstream::Upgraded>),
+    Relay(Box<at_upstream::RelayedUpgrade>),
     Filter(Box<filters::FilteredUpgrade>),
-    Handle(Box<at_handler::Upgraded>),
+    Handle(Box<at_handler::HandledUpgrade>),
 }
 
 impl Next {
@@ -590,10 +590,10 @@ fn target_of(head: &request::Parts) -> &str {
         .map_or("/", |target| target.as_str())
 }
 
-fn log_target(target: &Target) -> LogTarget<'_> {
+fn log_target(target: &Target) -> LoggedTarget<'_> {
     match target {
-        Target::Upstream(name) => LogTarget::Upstream(name.as_str()),
-        Target::Handler(name) => LogTarget::Handler(name.as_str()),
-        Target::Http(name) => LogTarget::Http(name.as_str()),
+        Target::Upstream(name) => LoggedTarget::Upstream(name.as_str()),
+        Target::Handler(name) => LoggedTarget::Handler(name.as_str()),
+        Target::Http(name) => LoggedTarget::Http(name.as_str()),
     }
 }

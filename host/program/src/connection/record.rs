@@ -24,12 +24,12 @@ pub(super) struct Record {
     method: Method,
     path: Box<str>,
     pub(super) route: Arc<Route>,
-    place: Place,
+    place: SessionTarget,
     _slot: Option<SessionSlot>,
 }
 
 /// Where a session was placed.
-pub(super) enum Place {
+pub(super) enum SessionTarget {
     /// At a backend, by this policy.
     Backend(Arc<Backend>, Arc<PolicyLabel>),
     /// At a handler.
@@ -41,7 +41,7 @@ impl Record {
         exchange: &Exchange,
         route: &Arc<Route>,
         head: &request::Parts,
-        place: Place,
+        place: SessionTarget,
     ) -> Self {
         Self {
             request_id: exchange.request_id.clone(),
@@ -88,12 +88,12 @@ impl Record {
 
     fn session<'a>(&'a self, route: &'a str) -> Session<'a> {
         let (backend, policy, generation) = match &self.place {
-            Place::Backend(backend, policy) => (
+            SessionTarget::Backend(backend, policy) => (
                 Some(backend.address()),
                 Some(policy.name.as_str()),
                 Some(policy.generation),
             ),
-            Place::Handler => (None, None, None),
+            SessionTarget::Handler => (None, None, None),
         };
         Session {
             request_id: self.request_id.to_str().unwrap_or_default(),

@@ -61,9 +61,9 @@ impl Loads {
         max.is_none_or(|max| before < max).then_some(slot)
     }
 
-    pub(crate) fn slot(self: &Arc<Self>, worker: usize) -> Slot {
+    pub(crate) fn slot(self: &Arc<Self>, worker: usize) -> LoadSlot {
         self.workers[worker].0.fetch_add(1, Relaxed);
-        Slot {
+        LoadSlot {
             loads: Arc::clone(self),
             worker,
         }
@@ -82,12 +82,12 @@ impl Drop for SessionSlot {
 
 /// A connection's place among the loads; dropping it frees it.
 #[derive(Debug)]
-pub(crate) struct Slot {
+pub(crate) struct LoadSlot {
     loads: Arc<Loads>,
     worker: usize,
 }
 
-impl Drop for Slot {
+impl Drop for LoadSlot {
     fn drop(&mut self) {
         self.loads.workers[self.worker].0.fetch_sub(1, Relaxed);
     }

@@ -30,7 +30,7 @@ use pointsman_traffic::session::buffers::Buffers;
 use pointsman_traffic::session::{Order, Place, Registration, Sessions};
 
 use self::guests::Guests;
-use self::loads::{Loads, SessionSlot, Slot};
+use self::loads::{LoadSlot, Loads, SessionSlot};
 use crate::drain::Drain;
 use crate::site::{Retention, Site};
 
@@ -73,7 +73,7 @@ pub(crate) struct WorkerContext {
 #[derive(Debug)]
 pub(crate) struct ConnectionCount {
     counters: Arc<WorkerCounters>,
-    _slots: (Slot, Option<ClientSlot>),
+    _slots: (LoadSlot, Option<ClientSlot>),
     turned_away: Option<Rc<Cell<u64>>>,
 }
 
@@ -81,7 +81,7 @@ impl ConnectionCount {
     /// Counts one more. With `turned_away` it came too late, and is counted there as well.
     pub(crate) fn new(
         counters: &Arc<WorkerCounters>,
-        slots: (Slot, Option<ClientSlot>),
+        slots: (LoadSlot, Option<ClientSlot>),
         turned_away: Option<Rc<Cell<u64>>>,
     ) -> Self {
         counters.connections_accepted.add(1);

@@ -29,7 +29,7 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A running backend. Dropping it closes its port and all its connections.
-pub(super) struct Backend {
+pub(super) struct DemoBackend {
     /// What it calls itself.
     pub(super) name: char,
     /// Where it listens; the system picks the port.
@@ -37,7 +37,7 @@ pub(super) struct Backend {
     _serving: JoinSet<()>,
 }
 
-impl Backend {
+impl DemoBackend {
     /// Listens from now on. Runs on a `LocalSet`.
     pub(super) async fn start(name: char) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;

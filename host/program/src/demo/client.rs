@@ -28,7 +28,7 @@ pub(super) const PACE: Duration = Duration::from_millis(10);
 const ECHO_DEADLINE: Duration = Duration::from_secs(5);
 
 /// One open WebSocket.
-pub(super) struct Client {
+pub(super) struct DemoClient {
     /// The backend that it landed on, as that says itself.
     pub(super) backend: char,
     socket: WebSocketStream<TcpStream>,
@@ -72,7 +72,7 @@ enum Fault {
     NoEcho,
 }
 
-impl Client {
+impl DemoClient {
     pub(super) async fn open(balancer: SocketAddr) -> Result<Self, DemoError> {
         let opened = async {
             let stream = TcpStream::connect(balancer).await.map_err(WsError::Io)?;
@@ -129,7 +129,7 @@ impl Crowd {
     }
 
     /// One more; it talks from now on. Runs on a `LocalSet`.
-    pub(super) fn add(&mut self, client: Client) {
+    pub(super) fn add(&mut self, client: DemoClient) {
         let talk = Rc::<Talk>::default();
         let number = self.talks.len() + 1;
         let task = Rc::clone(&talk).run(number, client, self.stop.subscribe());
@@ -179,7 +179,7 @@ impl Crowd {
 }
 
 impl Talk {
-    async fn run(self: Rc<Self>, number: usize, client: Client, stop: watch::Receiver<bool>) {
+    async fn run(self: Rc<Self>, number: usize, client: DemoClient, stop: watch::Receiver<bool>) {
         let told = self.tell(number, client, stop).await;
         self.fault.set(told.err());
     }
@@ -187,7 +187,7 @@ impl Talk {
     async fn tell(
         &self,
         number: usize,
-        mut client: Client,
+        mut client: DemoClient,
         mut stop: watch::Receiver<bool>,
     ) -> Result<(), Fault> {
         while !*stop.borrow() {

@@ -48,7 +48,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// # Cancel safety
 /// Dropping it ends everything.
 pub async fn run(once: bool, error_log: ErrorLog) -> Result<(), DemoError> {
-    let mut signals = Signals::listen()?;
+    let mut signals = StopSignals::listen()?;
     let stage = Stage::set(error_log).await?;
     let crowd = tokio::select! {
         shown = show(&stage) => shown?,
@@ -251,12 +251,12 @@ async fn in_time<T>(
 }
 
 /// What ends the demo: Ctrl-C, and what a supervisor sends.
-struct Signals {
+struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
 }
 
-impl Signals {
+impl StopSignals {
     fn listen() -> Result<Self, DemoError> {
         let listen = |kind| signal(kind).map_err(DemoError::Signal);
         Ok(Self {

@@ -12,8 +12,8 @@ use pointsman_config::{AccessLogTarget, Config};
 use pointsman_log::ErrorLog;
 use tokio::time::{Instant, sleep};
 
-use super::backend::Backend;
-use super::client::Client;
+use super::backend::DemoBackend;
+use super::client::DemoClient;
 use super::{DemoError, in_time};
 use crate::server::{EMBEDDED, Server};
 use crate::systemd::Inherited;
@@ -33,7 +33,7 @@ pub(super) struct Stage {
     /// Where the status is.
     pub(super) admin: SocketAddr,
     /// In the order of the configuration.
-    pub(super) backends: Vec<Backend>,
+    pub(super) backends: Vec<DemoBackend>,
     /// The configuration in force.
     pub(super) toml: String,
     /// What is written in it is seen by the balancer.
@@ -51,7 +51,7 @@ impl Stage {
         let folder = Folder::make()?;
         let mut backends = Vec::new();
         for name in ['a', 'b', 'c'] {
-            let started = Backend::start(name).await;
+            let started = DemoBackend::start(name).await;
             backends.push(started.map_err(DemoError::Backend)?);
         }
         let toml = toml(&backends);
@@ -74,8 +74,8 @@ impl Stage {
     }
 
     /// A client, connected through the balancer.
-    pub(super) async fn connect(&self) -> Result<Client, DemoError> {
-        Client::open(self.address).await
+    pub(super) async fn connect(&self) -> Result<DemoClient, DemoError> {
+        DemoClient::open(self.address).await
     }
 
     /// What the balancer says of itself.
@@ -206,7 +206,7 @@ fn embedded(name: &'static str) -> Result<&'static [u8], DemoError> {
         .ok_or(DemoError::NoPlugin(name))
 }
 
-fn toml(backends: &[Backend]) -> String {
+fn toml(backends: &[DemoBackend]) -> String {
     let addresses: Vec<_> = backends
         .iter()
         .map(|backend| format!("\"{}\"", backend.address))

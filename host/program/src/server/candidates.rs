@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use pointsman_config::Problem;
 use pointsman_contract::names::PluginName;
-use pointsman_plugins::generation::{Generation, Source};
+use pointsman_plugins::generation::{Generation, GenerationSource};
 use pointsman_plugins::load::LoadError;
 use pointsman_plugins::registry::Registry;
 
-use super::control::Control;
+use super::control::ControlPlane;
 use super::plugin_updates::{compile, offer, try_aside};
 use super::trial::{Trial, refusal};
 
@@ -44,7 +44,7 @@ impl Candidates {
     /// is refused stands in; `refused` is told of the file.
     pub(super) async fn update(
         &mut self,
-        control: &RefCell<Control>,
+        control: &RefCell<ControlPlane>,
         trial: &Arc<Trial>,
         mut refused: impl FnMut(&PluginName, &LoadError),
     ) {
@@ -86,7 +86,7 @@ impl Candidates {
 
 impl Tried {
     async fn find_out(
-        control: &RefCell<Control>,
+        control: &RefCell<ControlPlane>,
         trial: &Arc<Trial>,
         name: &PluginName,
         key: String,
@@ -128,8 +128,8 @@ impl Tried {
         };
         let has_its_file = match &self.found {
             Ok(Fit::New(new)) => match &new.source {
-                Source::File(path) => registry.unused(name) == Some(path),
-                Source::Embedded => true,
+                GenerationSource::File(path) => registry.unused(name) == Some(path),
+                GenerationSource::Embedded => true,
             },
             _ => true,
         };
@@ -143,7 +143,7 @@ fn serving(registry: &Registry, name: &PluginName) -> Option<Arc<Generation>> {
 
 /// None: the same content serves already.
 async fn from_file(
-    control: &RefCell<Control>,
+    control: &RefCell<ControlPlane>,
     trial: &Arc<Trial>,
     name: &PluginName,
     file: PathBuf,
@@ -157,7 +157,7 @@ async fn from_file(
 }
 
 async fn embedded(
-    control: &RefCell<Control>,
+    control: &RefCell<ControlPlane>,
     trial: &Arc<Trial>,
     name: &PluginName,
 ) -> Result<Fit, LoadError> {
@@ -222,7 +222,7 @@ mod tests {
         let (mut registry, name, bytes) = registry();
         let file = PathBuf::from("a.wasm");
         registry.note_unused(&name, file.clone());
-        let loaded = registry.load(&name, bytes.to_vec(), Source::File(file));
+        let loaded = registry.load(&name, bytes.to_vec(), GenerationSource::File(file));
         let Loaded::New(new) = loaded.unwrap() else {
             panic!("nothing serves yet")
         };

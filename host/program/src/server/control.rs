@@ -22,7 +22,7 @@ use pointsman_metrics::counters::Metrics;
 use pointsman_metrics::labels::{ReloadKind, ReloadResult};
 use pointsman_metrics::scrape::ConfigReload;
 use pointsman_plugins::failure::Failure;
-use pointsman_plugins::generation::Source;
+use pointsman_plugins::generation::GenerationSource;
 use pointsman_plugins::limits::AllLimits;
 use pointsman_plugins::registry::{self, Registry};
 use pointsman_watch::{Change, Watch};
@@ -38,26 +38,26 @@ use super::problems::{self, Problems, Subject};
 use super::reload::{self, Proposed};
 use super::trial::Trial;
 use super::view::Pages;
-use super::{Command, aside, plugin_updates};
+use super::{ServerCommand, aside, plugin_updates};
 use crate::drain::Drainer;
 use crate::listener;
 use crate::site::{self, Discovered, Drained, Site};
 use crate::worker::{Listen, ListenerKey, WorkerCommand};
 
 /// What the control plane begins with.
-pub(super) struct Setup {
-    pub(super) control: Control,
+pub(super) struct ControlSetup {
+    pub(super) control: ControlPlane,
     pub(super) admin: Option<StdListener>,
     pub(super) watched: Option<(Watch, mpsc::Receiver<Change>)>,
     pub(super) failures: mpsc::Receiver<Failure>,
-    pub(super) commands: mpsc::UnboundedReceiver<Command>,
+    pub(super) commands: mpsc::UnboundedReceiver<ServerCommand>,
     /// Closed when every worker has ended.
     pub(super) workers_alive: mpsc::Receiver<()>,
     pub(super) workers: Vec<JoinHandle<()>>,
 }
 
 /// What the control plane owns while it runs.
-pub(super) struct Control {
+pub(super) struct ControlPlane {
     pub(super) config: Arc<Config>,
     /// Where the configuration came from; none: from flags.
     pub(super) file: Option<PathBuf>,
@@ -93,7 +93,7 @@ const BACKGROUND_NICENESS: i32 = 10;
 const ADMIN_RETRY: Duration = Duration::from_secs(5);
 
 /// Starts the thread. `ended` is told when all is over.
-pub(super) fn start(setup: Setup, ended: oneshot::Sender<()>) -> io::Result<JoinHandle<()>> {
+pub(super) fn start(setup: ControlSetup, ended: oneshot::Sender<()>) -> io::Result<JoinHandle<()>> {
     thread::Builder::new()
         .name("control".to_owned())
         .spawn(move || {
@@ -119,8 +119,8 @@ pub(super) fn start(setup: Setup, ended: oneshot::Sender<()>) -> io::Result<Join
         })
 }
 
-async fn run(setup: Setup) {
-    let Setup {
+async fn run(setup: ControlSetup) {
+    let ControlSetup {
         control,
         admin,
         watched,
@@ -161,10 +161,10 @@ async fn run(setup: Setup) {
         let drain_at = control.borrow().drain_at;
         tokio::select! {
             command = commands.recv() => match command {
-                Some(Command::Reload) => reload_wanted.notify_one(),
-                Some(Command::ReopenLogs) => reopen_wanted.notify_one(),
-                Some(Command::Drain) => control.borrow_mut().leave(),
-                Some(Command::Stop) | None => control.borrow_mut().stop(),
+                Some(ServerCommand::Reload) => reload_wanted.notify_one(),
+                Some(ServerCommand::ReopenLogs) => reopen_wanted.notify_one(),
+                Some(ServerCommand::Drain) => control.borrow_mut().leave(),
+                Some(ServerCommand::Stop) | None => control.borrow_mut().stop(),
             },
             () = until(drain_at) => control.borrow_mut().start_drain(),
             Some(failure) = failures.recv() => control.borrow_mut().guest_failed(&failure),
@@ -197,7 +197,7 @@ async fn until(time: Option<Instant>) {
 }
 
 /// Opens the files of the logs again when it is wanted. One that cannot be opened stays as it is.
-async fn reopen_when_wanted(control: Rc<RefCell<Control>>, wanted: Rc<Notify>) {
+async fn reopen_when_wanted(control: Rc<RefCell<ControlPlane>>, wanted: Rc<Notify>) {
     loop {
         wanted.notified().await;
         let config = Arc::clone(&control.borrow().config);
@@ -231,7 +231,7 @@ async fn reopen_when_wanted(control: Rc<RefCell<Control>>, wanted: Rc<Notify>) {
 
 /// Serves the admin pages: at once, or as soon as whoever has their address leaves it.
 async fn serve_admin(
-    control: Rc<RefCell<Control>>,
+    control: Rc<RefCell<ControlPlane>>,
     mut bound: Option<StdListener>,
     config: config::Admin,
 ) {
@@ -259,7 +259,7 @@ pub(super) enum FoundBy {
     Dns,
 }
 
-impl Control {
+impl ControlPlane {
     /// The snapshot in force.
     pub(super) fn site(&self) -> Arc<Site> {
         Arc::clone(&self.site.borrow())
@@ -337,7 +337,7 @@ impl Control {
         &mut self,
         by: FoundBy,
         upstream: &UpstreamName,
-        backends: Vec<config::Backend>,
+        backends: Vec<config::BackendConfig>,
     ) -> bool {
         let found = match by {
             FoundBy::File => &mut self.outside.found,
@@ -449,7 +449,7 @@ impl Control {
         Ok(ReloadResult::Ok)
     }
 
-    /// What [`Control::apply_listeners`] would not be able to open.
+    /// What [`ControlPlane::apply_listeners`] would not be able to open.
     pub(super) fn listeners_not_bound(&self, new: &Config) -> Vec<Problem> {
         let before = listener_keys(&self.config);
         let added = listener_keys(new).into_keys();
@@ -588,7 +588,7 @@ pub(super) fn listener_keys(config: &Config) -> BTreeMap<ListenerKey, Arc<Listen
     keys
 }
 
-fn plugin_status(status: &registry::PluginStatus) -> PluginStatus {
+fn plugin_status(status: &registry::PluginState) -> PluginStatus {
     let current = status.current.as_ref();
     let kinds = current
         .map(|generation| generation.kinds().names())
@@ -597,8 +597,8 @@ fn plugin_status(status: &registry::PluginStatus) -> PluginStatus {
         name: status.name.to_string(),
         generation: current.map_or(0, |generation| generation.number),
         source: match current.map(|generation| &generation.source) {
-            Some(Source::Embedded) => PluginSource::Embedded,
-            Some(Source::File(_)) | None => PluginSource::File,
+            Some(GenerationSource::Embedded) => PluginSource::Embedded,
+            Some(GenerationSource::File(_)) | None => PluginSource::File,
         },
         kinds: kinds.into_iter().map(str::to_owned).collect(),
         bytes: current.map_or(0, |generation| generation.n_bytes() as u64),

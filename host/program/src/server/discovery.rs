@@ -19,7 +19,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::aside;
-use super::control::{Control, FoundBy};
+use super::control::{ControlPlane, FoundBy};
 use super::problems::{self, Subject};
 use crate::site::{Connectors, Discovered, Found};
 
@@ -40,7 +40,7 @@ pub(super) struct Discovery {
 
 impl Discovery {
     /// Begins and ends watches, so that they are those of `config`.
-    pub(super) fn follow(&mut self, control: &Rc<RefCell<Control>>, config: &Config) {
+    pub(super) fn follow(&mut self, control: &Rc<RefCell<ControlPlane>>, config: &Config) {
         let upstreams: HashMap<_, _> = config.upstreams.iter().map(|u| (&u.name, u)).collect();
         self.files.retain(|name, (path, task)| {
             let of_name = upstreams.get(name);
@@ -89,7 +89,7 @@ impl Discovery {
     }
 }
 
-async fn watch(control: Rc<RefCell<Control>>, upstream: UpstreamName, path: PathBuf) {
+async fn watch(control: Rc<RefCell<ControlPlane>>, upstream: UpstreamName, path: PathBuf) {
     let subject = Subject::BackendsFileWatch(upstream.clone());
     let (watch, mut changes) = loop {
         let file = path.clone();
@@ -128,7 +128,7 @@ async fn watch(control: Rc<RefCell<Control>>, upstream: UpstreamName, path: Path
 }
 
 /// Asks again and again, as often as answers are valid.
-async fn ask(control: Rc<RefCell<Control>>, upstream: UpstreamName, dns: Dns) {
+async fn ask(control: Rc<RefCell<ControlPlane>>, upstream: UpstreamName, dns: Dns) {
     let subject = Subject::Dns(upstream.clone());
     let resolver = loop {
         // It reads the system's configuration.
@@ -191,7 +191,7 @@ async fn next(changes: &mut mpsc::Receiver<Change>) -> Option<Change> {
     Some(change)
 }
 
-async fn update(control: &RefCell<Control>, upstream: &UpstreamName, path: &Path) {
+async fn update(control: &RefCell<ControlPlane>, upstream: &UpstreamName, path: &Path) {
     let file = path.to_owned();
     let read = aside::briefly(move || read(&file)).await;
     let problems: Vec<String> = match read {
@@ -270,7 +270,7 @@ pub(super) fn read_all(config: &Config, before: &Connectors) -> Result<Discovere
     }
 }
 
-fn read(path: &Path) -> Result<Vec<config::Backend>, Vec<Problem>> {
+fn read(path: &Path) -> Result<Vec<config::BackendConfig>, Vec<Problem>> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         vec![Problem {
             key: String::new(),
@@ -278,5 +278,5 @@ fn read(path: &Path) -> Result<Vec<config::Backend>, Vec<Problem>> {
             message: error.to_string(),
         }]
     })?;
-    config::Backend::list_from(&text)
+    config::BackendConfig::list_from(&text)
 }

@@ -16,13 +16,13 @@ use crate::site::Site;
 #[derive(Debug, Default)]
 pub(super) struct HealthChecks {
     tasks: JoinSet<()>,
-    running: HashMap<Key, Running>,
+    running: HashMap<Key, RunningProbe>,
 }
 
 type Key = (UpstreamName, String);
 
 #[derive(Debug)]
-struct Running {
+struct RunningProbe {
     health: Health,
     tls: Option<Arc<Tls>>,
     backend: Arc<Backend>,
@@ -58,7 +58,7 @@ impl HealthChecks {
             }
             let upstream = key.0.to_string();
             let probes = health::watch(upstream, Arc::clone(backend), tls.clone(), health.clone());
-            let running = Running {
+            let running = RunningProbe {
                 health: health.clone(),
                 tls: tls.clone(),
                 backend: Arc::clone(backend),

@@ -35,7 +35,7 @@ use socket2::SockRef;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use self::control::Control;
+use self::control::ControlPlane;
 use self::health_checks::HealthChecks;
 use self::logs::Logs;
 use self::problems::Problems;
@@ -43,7 +43,7 @@ use self::trial::{Outcome, load_plugins};
 use crate::context::loads::Loads;
 use crate::site::{Connectors, Discovered, Drained, Site};
 use crate::systemd::Inherited;
-use crate::worker::{self, Listen, Setup};
+use crate::worker::{self, Listen, WorkerSetup};
 use crate::{drain, listener};
 
 /// The plugins that this binary carries: name and component.
@@ -56,7 +56,7 @@ pub struct Server {
     pub addresses: Vec<SocketAddr>,
     /// Where the admin pages are.
     pub admin: Option<SocketAddr>,
-    commands: mpsc::UnboundedSender<Command>,
+    commands: mpsc::UnboundedSender<ServerCommand>,
     ended: oneshot::Receiver<()>,
     control: Option<JoinHandle<()>>,
 }
@@ -72,7 +72,7 @@ pub struct ReadFile {
 
 /// What the control plane can be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Command {
+enum ServerCommand {
     /// Read the configuration again.
     Reload,
     /// Open the files of the logs again.
@@ -190,7 +190,7 @@ impl Server {
                     is_inherited: *is_inherited,
                 });
             }
-            let setup = Setup {
+            let setup = WorkerSetup {
                 index,
                 listeners,
                 site: published.clone(),
@@ -219,7 +219,7 @@ impl Server {
             .as_ref()
             .and_then(|listener| listener.local_addr().ok());
         let (file, last_read) = file.map(|file| (file.path, file.text)).unzip();
-        let control = Control {
+        let control = ControlPlane {
             config,
             file,
             registry,
@@ -239,7 +239,7 @@ impl Server {
             last_read,
             reload_turn: Arc::default(),
         };
-        let setup = control::Setup {
+        let setup = control::ControlSetup {
             control,
             admin,
             watched,
@@ -266,23 +266,23 @@ impl Server {
 
     /// Reads the configuration again. What came of it is in log, metrics and status.
     pub fn reload(&self) {
-        let _ = self.commands.send(Command::Reload);
+        let _ = self.commands.send(ServerCommand::Reload);
     }
 
     /// Opens the files of both logs again. What came of it is in the error log.
     pub fn reopen_logs(&self) {
-        let _ = self.commands.send(Command::ReopenLogs);
+        let _ = self.commands.send(ServerCommand::ReopenLogs);
     }
 
     /// Stops taking connections, after the drain delay of the configuration, and ends sessions over its
     /// drain time.
     pub fn drain(&self) {
-        let _ = self.commands.send(Command::Drain);
+        let _ = self.commands.send(ServerCommand::Drain);
     }
 
     /// Ends what is left at once.
     pub fn stop_now(&self) {
-        let _ = self.commands.send(Command::Stop);
+        let _ = self.commands.send(ServerCommand::Stop);
     }
 
     /// Waits until a drain is over.

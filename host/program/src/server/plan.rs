@@ -5,20 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use pointsman_admin::commands::{ChangeKind, PlannedChange, ReloadPlan};
-use pointsman_config::{Backend, Config, Listener, Route, Target, Upstream};
+use pointsman_config::{BackendConfig, Config, Listener, Route, Target, Upstream};
 use pointsman_traffic::session::Place;
 
 use crate::site::{Discovered, Retention, Site};
 use crate::worker::Census;
 
 /// Open sessions and the places where they run.
-pub(super) struct Running<'a> {
+pub(super) struct RunningSessions<'a> {
     pub(super) census: &'a Census,
     /// Where sessions may stay by the new configuration.
     pub(super) keeps: Retention,
 }
 
-impl Running<'_> {
+impl RunningSessions<'_> {
     /// Sessions that have to go from such places.
     fn leaving(&self, is_there: impl Fn(&Place) -> bool) -> u64 {
         self.census
@@ -30,7 +30,7 @@ impl Running<'_> {
 }
 
 /// Everything that differs, in the order of the file.
-pub(super) fn plan(site: &Site, new: &Config, running: &Running<'_>) -> ReloadPlan {
+pub(super) fn plan(site: &Site, new: &Config, running: &RunningSessions<'_>) -> ReloadPlan {
     let old = &*site.config;
     let mut changes = Vec::new();
     let mut changed = |what: &str, is_same: bool| {
@@ -93,7 +93,7 @@ pub(super) fn plan(site: &Site, new: &Config, running: &Running<'_>) -> ReloadPl
             if !details.is_empty() {
                 changes.push(change(&what, kind, details.join(", "), 0));
             }
-            let key = |backend: &Backend| backend.address.clone();
+            let key = |backend: &BackendConfig| backend.address.clone();
             compare(
                 &before.backends,
                 &after.backends,
@@ -227,8 +227,8 @@ fn upstream_details(before: &Upstream, after: &Upstream) -> Vec<String> {
     details
 }
 
-fn backend_details(before: &Backend, after: &Backend) -> Vec<String> {
-    let Backend {
+fn backend_details(before: &BackendConfig, after: &BackendConfig) -> Vec<String> {
+    let BackendConfig {
         address: _,
         weight,
         max_sessions,
@@ -281,7 +281,7 @@ mod tests {
         let said = |from: &str, to: &str| {
             assert!(TEXT.contains(from), "{from}");
             let new = parsed(&TEXT.replacen(from, to, 1));
-            let running = Running {
+            let running = RunningSessions {
                 census: &Census::new(),
                 keeps: keeps(&site, &new, &outside),
             };

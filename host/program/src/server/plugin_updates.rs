@@ -14,7 +14,7 @@ use std::time::Duration;
 use pointsman_config::Config;
 use pointsman_contract::names::PluginName;
 use pointsman_metrics::labels::{ReloadKind, ReloadResult};
-use pointsman_plugins::generation::{Generation, Source};
+use pointsman_plugins::generation::{Generation, GenerationSource};
 use pointsman_plugins::load::{self, LoadError};
 use pointsman_plugins::registry::{Content, Job, Removal};
 use pointsman_watch::Change;
@@ -22,14 +22,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::aside;
-use super::control::Control;
+use super::control::ControlPlane;
 use super::problems::Subject;
 use super::trial::{self, Trial};
 use crate::context::guests::States;
 use crate::worker::WorkerCommand;
 
 /// Works until the watch ends.
-pub(super) async fn run(control: Rc<RefCell<Control>>, mut changes: mpsc::Receiver<Change>) {
+pub(super) async fn run(control: Rc<RefCell<ControlPlane>>, mut changes: mpsc::Receiver<Change>) {
     let mut waiting = BTreeMap::new();
     loop {
         if waiting.is_empty() {
@@ -47,7 +47,11 @@ pub(super) async fn run(control: Rc<RefCell<Control>>, mut changes: mpsc::Receiv
     }
 }
 
-fn note(control: &RefCell<Control>, waiting: &mut BTreeMap<PluginName, Change>, change: Change) {
+fn note(
+    control: &RefCell<ControlPlane>,
+    waiting: &mut BTreeMap<PluginName, Change>,
+    change: Change,
+) {
     let (Change::Written(path) | Change::Gone(path)) = &change;
     match (trial::name_of(path), &change) {
         (Ok(name), _) => _ = waiting.insert(name, change),
@@ -63,7 +67,7 @@ fn note(control: &RefCell<Control>, waiting: &mut BTreeMap<PluginName, Change>, 
     }
 }
 
-async fn update(control: &RefCell<Control>, name: PluginName, change: Change) {
+async fn update(control: &RefCell<ControlPlane>, name: PluginName, change: Change) {
     let offered = match change {
         Change::Written(path) => offer_or_note(control, &name, path).await,
         Change::Gone(path) => remove(control, &name, &path),
@@ -79,7 +83,7 @@ async fn update(control: &RefCell<Control>, name: PluginName, change: Change) {
 }
 
 /// Says in log, status and metrics that a file is refused.
-pub(super) fn refuse(control: &RefCell<Control>, name: &PluginName, error: &LoadError) {
+pub(super) fn refuse(control: &RefCell<ControlPlane>, name: &PluginName, error: &LoadError) {
     let mut control = control.borrow_mut();
     trial::refuse(&mut control.registry, name, error);
     control
@@ -90,7 +94,7 @@ pub(super) fn refuse(control: &RefCell<Control>, name: &PluginName, error: &Load
 
 /// Offers a file that something refers to. None: there is nothing to do.
 async fn offer_or_note(
-    control: &RefCell<Control>,
+    control: &RefCell<ControlPlane>,
     name: &PluginName,
     path: PathBuf,
 ) -> Result<Option<Job>, LoadError> {
@@ -119,13 +123,15 @@ async fn offer_or_note(
 
 /// Reads a file and offers it. None: the same content serves already.
 pub(super) async fn offer(
-    control: &RefCell<Control>,
+    control: &RefCell<ControlPlane>,
     name: &PluginName,
     path: PathBuf,
 ) -> Result<Option<Job>, LoadError> {
     let content = read(path.clone(), |bytes| Ok(Content::new(bytes))).await?;
     let mut control = control.borrow_mut();
-    control.registry.offer(name, content, Source::File(path))
+    control
+        .registry
+        .offer(name, content, GenerationSource::File(path))
 }
 
 /// Reads a file, and does with its bytes what takes time as well.
@@ -154,7 +160,7 @@ pub(super) async fn try_aside(
 }
 
 fn remove(
-    control: &RefCell<Control>,
+    control: &RefCell<ControlPlane>,
     name: &PluginName,
     path: &Path,
 ) -> Result<Option<Job>, LoadError> {
@@ -169,7 +175,7 @@ fn remove(
 }
 
 /// Compiles, tries and publishes.
-async fn build(control: &RefCell<Control>, job: Job) -> Result<(), LoadError> {
+async fn build(control: &RefCell<ControlPlane>, job: Job) -> Result<(), LoadError> {
     let generation = compile(job).await?;
     let tried_for = try_for_current(control, &generation).await?;
     let reload_turn = Arc::clone(&control.borrow().reload_turn);
@@ -195,7 +201,7 @@ async fn build(control: &RefCell<Control>, job: Job) -> Result<(), LoadError> {
 
 /// Tries a generation for the configuration that is in force, and says which that was.
 async fn try_for_current(
-    control: &RefCell<Control>,
+    control: &RefCell<ControlPlane>,
     generation: &Arc<Generation>,
 ) -> Result<Arc<Config>, LoadError> {
     let states = states(control, &generation.name).await;
@@ -209,7 +215,7 @@ async fn try_for_current(
 pub(super) const STATE_DEADLINE: Duration = Duration::from_secs(1);
 
 /// What all instances of a plugin know, so that its successor can be tried with it.
-async fn states(control: &RefCell<Control>, name: &PluginName) -> Vec<States> {
+async fn states(control: &RefCell<ControlPlane>, name: &PluginName) -> Vec<States> {
     let keeps_state = |generation: &Arc<Generation>| generation.kinds().state;
     if !control
         .borrow()

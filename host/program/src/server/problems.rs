@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use pointsman_admin::status::Problem;
+use pointsman_admin::status::ActiveProblem;
 use pointsman_config::UpstreamName;
 use pointsman_metrics::labels::ProblemKind;
 use pointsman_plugins::registry::Registry;
@@ -18,7 +18,7 @@ use pointsman_traffic::upstream::fitness::Unfit;
 use pointsman_traffic::upstream::pool::{Backend, Pool};
 use tokio::sync::watch;
 
-use super::control::Control;
+use super::control::ControlPlane;
 use super::trial::{Trial, name_of};
 use crate::site::Site;
 
@@ -82,11 +82,11 @@ impl Problems {
         self.open.remove(subject);
     }
 
-    fn all(&self) -> impl Iterator<Item = Problem> {
+    fn all(&self) -> impl Iterator<Item = ActiveProblem> {
         self.open.iter().flat_map(|(subject, open)| {
             let (kind, name) = subject.shown();
             let problem =
-                move |message: String| Problem::new(kind, name.clone(), message, open.since);
+                move |message: String| ActiveProblem::new(kind, name.clone(), message, open.since);
             let n_more = open.messages.len().saturating_sub(MESSAGES_MAX);
             let more = (n_more > 0).then(|| format!("and {n_more} more"));
             let shown = open.messages.iter().take(MESSAGES_MAX).cloned();
@@ -114,7 +114,7 @@ impl Subject {
 
 /// Reports what a watch says of itself, for as long as it lives.
 pub(super) async fn follow(
-    control: Rc<RefCell<Control>>,
+    control: Rc<RefCell<ControlPlane>>,
     subject: Subject,
     mut trouble: watch::Receiver<Option<String>>,
 ) {
@@ -134,7 +134,7 @@ pub(super) async fn follow(
 }
 
 /// All that is wrong, gravest first.
-pub(super) fn all(control: &Control) -> Vec<Problem> {
+pub(super) fn all(control: &ControlPlane) -> Vec<ActiveProblem> {
     let site = control.site();
     let mut problems: Vec<_> = control.problems.all().collect();
     problems.extend(of_upstreams(&site));
@@ -143,14 +143,14 @@ pub(super) fn all(control: &Control) -> Vec<Problem> {
     problems
 }
 
-fn of_upstreams(site: &Site) -> Vec<Problem> {
+fn of_upstreams(site: &Site) -> Vec<ActiveProblem> {
     let mut problems = Vec::new();
     for upstream in &site.config.upstreams {
         let Some(pool) = site.pools.get(&upstream.name) else {
             continue;
         };
         let mut report = |kind: ProblemKind, message: String, since: SystemTime| {
-            problems.push(Problem::new(
+            problems.push(ActiveProblem::new(
                 kind,
                 upstream.name.to_string(),
                 message,
@@ -204,7 +204,7 @@ fn why_down(backend: &Backend) -> String {
     }
 }
 
-fn of_plugins(registry: &Registry, trial: &Trial) -> Vec<Problem> {
+fn of_plugins(registry: &Registry, trial: &Trial) -> Vec<ActiveProblem> {
     let mut problems = Vec::new();
     for status in registry.status() {
         let Some(problem) = status.problem else {
@@ -220,7 +220,7 @@ fn of_plugins(registry: &Registry, trial: &Trial) -> Vec<Problem> {
         };
         let message = format!("{serving}: {}", problem.message);
         let name = status.name.to_string();
-        problems.push(Problem::new(
+        problems.push(ActiveProblem::new(
             ProblemKind::Plugin,
             name,
             message,

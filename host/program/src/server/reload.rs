@@ -33,7 +33,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::candidates::Candidates;
-use super::control::Control;
+use super::control::ControlPlane;
 use super::logs::{self, Outputs};
 use super::problems::{self, Subject};
 use super::trial::Trial;
@@ -70,7 +70,7 @@ pub(super) enum Cause {
 
 /// Reads the configuration again when it is wanted and when its file changes. What is wanted several times
 /// meanwhile is done once.
-pub(super) async fn run(control: Rc<RefCell<Control>>, wanted: Rc<Notify>) {
+pub(super) async fn run(control: Rc<RefCell<ControlPlane>>, wanted: Rc<Notify>) {
     let file = control.borrow().file.clone();
     let (watch, mut changes) = watch_config(&control, file.clone()).await.unzip();
     let following = async {
@@ -103,7 +103,7 @@ pub(super) async fn run(control: Rc<RefCell<Control>>, wanted: Rc<Notify>) {
 
 /// None: there is no file, or it cannot be watched.
 async fn watch_config(
-    control: &RefCell<Control>,
+    control: &RefCell<ControlPlane>,
     file: Option<PathBuf>,
 ) -> Option<(Watch, mpsc::Receiver<Change>)> {
     let file = file?;
@@ -130,7 +130,7 @@ async fn next_change(changes: &mut Option<mpsc::Receiver<Change>>) -> Option<Cha
 }
 
 /// Reads the configuration again and puts it in force, or says everything that is wrong with it.
-pub(super) async fn reload(control: &RefCell<Control>, cause: Cause) -> CommandOutcome {
+pub(super) async fn reload(control: &RefCell<ControlPlane>, cause: Cause) -> CommandOutcome {
     let Some(file) = control.borrow().file.clone() else {
         let reason = "nothing to reload: the configuration came from flags";
         tracing::warn!("{reason}");
@@ -158,7 +158,7 @@ pub(super) async fn reload(control: &RefCell<Control>, cause: Cause) -> CommandO
     }
 }
 
-async fn reload_now(control: &RefCell<Control>, file: &Path, cause: Cause) -> CommandOutcome {
+async fn reload_now(control: &RefCell<ControlPlane>, file: &Path, cause: Cause) -> CommandOutcome {
     let nothing_new = || CommandOutcome::Done("nothing has changed".to_owned());
     if cause == Cause::Asked {
         systemd::reloading();
@@ -206,7 +206,7 @@ async fn reload_now(control: &RefCell<Control>, file: &Path, cause: Cause) -> Co
 
 /// Puts in force what the file says.
 async fn change_to(
-    control: &RefCell<Control>,
+    control: &RefCell<ControlPlane>,
     file: &Path,
     text: String,
 ) -> Result<ReloadResult, Vec<Problem>> {
@@ -219,7 +219,7 @@ async fn change_to(
 }
 
 async fn try_and_apply(
-    control: &RefCell<Control>,
+    control: &RefCell<ControlPlane>,
     dir: &Path,
     text: String,
 ) -> Result<ReloadResult, Vec<Problem>> {
@@ -250,7 +250,7 @@ async fn try_and_apply(
 }
 
 /// Says what a configuration would change.
-pub(super) async fn plan(control: &RefCell<Control>, proposal: Proposal) -> CommandOutcome {
+pub(super) async fn plan(control: &RefCell<ControlPlane>, proposal: Proposal) -> CommandOutcome {
     let Proposal { text, dir } = proposal;
     let before = control.borrow().outside.tls.clone();
     let (config, outside) = match understand(&dir, text.clone(), before).await {
@@ -275,7 +275,7 @@ pub(super) async fn plan(control: &RefCell<Control>, proposal: Proposal) -> Comm
     let site = control.borrow().site();
     let compared = aside::briefly(move || {
         let keeps = plans::keeps(&site, &config, &outside);
-        let running = plans::Running {
+        let running = plans::RunningSessions {
             census: &census,
             keeps,
         };
@@ -288,7 +288,7 @@ pub(super) async fn plan(control: &RefCell<Control>, proposal: Proposal) -> Comm
 }
 
 /// The open sessions of all workers that are not too busy to say.
-async fn census(control: &RefCell<Control>) -> Census {
+async fn census(control: &RefCell<ControlPlane>) -> Census {
     let commands = control.borrow().worker_commands.clone();
     let mut census = Census::new();
     for worker in commands {
@@ -326,14 +326,14 @@ async fn understand(
 }
 
 /// What would be wrong with [`open_logs`].
-async fn check_logs(control: &RefCell<Control>, new: &Arc<Config>) -> Vec<Problem> {
+async fn check_logs(control: &RefCell<ControlPlane>, new: &Arc<Config>) -> Vec<Problem> {
     let (new, old) = (Arc::clone(new), Arc::clone(&control.borrow().config));
     let checked = aside::briefly(move || logs::check(&new, Some(&old))).await;
     checked.unwrap_or_else(|error| vec![keyless(error)])
 }
 
 /// What a new configuration has the logs written to, where that changes.
-async fn open_logs(control: &RefCell<Control>, new: &Config) -> Result<Outputs, Vec<Problem>> {
+async fn open_logs(control: &RefCell<ControlPlane>, new: &Config) -> Result<Outputs, Vec<Problem>> {
     let (new, old) = (new.clone(), Arc::clone(&control.borrow().config));
     let opened = aside::briefly(move || logs::open(&new, Some(&old))).await;
     opened.unwrap_or_else(|error| Err(vec![keyless(error)]))

@@ -9,11 +9,11 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pointsman_config::{self as config, Backend, Config, Problem, Target};
+use pointsman_config::{self as config, BackendConfig, Config, Problem, Target};
 use pointsman_contract::names::PluginName;
 use pointsman_contract::policy::Candidate;
 use pointsman_plugins::failure::Failure;
-use pointsman_plugins::generation::{Generation, Source};
+use pointsman_plugins::generation::{Generation, GenerationSource};
 use pointsman_plugins::limits::{AllLimits, FILE_MAX_BYTES};
 use pointsman_plugins::load::{self, LoadError};
 use pointsman_plugins::registry::{Loaded, Registry};
@@ -163,7 +163,8 @@ fn load_file(
     path: &Path,
 ) -> Result<(), String> {
     let bytes = read(path);
-    let loaded = bytes.and_then(|bytes| registry.load(name, bytes, Source::File(path.to_owned())));
+    let loaded =
+        bytes.and_then(|bytes| registry.load(name, bytes, GenerationSource::File(path.to_owned())));
     let tried = loaded.and_then(|loaded| match loaded {
         Loaded::Unchanged => Ok(()),
         Loaded::New(generation) => {
@@ -267,7 +268,7 @@ impl Trial {
             let mut candidates: Vec<_> = upstream.backends.iter().map(Candidate::from).collect();
             if candidates.is_empty() {
                 // They are found later, and a policy is never told of none.
-                let stand_in = Backend::at("127.0.0.1:1".to_owned());
+                let stand_in = BackendConfig::at("127.0.0.1:1".to_owned());
                 candidates.push(Candidate::from(&stand_in));
             }
             let all = self.states.iter().flat_map(|states| &states.policies);

@@ -21,13 +21,13 @@ use pointsman_traffic::upstream::fitness::{HealthState, Unfit};
 use pointsman_traffic::upstream::pool::{Backend, Pool};
 use tokio::time::Instant;
 
-use super::control::Control;
+use super::control::ControlPlane;
 use super::problems;
 use super::reload::{self, Cause};
 use crate::site::Site;
 
 /// The control plane, as the admin pages see it.
-pub(super) struct Pages(pub(super) Rc<RefCell<Control>>);
+pub(super) struct Pages(pub(super) Rc<RefCell<ControlPlane>>);
 
 impl View for Pages {
     fn readiness(&self) -> Readiness {

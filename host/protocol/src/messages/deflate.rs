@@ -239,14 +239,14 @@ pub struct Compressors(Rc<RefCell<Shared>>);
 
 struct Shared {
     max: usize,
-    slots: Vec<Slot>,
+    slots: Vec<CompressorSlot>,
     /// Deflaters so far, of which each has its number.
     n_deflaters: u64,
     /// Messages and ages so far: the clock by which a slot is the oldest.
     now: u64,
 }
 
-struct Slot {
+struct CompressorSlot {
     stream: Compress,
     window_bits: u8,
     /// 0: nobody.
@@ -285,7 +285,7 @@ impl Compressors {
 
 impl Shared {
     /// The window of this deflater, or an empty one that is its own from now on.
-    fn of(&mut self, owner: u64, window_bits: u8) -> &mut Slot {
+    fn of(&mut self, owner: u64, window_bits: u8) -> &mut CompressorSlot {
         self.now += 1;
         let place = match self.slots.iter().position(|slot| slot.owner == owner) {
             Some(own) => own,
@@ -298,13 +298,13 @@ impl Shared {
 
     fn empty(&mut self, window_bits: u8) -> usize {
         if self.slots.len() < self.max {
-            self.slots.push(Slot::new(window_bits));
+            self.slots.push(CompressorSlot::new(window_bits));
             return self.slots.len() - 1;
         }
         let oldest = self.oldest();
         match &mut self.slots[oldest] {
             slot if slot.window_bits == window_bits => slot.stream.reset(),
-            slot => *slot = Slot::new(window_bits),
+            slot => *slot = CompressorSlot::new(window_bits),
         }
         oldest
     }
@@ -316,7 +316,7 @@ impl Shared {
     }
 }
 
-impl Slot {
+impl CompressorSlot {
     fn new(window_bits: u8) -> Self {
         Self {
             stream: Compress::new_with_window_bits(Compression::fast(), false, window_bits),

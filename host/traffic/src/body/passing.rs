@@ -325,14 +325,14 @@ mod tests {
     type Piece = Result<Frame<Bytes>, BoxError>;
 
     /// An answer whose pieces the test sends, and what is said of its end.
-    struct Answer {
+    struct TestAnswer {
         passing: Arc<Passing>,
         pieces: mpsc::UnboundedSender<Piece>,
         body: Body,
         said: Arc<Mutex<Vec<String>>>,
     }
 
-    impl Answer {
+    impl TestAnswer {
         fn begun() -> Self {
             Self::of_length(None)
         }
@@ -385,7 +385,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_may_go_on_for_ever_and_may_not_stop() {
-        let mut answer = Answer::begun();
+        let mut answer = TestAnswer::begun();
         for _ in 0..10 {
             assert_eq!(answer.next(), "nothing yet");
             advance(MINUTE - Duration::from_secs(1)).await;
@@ -413,7 +413,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_waits_for_the_rest_of_its_request_as_long_as_that_comes() {
         const SECOND: Duration = Duration::from_secs(1);
-        let mut answer = Answer::begun();
+        let mut answer = TestAnswer::begun();
         assert_eq!(answer.next(), "nothing yet");
         advance(MINUTE - SECOND).await;
         answer.passing.came();
@@ -432,7 +432,7 @@ mod tests {
             "error: read timeout in the middle of the body"
         );
 
-        let mut answer = Answer::begun();
+        let mut answer = TestAnswer::begun();
         answer.passing.abort(Ender::Client);
         answer.pieces.send(Err("connection reset".into())).unwrap();
         assert_eq!(answer.next(), "error: connection reset");
@@ -441,28 +441,28 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_nobody_reads_to_its_end_is_the_clients_doing() {
-        let mut whole = Answer::begun();
+        let mut whole = TestAnswer::begun();
         whole.send("piece");
         assert_eq!(whole.next(), "piece");
-        let Answer { pieces, .. } = &mut whole;
+        let TestAnswer { pieces, .. } = &mut whole;
         drop(std::mem::replace(pieces, mpsc::unbounded_channel().0));
         assert_eq!(whole.next(), "the end");
         assert!(!whole.passing.is_answering());
         drop(whole.body);
         assert_eq!(*whole.said.lock().unwrap(), [""; 0]);
 
-        let mut whole_by_length = Answer::of_length(Some(5));
+        let mut whole_by_length = TestAnswer::of_length(Some(5));
         whole_by_length.send("piece");
         assert_eq!(whole_by_length.next(), "piece");
         drop(whole_by_length.body);
         assert_eq!(*whole_by_length.said.lock().unwrap(), [""; 0]);
 
-        let unread = Answer::begun();
+        let unread = TestAnswer::begun();
         drop(unread.body);
         assert_eq!(*unread.said.lock().unwrap(), [""; 0], "as for HEAD");
 
         let left = || {
-            let mut left = Answer::of_length(Some(6));
+            let mut left = TestAnswer::of_length(Some(6));
             left.send("piece");
             assert_eq!(left.next(), "piece");
             left

@@ -43,13 +43,13 @@ pub struct Penalties {
 
 #[derive(Debug, Default)]
 struct PenaltyTable {
-    clients: HashMap<IpAddr, Vec<Penalty>>,
+    clients: HashMap<IpAddr, Vec<PenaltyEntry>>,
     purged_at: Option<Instant>,
 }
 
 /// What one client has to wait for at one plugin.
 #[derive(Debug)]
-struct Penalty {
+struct PenaltyEntry {
     plugin: PluginName,
     generation: u64,
     n_failures: u32,
@@ -60,7 +60,7 @@ struct Penalty {
 
 /// When a handshake may go through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
+pub enum PenaltyTurn {
     /// The client is not penalized there.
     Free,
     /// Now, but it is penalized.
@@ -111,7 +111,7 @@ impl Penalties {
             penalties.remove(0);
         }
         let penalty = duration(n_failures);
-        penalties.push(Penalty {
+        penalties.push(PenaltyEntry {
             plugin: plugin.clone(),
             generation,
             n_failures,
@@ -131,11 +131,11 @@ impl Penalties {
         client: IpAddr,
         now: Instant,
         until: Instant,
-    ) -> Turn {
+    ) -> PenaltyTurn {
         let mut table = self.lock();
         table.purge(now);
         let turn = match table.find(plugin, generation, client, now) {
-            None => Turn::Free,
+            None => PenaltyTurn::Free,
             Some(penalty) => penalty.turn(now, until),
         };
         self.count(&table);
@@ -173,7 +173,7 @@ impl PenaltyTable {
         generation: u64,
         client: IpAddr,
         now: Instant,
-    ) -> Option<&mut Penalty> {
+    ) -> Option<&mut PenaltyEntry> {
         let penalties = self.clients.get_mut(&network(client))?;
         penalties.iter_mut().find(|penalty| {
             penalty.plugin == *plugin && penalty.generation == generation && !penalty.is_over(now)
@@ -194,7 +194,8 @@ impl PenaltyTable {
 
     /// Looks at all of them, which is little beside what the failure before it has cost.
     fn forget_oldest(&mut self) {
-        let last_failure = |penalties: &Vec<Penalty>| penalties.iter().map(|p| p.failed_at).max();
+        let last_failure =
+            |penalties: &Vec<PenaltyEntry>| penalties.iter().map(|p| p.failed_at).max();
         let oldest = self.clients.iter().min_by_key(|(_, p)| last_failure(p));
         if let Some(oldest) = oldest.map(|(client, _)| *client) {
             self.clients.remove(&oldest);
@@ -202,22 +203,22 @@ impl PenaltyTable {
     }
 }
 
-impl Penalty {
+impl PenaltyEntry {
     fn is_over(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.failed_at) >= MEMORY
     }
 
-    fn turn(&mut self, now: Instant, until: Instant) -> Turn {
+    fn turn(&mut self, now: Instant, until: Instant) -> PenaltyTurn {
         let at = self.next_at.max(now);
         if at > until {
-            return Turn::TooLate(at - now);
+            return PenaltyTurn::TooLate(at - now);
         }
         self.next_at = at + duration(self.n_failures) / SPACING_DIVISOR;
         if at == now {
-            return Turn::Now;
+            return PenaltyTurn::Now;
         }
         let n_failures = self.n_failures;
-        Turn::At(at, PenaltyTicket { n_failures })
+        PenaltyTurn::At(at, PenaltyTicket { n_failures })
     }
 }
 
@@ -250,7 +251,7 @@ mod tests {
             self.penalties.add(&plugin("chat"), 1, ip(CLIENT), now)
         }
 
-        fn ask(&self, client: &str, generation: u64, at: Duration) -> Turn {
+        fn ask(&self, client: &str, generation: u64, at: Duration) -> PenaltyTurn {
             let now = self.begun + at;
             let plugin = plugin("chat");
             self.penalties
@@ -260,9 +261,9 @@ mod tests {
         /// After what time a handshake may go through.
         fn wait(&self, at: Duration) -> Option<Duration> {
             match self.ask(CLIENT, 1, at) {
-                Turn::Free | Turn::Now => Some(Duration::ZERO),
-                Turn::At(then, _) => Some(then - (self.begun + at)),
-                Turn::TooLate(_) => None,
+                PenaltyTurn::Free | PenaltyTurn::Now => Some(Duration::ZERO),
+                PenaltyTurn::At(then, _) => Some(then - (self.begun + at)),
+                PenaltyTurn::TooLate(_) => None,
             }
         }
     }
@@ -282,12 +283,12 @@ mod tests {
         assert_eq!(site.fail(Duration::ZERO), 1000 * MS);
         assert!(!site.penalties.is_empty());
         assert_eq!(site.wait(100 * MS), Some(900 * MS));
-        assert_eq!(site.ask("192.0.2.2", 1, 100 * MS), Turn::Free);
+        assert_eq!(site.ask("192.0.2.2", 1, 100 * MS), PenaltyTurn::Free);
         assert_eq!(site.fail(2000 * MS), 2000 * MS);
         assert_eq!(site.wait(2000 * MS), Some(2000 * MS));
         assert_eq!(site.fail(5000 * MS), 4000 * MS);
         let late = site.ask(CLIENT, 1, 5500 * MS);
-        assert_eq!(late, Turn::TooLate(3500 * MS));
+        assert_eq!(late, PenaltyTurn::TooLate(3500 * MS));
         for _ in 0..100 {
             site.fail(6000 * MS);
         }
@@ -304,7 +305,7 @@ mod tests {
         assert_eq!(site.wait(MS), Some(1999 * MS));
         assert_eq!(site.wait(MS), None, "too many wait");
         // It goes on so while the failure is remembered.
-        assert_eq!(site.ask(CLIENT, 1, 10_000 * MS), Turn::Now);
+        assert_eq!(site.ask(CLIENT, 1, 10_000 * MS), PenaltyTurn::Now);
         assert_eq!(site.wait(10_000 * MS), Some(100 * MS));
     }
 
@@ -312,7 +313,7 @@ mod tests {
     fn a_failure_meanwhile_makes_those_that_wait_ask_again() {
         let site = PenaltySite::new();
         site.fail(Duration::ZERO);
-        let Turn::At(then, ticket) = site.ask(CLIENT, 1, MS) else {
+        let PenaltyTurn::At(then, ticket) = site.ask(CLIENT, 1, MS) else {
             panic!("it should wait")
         };
         let is_still = |at| {
@@ -329,7 +330,7 @@ mod tests {
         let site = PenaltySite::new();
         site.fail(Duration::ZERO);
         let later = MEMORY + MS;
-        assert_eq!(site.ask(CLIENT, 1, later), Turn::Free);
+        assert_eq!(site.ask(CLIENT, 1, later), PenaltyTurn::Free);
         assert!(site.penalties.is_empty());
         assert_eq!(site.fail(later), 1000 * MS);
     }
@@ -338,7 +339,7 @@ mod tests {
     fn a_new_generation_is_other_code() {
         let site = PenaltySite::new();
         site.fail(Duration::ZERO);
-        assert_eq!(site.ask(CLIENT, 2, MS), Turn::Free);
+        assert_eq!(site.ask(CLIENT, 2, MS), PenaltyTurn::Free);
         let (now, client) = (site.begun + MS, ip(CLIENT));
         let penalties = &site.penalties;
         assert_eq!(penalties.add(&plugin("chat"), 2, client, now), 1000 * MS);
@@ -360,7 +361,11 @@ mod tests {
             add(IpAddr::from(n.to_be_bytes()), MS);
         }
         assert_eq!(site.penalties.lock().clients.len(), CLIENTS_MAX);
-        assert_eq!(site.ask("2001:db8::3", 1, MS), Turn::Free, "the oldest");
+        assert_eq!(
+            site.ask("2001:db8::3", 1, MS),
+            PenaltyTurn::Free,
+            "the oldest"
+        );
         for n in 0..100 {
             let plugin = plugin(&format!("p{n}"));
             site.penalties.add(&plugin, 1, ip(CLIENT), site.begun + MS);

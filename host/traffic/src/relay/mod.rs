@@ -84,8 +84,8 @@ where
         Self {
             client,
             backend,
-            up: flow(Direction::Up),
-            down: flow(Direction::Down),
+            up: flow(RelayDirection::Up),
+            down: flow(RelayDirection::Down),
             end: None,
         }
     }
@@ -160,7 +160,8 @@ where
     /// nothing more can come from the other (RFC 6455 section 7.1.1).
     fn has_parted(&self) -> bool {
         let has_said_all = |flow: &Flow| flow.tracker.close().is_some() && flow.held.is_empty();
-        let has_ended = |flow: &Flow| matches!(flow.phase, Phase::Finishing | Phase::Done);
+        let has_ended =
+            |flow: &Flow| matches!(flow.phase, RelayPhase::Finishing | RelayPhase::Done);
         let (up, down) = (&self.up, &self.down);
         has_said_all(up) && has_said_all(down) && (has_ended(up) || has_ended(down))
     }
@@ -236,7 +237,7 @@ where
 /// One direction.
 #[derive(Debug)]
 struct Flow {
-    direction: Direction,
+    direction: RelayDirection,
     tracker: FrameTracker,
     bytes: u64,
     /// Read, and not yet taken by the destination. Empty, without memory, while all is well.
@@ -244,7 +245,7 @@ struct Flow {
     /// How much of `held` has been taken.
     taken: usize,
     injection: Option<Injection>,
-    phase: Phase,
+    phase: RelayPhase,
     /// The source has gone without a Close, or the destination takes no bytes.
     loss: Option<Loss>,
     /// The source has sent a message over the limit, and nobody was told yet.
@@ -257,13 +258,13 @@ struct Flow {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Direction {
+enum RelayDirection {
     Up,
     Down,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum RelayPhase {
     Open,
     Closing,
     Finishing,
@@ -294,7 +295,7 @@ enum Injection {
 }
 
 impl Flow {
-    fn new(direction: Direction, max_message_bytes: u64) -> Self {
+    fn new(direction: RelayDirection, max_message_bytes: u64) -> Self {
         Self {
             direction,
             tracker: FrameTracker::new(max_message_bytes),
@@ -302,7 +303,7 @@ impl Flow {
             held: Vec::new(),
             taken: 0,
             injection: None,
-            phase: Phase::Open,
+            phase: RelayPhase::Open,
             loss: None,
             is_too_big: false,
             is_answered: false,
@@ -335,28 +336,28 @@ impl Flow {
                 continue;
             }
             match self.phase {
-                Phase::Done => return Poll::Ready(()),
+                RelayPhase::Done => return Poll::Ready(()),
                 // Both sockets are about to be closed, which says it as well.
-                Phase::Finishing if self.is_answered && self.tracker.close().is_some() => {
-                    self.phase = Phase::Done;
+                RelayPhase::Finishing if self.is_answered && self.tracker.close().is_some() => {
+                    self.phase = RelayPhase::Done;
                 }
-                Phase::Finishing => {
+                RelayPhase::Finishing => {
                     // A failure says that the destination is gone already, which is as good.
                     let _ = ready!(Pin::new(&mut *destination).poll_shutdown(cx));
-                    self.phase = Phase::Done;
+                    self.phase = RelayPhase::Done;
                 }
                 // It has answered our Close and waits for the end, whatever the source does.
-                Phase::Closing if self.is_answered && !self.is_shut => {
+                RelayPhase::Closing if self.is_answered && !self.is_shut => {
                     let _ = ready!(Pin::new(&mut *destination).poll_shutdown(cx));
                     self.is_shut = true;
                 }
-                Phase::Open
+                RelayPhase::Open
                     if self.parking != Parking::No && self.tracker.is_between_messages() =>
                 {
                     self.parking = Parking::Stopped;
                     return Poll::Pending;
                 }
-                Phase::Closing | Phase::Open => {
+                RelayPhase::Closing | RelayPhase::Open => {
                     let room = match (self.parking, pipe) {
                         (Parking::No, None) => scratch.len(),
                         // A header read by itself lets its payload pass unseen.
@@ -382,7 +383,7 @@ impl Flow {
 
     /// Passes on a piece that was just read, straight from the scratch buffer if it can be.
     fn forward(&mut self, cx: &mut Context<'_>, destination: &mut impl Stream, chunk: &[u8]) {
-        if self.injection.is_some() || self.phase == Phase::Closing {
+        if self.injection.is_some() || self.phase == RelayPhase::Closing {
             return self.hold(chunk);
         }
         self.bytes += chunk.len() as u64;
@@ -402,7 +403,7 @@ impl Flow {
     /// Whether payload should go through the pipe: the frame under way is large, or the last one was,
     /// for a large message is seldom alone.
     fn is_streaming(&self) -> bool {
-        self.phase == Phase::Open
+        self.phase == RelayPhase::Open
             && self.injection.is_none()
             && self.tracker.frame_bytes() >= LARGE_BYTES
             && (self.tracker.skippable() > 0 || self.tracker.is_between_frames())
@@ -466,7 +467,7 @@ impl Flow {
     fn hold(&mut self, chunk: &[u8]) {
         self.bytes += chunk.len() as u64;
         let mut rest = chunk;
-        while self.phase == Phase::Open && !rest.is_empty() {
+        while self.phase == RelayPhase::Open && !rest.is_empty() {
             let Ok(n) = self.tracker.frame(rest) else {
                 return self.refuse(rest);
             };
@@ -499,7 +500,7 @@ impl Flow {
         if self.tracker.is_between_frames() {
             self.hold_close(close::GOING_AWAY);
         }
-        self.phase = Phase::Closing;
+        self.phase = RelayPhase::Closing;
         self.tracker.lift_limit();
         self.follow(rest);
     }
@@ -507,21 +508,21 @@ impl Flow {
     /// Follows input that passes on no more, for the Close that answers ours.
     fn follow(&mut self, chunk: &[u8]) {
         self.track(chunk);
-        if self.phase == Phase::Closing && self.tracker.close().is_some() {
-            self.phase = Phase::Finishing;
+        if self.phase == RelayPhase::Closing && self.tracker.close().is_some() {
+            self.phase = RelayPhase::Finishing;
         }
     }
 
     /// Puts in the frame that waits, if this is the end of a frame.
     fn put_in(&mut self) {
-        let is_due = self.phase == Phase::Open && self.tracker.is_between_frames();
+        let is_due = self.phase == RelayPhase::Open && self.tracker.is_between_frames();
         match self.injection {
             Some(Injection::Ping) if is_due => write_ping(self.key(), &mut self.held),
             Some(Injection::Close(code)) if is_due => {
                 self.hold_close(code);
-                self.phase = Phase::Closing;
+                self.phase = RelayPhase::Closing;
             }
-            Some(_) if self.phase == Phase::Open => return,
+            Some(_) if self.phase == RelayPhase::Open => return,
             Some(_) | None => {}
         }
         self.injection = None;
@@ -538,7 +539,7 @@ impl Flow {
     /// nothing follows (RFC 6455 section 5.5.1).
     fn inject(&mut self, injection: Injection) {
         let has_close = matches!(self.injection, Some(Injection::Close(..)));
-        if self.phase == Phase::Open && !has_close && self.tracker.close().is_none() {
+        if self.phase == RelayPhase::Open && !has_close && self.tracker.close().is_none() {
             self.injection = Some(injection);
             self.restart();
         }
@@ -562,30 +563,31 @@ impl Flow {
     }
 
     fn source_ended(&mut self) {
-        if self.tracker.close().is_none() && self.phase == Phase::Open {
-            let can_tell = self.direction == Direction::Down && self.tracker.is_between_frames();
+        if self.tracker.close().is_none() && self.phase == RelayPhase::Open {
+            let can_tell =
+                self.direction == RelayDirection::Down && self.tracker.is_between_frames();
             let code = can_tell.then_some(close::SERVICE_RESTART);
             if let Some(code) = code {
                 self.hold_close(code);
             }
             self.loss.get_or_insert(Loss::Source(code));
         }
-        self.phase = Phase::Finishing;
+        self.phase = RelayPhase::Finishing;
     }
 
     fn destination_lost(&mut self) {
         self.loss.get_or_insert(Loss::Destination);
         self.held = Vec::new();
         self.taken = 0;
-        self.phase = Phase::Done;
+        self.phase = RelayPhase::Done;
     }
 
     /// Once one of this direction's sides has closed or gone: which, with the code that went over
     /// the wire.
     fn end(&self) -> Option<RelayEnd> {
         let (source, destination) = match self.direction {
-            Direction::Up => (Ender::Client, Ender::Backend),
-            Direction::Down => (Ender::Backend, Ender::Client),
+            RelayDirection::Up => (Ender::Client, Ender::Backend),
+            RelayDirection::Down => (Ender::Backend, Ender::Client),
         };
         match (self.tracker.close(), self.loss) {
             (Some(code), _) | (None, Some(Loss::Source(code))) => {
@@ -607,8 +609,8 @@ impl Flow {
     /// For a frame of ours: a fresh key towards a backend (RFC 6455 section 5.3).
     fn key(&self) -> Option<MaskingKey> {
         match self.direction {
-            Direction::Up => Some(masking_key()),
-            Direction::Down => None,
+            RelayDirection::Up => Some(masking_key()),
+            RelayDirection::Down => None,
         }
     }
 
@@ -639,14 +641,14 @@ mod tests {
     const CLOSE_1000: &[u8] = b"\x88\x02\x03\xe8";
 
     /// A relay between two pipes that hold `capacity` bytes each, run in a task of its own.
-    struct Relayed {
+    struct TestRelay {
         client: DuplexStream,
         backend: DuplexStream,
         orders: tokio::sync::mpsc::UnboundedSender<Injection>,
         end: tokio::task::JoinHandle<(RelayEnd, Moved, Moved)>,
     }
 
-    fn relayed(capacity: usize, scratch_bytes: usize, max_message_bytes: u64) -> Relayed {
+    fn relayed(capacity: usize, scratch_bytes: usize, max_message_bytes: u64) -> TestRelay {
         let (client, relay_client) = duplex(capacity);
         let (backend, relay_backend) = duplex(capacity);
         let mut relay = Relay::new(relay_client, relay_backend, max_message_bytes);
@@ -665,7 +667,7 @@ mod tests {
             (end.await, relay.moved_up(), relay.moved_down())
         };
         let end = tokio::task::spawn_local(run);
-        Relayed {
+        TestRelay {
             client,
             backend,
             orders,
@@ -703,7 +705,7 @@ mod tests {
             (65536, 65536),
         ] {
             local(async {
-                let Relayed {
+                let TestRelay {
                     mut client,
                     mut backend,
                     end,
@@ -743,7 +745,7 @@ mod tests {
     #[tokio::test]
     async fn a_side_that_does_not_read_stops_the_other_from_being_read() {
         local(async {
-            let Relayed {
+            let TestRelay {
                 mut client,
                 mut backend,
                 ..
@@ -773,7 +775,7 @@ mod tests {
     #[tokio::test]
     async fn a_close_of_ours_waits_for_the_end_of_the_frame_and_of_the_session() {
         local(async {
-            let Relayed {
+            let TestRelay {
                 mut client,
                 mut backend,
                 orders,
@@ -810,7 +812,7 @@ mod tests {
     #[tokio::test]
     async fn the_first_end_of_stream_behind_a_closing_handshake_ends_both() {
         local(async {
-            let Relayed {
+            let TestRelay {
                 mut client,
                 mut backend,
                 end,
@@ -834,7 +836,7 @@ mod tests {
     #[tokio::test]
     async fn a_ping_of_ours_goes_between_frames() {
         local(async {
-            let Relayed {
+            let TestRelay {
                 mut client,
                 mut backend,
                 orders,
@@ -852,7 +854,7 @@ mod tests {
     #[tokio::test]
     async fn the_client_of_a_backend_that_vanishes_is_told() {
         local(async {
-            let Relayed {
+            let TestRelay {
                 mut client,
                 mut backend,
                 end,
@@ -877,7 +879,7 @@ mod tests {
     #[tokio::test]
     async fn a_backend_that_vanishes_within_a_frame_leaves_the_client_an_end_of_stream() {
         local(async {
-            let Relayed {
+            let TestRelay {
                 mut client,
                 mut backend,
                 end,
@@ -902,7 +904,7 @@ mod tests {
     async fn too_long_a_message_is_stopped_before_its_frame() {
         for split in 1..=MASKED_TEXT.len() {
             local(async {
-                let Relayed {
+                let TestRelay {
                     mut client,
                     mut backend,
                     end,

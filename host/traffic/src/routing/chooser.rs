@@ -317,7 +317,7 @@ mod tests {
     use std::rc::Rc;
 
     use pointsman_config::{self as config, Config};
-    use pointsman_contract::policy::Wants;
+    use pointsman_contract::policy::PolicyWants;
 
     use super::*;
 
@@ -327,11 +327,11 @@ mod tests {
         answers: Rc<RefCell<VecDeque<Decision>>>,
         candidates: Rc<RefCell<Vec<String>>>,
         weights: Rc<RefCell<Vec<String>>>,
-        wants: Wants,
+        wants: PolicyWants,
     }
 
     impl Policy for Scripted {
-        fn wants(&self) -> &Wants {
+        fn wants(&self) -> &PolicyWants {
             &self.wants
         }
 
@@ -478,7 +478,7 @@ mod tests {
             slow_start: Duration::from_secs(10),
             ..first.config.clone()
         };
-        let joined = ["a:1", "b:1"].map(|address| config::Backend::at(address.to_owned()));
+        let joined = ["a:1", "b:1"].map(|address| config::BackendConfig::at(address.to_owned()));
         let second = Pool::new(&Environment::System, config, &joined, None, Some(&first));
         let mut chosen = Chosen::new(&vec![Decision::Prefer(0); 3]);
         for (seconds, expected) in [
@@ -528,10 +528,10 @@ mod tests {
     fn the_policy_may_add_to_the_answer_of_the_backend_it_placed() {
         let pool = pool(THREE);
         let mut chosen = Chosen::new(&[Decision::Prefer(1)]);
-        chosen.policy.wants = Wants {
+        chosen.policy.wants = PolicyWants {
             placed: true,
             figures: true,
-            ..Wants::default()
+            ..PolicyWants::default()
         };
         chosen.plan(&pool);
         let added = chosen.chooser.placed(&pool.backends[1], &facts());

@@ -18,7 +18,7 @@ use pointsman_metrics::counters::WorkerCounters;
 use pointsman_protocol::messages::deflate::{Compressors, windows_in};
 use tokio::sync::Notify;
 
-use super::Control;
+use super::SessionControl;
 
 /// As large as the largest read that pays: at 64 KiB a system call's fixed cost is a few percent of
 /// the copy.
@@ -63,7 +63,7 @@ pub struct HeldByAll {
 #[derive(Debug)]
 pub(super) struct Held {
     buffers: Rc<Buffers>,
-    control: Rc<Control>,
+    control: Rc<SessionControl>,
 }
 
 /// Room for the window that one client may refer to; dropping it gives it back.
@@ -193,7 +193,7 @@ fn held(worker: &WorkerCounters) -> usize {
 
 impl Held {
     /// Nothing yet.
-    pub(super) fn new(buffers: Rc<Buffers>, control: &Rc<Control>) -> Self {
+    pub(super) fn new(buffers: Rc<Buffers>, control: &Rc<SessionControl>) -> Self {
         Self {
             buffers,
             control: Rc::clone(control),

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use pointsman_config::OnFailure;
 use pointsman_contract::failure::PluginError;
-use pointsman_contract::filter::{Direction, Filter, FilterSession, Interest, Verdict};
+use pointsman_contract::filter::{Direction, Filter, FilterInterest, FilterSession, FilterVerdict};
 use pointsman_contract::handler::Facts;
 use pointsman_contract::message::{CloseReason, Message, Received};
 use pointsman_contract::names::PluginName;
@@ -20,12 +20,12 @@ use super::ticks;
 #[derive(Debug)]
 pub struct Chain {
     links: Vec<Link>,
-    failures: Failures,
+    failures: FilterFailures,
 }
 
 /// What went wrong at the filters of one session.
 #[derive(Debug)]
-struct Failures {
+struct FilterFailures {
     on_failure: OnFailure,
     /// Until they are taken.
     all: Vec<PluginError>,
@@ -35,7 +35,7 @@ struct Failures {
 struct Link {
     /// None: it failed, and is passed by.
     session: Option<Box<dyn FilterSession>>,
-    interest: Interest,
+    interest: FilterInterest,
     inbox: Inbox,
     ticks: Option<Pin<Box<Interval>>>,
 }
@@ -73,7 +73,7 @@ impl Chain {
     ) -> (Self, Option<CloseReason>) {
         let mut chain = Self {
             links: Vec::with_capacity(filters.len()),
-            failures: Failures {
+            failures: FilterFailures {
                 on_failure,
                 all: Vec::new(),
             },
@@ -135,11 +135,13 @@ impl Chain {
             }
             let verdict = link.ask(&mut self.failures, |session| session.message(from, shown));
             match verdict {
-                Ok(None | Some(Verdict::Forward)) => {}
-                Ok(Some(Verdict::Replace(message))) => changed = Some(message),
-                Ok(Some(Verdict::Drop)) => return Passage::Dropped,
-                Ok(Some(Verdict::Answer(messages))) => return Passage::Answered(messages),
-                Ok(Some(Verdict::Close(reason))) | Err(reason) => return Passage::Closed(reason),
+                Ok(None | Some(FilterVerdict::Forward)) => {}
+                Ok(Some(FilterVerdict::Replace(message))) => changed = Some(message),
+                Ok(Some(FilterVerdict::Drop)) => return Passage::Dropped,
+                Ok(Some(FilterVerdict::Answer(messages))) => return Passage::Answered(messages),
+                Ok(Some(FilterVerdict::Close(reason))) | Err(reason) => {
+                    return Passage::Closed(reason);
+                }
             }
         }
         changed.map_or(Passage::Unchanged, Passage::Changed)
@@ -165,13 +167,20 @@ impl Chain {
                 && ticks.poll_tick(cx).is_ready()
             {
                 match link.ask(failures, |session| session.tick()) {
-                    Ok(Some(Verdict::Answer(messages))) => {
+                    Ok(Some(FilterVerdict::Answer(messages))) => {
                         return Poll::Ready(Aside::Send(messages));
                     }
-                    Ok(Some(Verdict::Close(reason))) | Err(reason) => {
+                    Ok(Some(FilterVerdict::Close(reason))) | Err(reason) => {
                         return Poll::Ready(Aside::Close(reason));
                     }
-                    Ok(None | Some(Verdict::Forward | Verdict::Replace(_) | Verdict::Drop)) => {}
+                    Ok(
+                        None
+                        | Some(
+                            FilterVerdict::Forward
+                            | FilterVerdict::Replace(_)
+                            | FilterVerdict::Drop,
+                        ),
+                    ) => {}
                 }
             }
         }
@@ -210,9 +219,9 @@ impl Link {
     /// None: it is passed by.
     fn ask(
         &mut self,
-        failures: &mut Failures,
-        call: impl FnOnce(&mut dyn FilterSession) -> Result<Verdict, PluginError>,
-    ) -> Result<Option<Verdict>, CloseReason> {
+        failures: &mut FilterFailures,
+        call: impl FnOnce(&mut dyn FilterSession) -> Result<FilterVerdict, PluginError>,
+    ) -> Result<Option<FilterVerdict>, CloseReason> {
         let Some(session) = self.session.as_deref_mut() else {
             return Ok(None);
         };
@@ -226,13 +235,17 @@ impl Link {
     }
 
     /// Its instance is dead.
-    fn lost(&mut self, plugin: &PluginName, failures: &mut Failures) -> Result<(), CloseReason> {
+    fn lost(
+        &mut self,
+        plugin: &PluginName,
+        failures: &mut FilterFailures,
+    ) -> Result<(), CloseReason> {
         self.session = None;
         failures.add(PluginError::instance_lost(plugin))
     }
 }
 
-impl Failures {
+impl FilterFailures {
     /// Whether the session goes on without the filter that has failed.
     fn add(&mut self, error: PluginError) -> Result<(), CloseReason> {
         self.all.push(error);

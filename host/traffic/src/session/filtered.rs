@@ -7,15 +7,15 @@
 //! from being read. Twice a second, while there is something to look at, it is looked whether messages
 //! come on and the client takes what it is sent.
 //!
-//! Each side is heard until it has closed or gone, and told things until it was told a Close:
+//! Each side has a state for what it sends and one for what it is sent:
 //!
 //! ```text
-//!   heard   Open ── their Close ─> Closed          told   Open ── a Close ──> Closed
-//!            ├── end of stream ──> Ended                   ├── mid-message ─> Closing ─> Closed
-//!            └── a violation ────> Refused ─> Ended        └── the other side ended ──> Shut
+//!   RecvState   Open ── their Close ─> Closed          SendState   Open ── a Close ──> Closed
+//!                ├── end of stream ──> Ended                        ├── mid-message ─> Closing ─> Closed
+//!                └── a violation ────> Refused ─> Ended             └── the other side ended ──> Shut
 //! ```
 //!
-//! The session is over when neither is heard any more and both have taken what they were told.
+//! The session is over when nothing more is read from either side and both have taken what they were sent.
 
 use std::pin::Pin;
 use std::rc::Rc;
@@ -37,9 +37,9 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::buffers::{Buffers, Held};
+use super::frame_writer::{FrameWriter, UNSENT_MAX_BYTES};
 use super::pace::Pace;
 use super::send_timeout::SendTimeout;
-use super::speaker::{Speaker, UNSENT_MAX_BYTES};
 use super::stats::SessionStats;
 use super::{Order, Registration};
 use crate::relay::stream::Stream as _;
@@ -63,7 +63,7 @@ pub struct Filtered {
     end: Option<(Ender, Option<u16>)>,
     is_cut: bool,
     send_timeout: SendTimeout,
-    owed: Option<Owed>,
+    deferred: Option<DeferredClose>,
 }
 
 /// What a session with filters reads one side by, and writes to it by.
@@ -94,17 +94,17 @@ struct Side {
     /// first.
     unread: Vec<u8>,
     pace: Pace,
-    speaker: Speaker,
+    writer: FrameWriter,
     /// Ours, waiting for the end of a message that passes to this side.
-    aside: Vec<u8>,
-    heard: Heard,
-    told: Told,
+    queued: Vec<u8>,
+    recv_state: RecvState,
+    send_state: SendState,
 }
 
 /// A Close for a side that has broken the protocol. What it said before may still be answered: so the
 /// other side is told first, and this goes out behind its Close, or `at_last`.
 #[derive(Debug)]
-struct Owed {
+struct DeferredClose {
     to: Direction,
     code: u16,
     reason: &'static str,
@@ -112,7 +112,7 @@ struct Owed {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Heard {
+enum RecvState {
     Open,
     /// It has broken the protocol: what it sends is not looked at any more.
     Refused,
@@ -121,9 +121,9 @@ enum Heard {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
+enum SendState {
     Open,
-    /// A Close waits in `aside`.
+    /// A Close waits in `queued`.
     Closing,
     Closed,
     /// Our half of the connection ends behind what is unsent.
@@ -156,7 +156,7 @@ impl Filtered {
             end: None,
             is_cut: false,
             send_timeout: SendTimeout::default(),
-            owed: None,
+            deferred: None,
         };
         if let Some(reason) = failed {
             session.close(Ender::Plugin, &reason);
@@ -186,7 +186,7 @@ impl Filtered {
     /// Says what is held, and whether it should be looked at before long.
     fn account(&mut self) {
         self.held.demand(self.n_held());
-        let is_sending = self.client.speaker.rest().is_some() || self.send_timeout.is_set();
+        let is_sending = self.client.writer.rest().is_some() || self.send_timeout.is_set();
         let is_under_way = [&self.client, &self.backend].map(Side::under_way) != [None, None];
         self.registration
             .control
@@ -214,12 +214,12 @@ impl Filtered {
             if client_takes && !self.backend.is_behind_by(0) {
                 has_moved |= self.poll_read(cx, Direction::FromBackend).is_ready();
             }
-            if self.client.told == Told::Open {
+            if self.client.send_state == SendState::Open {
                 let client_takes = client_takes && !self.client.is_behind_by(0);
                 has_moved |= self.poll_chain(cx, client_takes).is_ready();
             }
-            if let Some(owed) = &mut self.owed
-                && owed.at_last.as_mut().poll(cx).is_ready()
+            if let Some(deferred) = &mut self.deferred
+                && deferred.at_last.as_mut().poll(cx).is_ready()
             {
                 self.pay();
                 has_moved = true;
@@ -231,14 +231,14 @@ impl Filtered {
     }
 
     fn is_over(&self) -> bool {
-        let is_done = |side: &Side| matches!(side.heard, Heard::Closed | Heard::Ended);
+        let is_done = |side: &Side| matches!(side.recv_state, RecvState::Closed | RecvState::Ended);
         is_done(&self.client) && is_done(&self.backend)
     }
 
     /// Reads what there is, once.
     fn poll_read(&mut self, cx: &mut Context<'_>, from: Direction) -> Poll<()> {
         let (source, _) = sides(&mut self.client, &mut self.backend, from);
-        if matches!(source.heard, Heard::Closed | Heard::Ended) {
+        if matches!(source.recv_state, RecvState::Closed | RecvState::Ended) {
             return Poll::Pending;
         }
         if !source.unread.is_empty() {
@@ -255,7 +255,7 @@ impl Filtered {
         received.map(|received| match received.unwrap_or(0) {
             0 => self.ended(from),
             n => {
-                self.heard(from, n as u64);
+                self.note_received(from, n as u64);
                 self.take_in(from, &mut scratch[..n]);
             }
         })
@@ -264,13 +264,13 @@ impl Filtered {
     /// Looks after what should not last.
     fn look(&mut self) {
         let route = &self.registration.control.place.route;
-        let is_sending = self.client.speaker.rest().is_some();
+        let is_sending = self.client.writer.rest().is_some();
         self.send_timeout
             .follow(&self.client_stream, is_sending, route.send_timeout);
         let (now, allowed) = (Instant::now(), route.message_timeout);
         // While others have to take something first, a side is not heard.
         let is_heard = [
-            self.backend.speaker.rest().is_none() && !self.client.is_behind_by(0),
+            self.backend.writer.rest().is_none() && !self.client.is_behind_by(0),
             !is_sending && !self.backend.is_behind_by(0),
         ];
         let mut too_slow = None;
@@ -318,7 +318,7 @@ impl Filtered {
         self.refuse(from, violation);
     }
 
-    fn heard(&mut self, from: Direction, n: u64) {
+    fn note_received(&mut self, from: Direction, n: u64) {
         let control = &self.registration.control;
         match from {
             Direction::FromClient => {
@@ -343,7 +343,7 @@ impl Filtered {
         let n_input = input.len();
         loop {
             let (source, target) = sides(&mut self.client, &mut self.backend, from);
-            if source.heard != Heard::Open {
+            if source.recv_state != RecvState::Open {
                 return;
             }
             if source.is_behind_by(n_input) || target.is_behind_by(n_input) {
@@ -358,14 +358,14 @@ impl Filtered {
                 Ok(Some(Incoming::Text(text))) => Received::Text(text),
                 Ok(Some(Incoming::Binary(bytes))) => Received::Binary(bytes),
                 Ok(Some(Incoming::Ping(payload))) => {
-                    if target.told == Told::Open {
-                        target.speaker.ping(payload);
+                    if target.send_state == SendState::Open {
+                        target.writer.ping(payload);
                     }
                     continue;
                 }
                 Ok(Some(Incoming::Pong(payload))) => {
-                    if target.told == Told::Open {
-                        target.speaker.pong(payload);
+                    if target.send_state == SendState::Open {
+                        target.writer.pong(payload);
                     }
                     continue;
                 }
@@ -375,13 +375,13 @@ impl Filtered {
             if from == Direction::FromClient {
                 self.stats.messages_up(1);
             }
-            if target.told != Told::Open {
+            if target.send_state != SendState::Open {
                 continue;
             }
             match self.chain.pass(from, message) {
-                Passage::Unchanged => target.speaker.message(message),
+                Passage::Unchanged => target.writer.message(message),
                 Passage::Changed(message) => match message.as_received() {
-                    Some(message) => target.speaker.message(message),
+                    Some(message) => target.writer.message(message),
                     None => return self.close(Ender::Plugin, &CloseReason::plugin_failed()),
                 },
                 Passage::Dropped => continue,
@@ -408,15 +408,15 @@ impl Filtered {
         };
         let before = tracker.messages();
         let mut is_too_big = false;
-        while source.heard == Heard::Open && !input.is_empty() {
+        while source.recv_state == RecvState::Open && !input.is_empty() {
             let Ok(n) = tracker.frame(input) else {
                 is_too_big = true;
                 break;
             };
             let (passes, rest) = input.split_at(n);
             input = rest;
-            if matches!(target.told, Told::Open | Told::Closing) {
-                target.speaker.bytes(passes);
+            if matches!(target.send_state, SendState::Open | SendState::Closing) {
+                target.writer.bytes(passes);
             }
             if tracker.is_between_messages() {
                 target.put_aside_in();
@@ -442,9 +442,9 @@ impl Filtered {
             );
         }
         if let Some(code) = close {
-            source.heard = Heard::Closed;
-            if target.told == Told::Open {
-                target.told = Told::Closed;
+            source.recv_state = RecvState::Closed;
+            if target.send_state == SendState::Open {
+                target.send_state = SendState::Closed;
             }
             self.ends(ender(from), code);
         }
@@ -458,7 +458,7 @@ impl Filtered {
                 .poll_end(cx)
                 .map(|reason| self.close(Ender::Plugin, &reason));
         }
-        self.chain.poll_aside(cx).map(|aside| match aside {
+        self.chain.poll_aside(cx).map(|queued| match queued {
             Aside::Send(messages) => self.answer(Direction::FromClient, &messages),
             Aside::Close(reason) => self.close(Ender::Plugin, &reason),
         })
@@ -467,7 +467,7 @@ impl Filtered {
     /// Sends something of a filter's to the side that this direction comes from.
     fn answer(&mut self, to: Direction, messages: &[Message]) {
         let (side, feeding) = sides(&mut self.client, &mut self.backend, to);
-        if side.told != Told::Open {
+        if side.send_state != SendState::Open {
             return;
         }
         let at_once = feeding.reader.is_between_messages();
@@ -476,8 +476,8 @@ impl Filtered {
                 return self.close(Ender::Plugin, &CloseReason::plugin_failed());
             };
             match at_once {
-                true => side.speaker.message(message),
-                false => side.speaker.message_aside(message, &mut side.aside),
+                true => side.writer.message(message),
+                false => side.writer.queue_message(message, &mut side.queued),
             }
             if to == Direction::FromClient {
                 self.stats.messages_down(1);
@@ -490,9 +490,9 @@ impl Filtered {
             Order::Ping => {
                 for to in [Direction::FromClient, Direction::FromBackend] {
                     let (side, feeding) = sides(&mut self.client, &mut self.backend, to);
-                    match side.told == Told::Open {
-                        true if feeding.reader.is_between_messages() => side.speaker.ping(&[]),
-                        true => side.speaker.ping_aside(&mut side.aside),
+                    match side.send_state == SendState::Open {
+                        true if feeding.reader.is_between_messages() => side.writer.ping(&[]),
+                        true => side.writer.queue_ping(&mut side.queued),
                         false => {}
                     }
                 }
@@ -521,7 +521,7 @@ impl Filtered {
     /// A side has sent its Close, which the other is sent, too.
     fn closed(&mut self, from: Direction, reason: Option<CloseReason>) {
         let (source, _) = sides(&mut self.client, &mut self.backend, from);
-        source.heard = Heard::Closed;
+        source.recv_state = RecvState::Closed;
         let (code, reason) = match reason {
             Some(CloseReason { code, reason }) => (Some(code), reason),
             None => (None, String::new()),
@@ -534,21 +534,22 @@ impl Filtered {
     /// A side has broken the protocol.
     fn refuse(&mut self, from: Direction, Violation { code, reason }: Violation) {
         let (source, _) = sides(&mut self.client, &mut self.backend, from);
-        source.heard = Heard::Refused;
+        source.recv_state = RecvState::Refused;
         source.unread = Vec::new();
         if let Reader::Messages(decoder) = &mut source.reader {
             decoder.forget();
         }
         self.ends(ender(from), Some(code));
         self.tell_close(other(from), Some(close::GOING_AWAY), "");
-        self.owed = Some(Owed {
+        self.deferred = Some(DeferredClose {
             to: from,
             code,
             reason,
             at_last: Box::pin(sleep(OWED_MAX)),
         });
         let (_, target) = sides(&mut self.client, &mut self.backend, from);
-        let has_more = matches!(target.reader, Reader::Messages(_)) && target.heard == Heard::Open;
+        let has_more =
+            matches!(target.reader, Reader::Messages(_)) && target.recv_state == RecvState::Open;
         if !has_more {
             self.pay();
         }
@@ -556,31 +557,31 @@ impl Filtered {
 
     /// Tells a side that it has broken the protocol.
     fn pay(&mut self) {
-        if let Some(owed) = self.owed.take() {
-            self.tell_close(owed.to, Some(owed.code), owed.reason);
+        if let Some(deferred) = self.deferred.take() {
+            self.tell_close(deferred.to, Some(deferred.code), deferred.reason);
         }
     }
 
     /// A side's half of the connection is over, with or without a Close before it.
     fn ended(&mut self, from: Direction) {
         let (source, target) = sides(&mut self.client, &mut self.backend, from);
-        let was_open = source.heard == Heard::Open;
+        let was_open = source.recv_state == RecvState::Open;
         let can_be_told = source.reader.is_between_frames();
-        source.heard = Heard::Ended;
+        source.recv_state = RecvState::Ended;
         if !was_open {
             return;
         }
-        if self.owed.is_some() {
+        if self.deferred.is_some() {
             return self.pay();
         }
-        if from == Direction::FromBackend && can_be_told && target.told == Told::Open {
+        if from == Direction::FromBackend && can_be_told && target.send_state == SendState::Open {
             // There is nothing to wait for: what was under way will not be finished.
             source.reader.forget();
             self.ends(Ender::Backend, Some(close::SERVICE_RESTART));
             return self.tell_close(Direction::FromClient, Some(close::SERVICE_RESTART), "");
         }
-        if matches!(target.told, Told::Open | Told::Closing) {
-            target.told = Told::Shutting;
+        if matches!(target.send_state, SendState::Open | SendState::Closing) {
+            target.send_state = SendState::Shutting;
         }
         self.ends(ender(from), None);
     }
@@ -588,24 +589,24 @@ impl Filtered {
     /// A side takes nothing more.
     fn lost(&mut self, lost: Direction) {
         let (side, _) = sides(&mut self.client, &mut self.backend, lost);
-        side.speaker.forget();
-        side.aside = Vec::new();
-        side.told = Told::Shut;
+        side.writer.forget();
+        side.queued = Vec::new();
+        side.send_state = SendState::Shut;
         self.ended(lost);
     }
 
     /// Sends a side our Close, behind the message that passes to it.
     fn tell_close(&mut self, to: Direction, code: Option<u16>, reason: &str) {
         let (side, feeding) = sides(&mut self.client, &mut self.backend, to);
-        if side.told != Told::Open {
+        if side.send_state != SendState::Open {
             return;
         }
         if feeding.reader.is_between_messages() {
-            side.speaker.close(code, reason);
-            side.told = Told::Closed;
+            side.writer.close(code, reason);
+            side.send_state = SendState::Closed;
         } else {
-            side.speaker.close_aside(code, reason, &mut side.aside);
-            side.told = Told::Closing;
+            side.writer.queue_close(code, reason, &mut side.queued);
+            side.send_state = SendState::Closing;
         }
     }
 
@@ -618,14 +619,14 @@ impl Filtered {
     /// Writes what there is for the side that this direction goes to.
     fn poll_flush(&mut self, cx: &mut Context<'_>, direction: Direction) -> Poll<()> {
         let (_, target) = sides(&mut self.client, &mut self.backend, direction);
-        while let Some(bytes) = target.speaker.rest() {
+        while let Some(bytes) = target.writer.rest() {
             let sent = match direction {
                 Direction::FromClient => self.backend_stream.poll_send(cx, bytes),
                 Direction::FromBackend => self.client_stream.poll_send(cx, bytes),
             };
             match sent {
                 Poll::Ready(Ok(n)) => {
-                    target.speaker.took(n);
+                    target.writer.took(n);
                     if direction == Direction::FromBackend {
                         self.stats.bytes_down(n as u64);
                     }
@@ -642,13 +643,13 @@ impl Filtered {
                 Poll::Pending => return Poll::Pending,
             }
         }
-        let must_shut = match (target.told, target.heard) {
-            (Told::Shutting, _) => true,
+        let must_shut = match (target.send_state, target.recv_state) {
+            (SendState::Shutting, _) => true,
             // A reset, which is what a socket dropped with unread input becomes, could overtake our
             // Close.
-            (Told::Closed, Heard::Refused) => true,
+            (SendState::Closed, RecvState::Refused) => true,
             // It waits for the end, whatever the other side does.
-            (Told::Closed, Heard::Closed) => true,
+            (SendState::Closed, RecvState::Closed) => true,
             _ => false,
         };
         if must_shut {
@@ -659,7 +660,7 @@ impl Filtered {
             if shut.is_pending() {
                 return Poll::Pending;
             }
-            target.told = Told::Shut;
+            target.send_state = SendState::Shut;
         }
         Poll::Ready(())
     }
@@ -677,10 +678,10 @@ impl Side {
             reader,
             unread: early,
             pace: Pace::default(),
-            speaker: Speaker::new(encoder),
-            aside: Vec::new(),
-            heard: Heard::Open,
-            told: Told::Open,
+            writer: FrameWriter::new(encoder),
+            queued: Vec::new(),
+            recv_state: RecvState::Open,
+            send_state: SendState::Open,
         }
     }
 
@@ -695,12 +696,12 @@ impl Side {
 
     /// Memory for what it has not taken yet.
     fn n_sent(&self) -> usize {
-        self.speaker.n_held() + self.aside.capacity()
+        self.writer.n_held() + self.queued.capacity()
     }
 
-    /// More waits to be sent to it than should, and `allowed` bytes more, as [`Speaker::is_behind_by`].
+    /// More waits to be sent to it than should, and `allowed` bytes more, as [`FrameWriter::is_behind_by`].
     fn is_behind_by(&self, allowed: usize) -> bool {
-        self.speaker.is_behind_by(allowed) || self.aside.len() > UNSENT_MAX_BYTES + allowed
+        self.writer.is_behind_by(allowed) || self.queued.len() > UNSENT_MAX_BYTES + allowed
     }
 
     /// What it has begun to send, where that is assembled.
@@ -713,12 +714,12 @@ impl Side {
 
     /// A message has passed to this side: what waited for that may follow.
     fn put_aside_in(&mut self) {
-        if self.aside.is_empty() {
+        if self.queued.is_empty() {
             return;
         }
-        self.speaker.bytes(&std::mem::take(&mut self.aside));
-        if self.told == Told::Closing {
-            self.told = Told::Closed;
+        self.writer.bytes(&std::mem::take(&mut self.queued));
+        if self.send_state == SendState::Closing {
+            self.send_state = SendState::Closed;
         }
     }
 }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use pointsman_contract::failure::PluginError;
-use pointsman_contract::handler::{HandlerSession, Interest, Verdict};
+use pointsman_contract::handler::{HandlerInterest, HandlerSession, HandlerVerdict};
 use pointsman_contract::message::{CloseReason, Message, Received};
 use pointsman_contract::outbox::{Inbox, Outbound};
 use pointsman_contract::session::{EndReport, Ender};
@@ -32,9 +32,9 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Interval};
 
 use super::buffers::{Buffers, Held};
+use super::frame_writer::FrameWriter;
 use super::pace::Pace;
 use super::send_timeout::SendTimeout;
-use super::speaker::Speaker;
 use super::stats::SessionStats;
 use super::{Order, Registration};
 use crate::relay::stream::Stream as _;
@@ -49,23 +49,23 @@ pub struct Handled {
     unread: Vec<u8>,
     pace: Pace,
     send_timeout: SendTimeout,
-    speaker: Speaker,
+    writer: FrameWriter,
     /// None: it failed when the session was opened.
     handler: Option<Box<dyn HandlerSession>>,
     /// What went wrong at the handler, until it is taken.
     failure: Option<Box<PluginError>>,
-    interest: Interest,
+    interest: HandlerInterest,
     inbox: Inbox,
     ticks: Option<Pin<Box<Interval>>>,
     registration: Registration,
     stats: SessionStats,
     held: Held,
-    phase: Phase,
+    phase: HandledPhase,
     end: Option<(Ender, Option<u16>)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum HandledPhase {
     Open,
     Answered,
     Closing,
@@ -98,7 +98,7 @@ impl Handled {
         };
         let interest = handler
             .as_ref()
-            .map_or(Interest::NONE, |handler| handler.interest());
+            .map_or(HandlerInterest::NONE, |handler| handler.interest());
         let mut stats = SessionStats::new(counters);
         stats.bytes_up(early.len() as u64);
         let held = Held::new(buffers, &registration.control);
@@ -108,7 +108,7 @@ impl Handled {
             unread: early.to_vec(),
             pace: Pace::default(),
             send_timeout: SendTimeout::default(),
-            speaker: Speaker::new(encoder),
+            writer: FrameWriter::new(encoder),
             handler,
             failure,
             interest,
@@ -117,7 +117,7 @@ impl Handled {
             registration,
             stats,
             held,
-            phase: Phase::Open,
+            phase: HandledPhase::Open,
             end: None,
         };
         match session.failure {
@@ -154,7 +154,7 @@ impl Handled {
                 self.obey_order(order);
             }
             if self.poll_flush(cx).is_pending() {
-                if self.phase == Phase::Open
+                if self.phase == HandledPhase::Open
                     && let Poll::Ready(end) = self.inbox.poll_end(cx)
                 {
                     self.take(end);
@@ -162,14 +162,16 @@ impl Handled {
                 return Poll::Pending;
             }
             match self.phase {
-                Phase::Done => return Poll::Ready(()),
-                Phase::Answered => self.phase = Phase::Done,
-                Phase::Refusing => {
+                HandledPhase::Done => return Poll::Ready(()),
+                HandledPhase::Answered => self.phase = HandledPhase::Done,
+                HandledPhase::Refusing => {
                     // A failure says that the client is gone already, which is as good.
                     let _ = ready!(Pin::new(&mut self.stream).poll_shutdown(cx));
-                    self.phase = Phase::Discarding;
+                    self.phase = HandledPhase::Discarding;
                 }
-                Phase::Open | Phase::Closing | Phase::Discarding => ready!(self.poll_next(cx)),
+                HandledPhase::Open | HandledPhase::Closing | HandledPhase::Discarding => {
+                    ready!(self.poll_next(cx))
+                }
             }
         }
     }
@@ -178,13 +180,13 @@ impl Handled {
     fn account(&mut self) {
         self.held.demand(self.n_held());
         let is_under_way = self.decoder.under_way().is_some();
-        let is_sending = self.speaker.rest().is_some() || self.send_timeout.is_set();
+        let is_sending = self.writer.rest().is_some() || self.send_timeout.is_set();
         let control = &self.registration.control;
         control.want_looks(is_under_way || is_sending);
     }
 
     fn n_held(&self) -> usize {
-        self.speaker.n_held() + self.n_read()
+        self.writer.n_held() + self.n_read()
     }
 
     /// Memory for what the client has sent.
@@ -214,14 +216,14 @@ impl Handled {
             return Poll::Ready(());
         }
         drop(scratch);
-        if self.phase != Phase::Open {
+        if self.phase != HandledPhase::Open {
             return Poll::Pending;
         }
         if let Poll::Ready(first) = self.inbox.poll_next(cx) {
             self.take(first);
             // What waits goes out in one write.
-            while self.phase == Phase::Open
-                && !self.speaker.is_behind()
+            while self.phase == HandledPhase::Open
+                && !self.writer.is_behind()
                 && let Poll::Ready(next) = self.inbox.poll_next(cx)
             {
                 self.take(next);
@@ -246,14 +248,14 @@ impl Handled {
     /// of them waits until that is sent.
     fn read(&mut self, mut input: &mut [u8]) {
         let n_input = input.len();
-        while matches!(self.phase, Phase::Open | Phase::Closing) {
-            if self.speaker.is_behind_by(n_input) {
+        while matches!(self.phase, HandledPhase::Open | HandledPhase::Closing) {
+            if self.writer.is_behind_by(n_input) {
                 self.unread = input.to_vec();
                 return;
             }
             let Self {
                 decoder,
-                speaker,
+                writer,
                 handler,
                 interest,
                 ..
@@ -261,8 +263,8 @@ impl Handled {
             let (received, is_wanted) = match decoder.next(&mut input) {
                 Ok(None) => return,
                 Ok(Some(Incoming::Ping(payload))) => {
-                    if self.phase == Phase::Open {
-                        speaker.pong(payload);
+                    if self.phase == HandledPhase::Open {
+                        writer.pong(payload);
                     }
                     continue;
                 }
@@ -272,7 +274,7 @@ impl Handled {
                 Ok(Some(Incoming::Binary(bytes))) => (Received::Binary(bytes), interest.binary),
                 Err(violation) => return self.refuse(violation),
             };
-            if self.phase != Phase::Open {
+            if self.phase != HandledPhase::Open {
                 continue;
             }
             self.stats.messages_up(1);
@@ -283,8 +285,8 @@ impl Handled {
                 continue;
             };
             let verdict = handler.message(received);
-            if matches!(verdict, Ok(Verdict::Echo)) {
-                speaker.message(received);
+            if matches!(verdict, Ok(HandlerVerdict::Echo)) {
+                writer.message(received);
                 self.stats.messages_down(1);
             } else {
                 self.obey(verdict);
@@ -292,7 +294,10 @@ impl Handled {
         }
     }
 
-    fn ask(&mut self, call: impl FnOnce(&mut dyn HandlerSession) -> Result<Verdict, PluginError>) {
+    fn ask(
+        &mut self,
+        call: impl FnOnce(&mut dyn HandlerSession) -> Result<HandlerVerdict, PluginError>,
+    ) {
         let verdict = match self.handler.as_deref_mut() {
             Some(handler) => call(handler),
             None => return,
@@ -300,12 +305,14 @@ impl Handled {
         self.obey(verdict);
     }
 
-    fn obey(&mut self, verdict: Result<Verdict, PluginError>) {
+    fn obey(&mut self, verdict: Result<HandlerVerdict, PluginError>) {
         match verdict {
             // There is nothing to echo but a message, which `read` has sent.
-            Ok(Verdict::Ignore | Verdict::Echo) => {}
-            Ok(Verdict::Reply(messages)) => messages.iter().for_each(|message| self.send(message)),
-            Ok(Verdict::Close(reason)) => self.close(Ender::Plugin, reason),
+            Ok(HandlerVerdict::Ignore | HandlerVerdict::Echo) => {}
+            Ok(HandlerVerdict::Reply(messages)) => {
+                messages.iter().for_each(|message| self.send(message))
+            }
+            Ok(HandlerVerdict::Close(reason)) => self.close(Ender::Plugin, reason),
             Err(error) => self.fail(error),
         }
     }
@@ -316,20 +323,20 @@ impl Handled {
     }
 
     fn send(&mut self, message: &Message) {
-        if self.phase != Phase::Open {
+        if self.phase != HandledPhase::Open {
             return;
         }
         let Some(message) = message.as_received() else {
             return self.close(Ender::Plugin, CloseReason::plugin_failed());
         };
-        self.speaker.message(message);
+        self.writer.message(message);
         self.stats.messages_down(1);
     }
 
     fn obey_order(&mut self, order: Order) {
-        let is_open = self.phase == Phase::Open;
+        let is_open = self.phase == HandledPhase::Open;
         match order {
-            Order::Ping if is_open => self.speaker.ping(&[]),
+            Order::Ping if is_open => self.writer.ping(&[]),
             Order::Close(by, code) if is_open => self.close(
                 by,
                 CloseReason {
@@ -346,13 +353,13 @@ impl Handled {
 
     fn cut(&mut self, by: Ender) {
         self.ends(by, None);
-        self.speaker.forget();
-        self.phase = Phase::Done;
+        self.writer.forget();
+        self.phase = HandledPhase::Done;
     }
 
     /// Looks after what should not last.
     fn look(&mut self) {
-        let is_sending = self.speaker.rest().is_some();
+        let is_sending = self.writer.rest().is_some();
         let route = &self.registration.control.place.route;
         self.send_timeout
             .follow(&self.stream, is_sending, route.send_timeout);
@@ -368,7 +375,7 @@ impl Handled {
     /// Lets go of what is held. A client that does not take what it is sent cannot be told.
     fn shed(&mut self) {
         self.held.buffers().counters.ended_by(Limit::BufferedBytes);
-        match self.speaker.n_held() > self.n_read() {
+        match self.writer.n_held() > self.n_read() {
             true => self.cut(Ender::Host),
             false => self.give_up(Violation::NO_ROOM),
         }
@@ -376,28 +383,28 @@ impl Handled {
 
     /// The client has sent its Close: if it was the first, it is answered in kind.
     fn client_closed(&mut self, reason: Option<CloseReason>) {
-        if self.phase == Phase::Closing {
-            self.phase = Phase::Done;
+        if self.phase == HandledPhase::Closing {
+            self.phase = HandledPhase::Done;
             return;
         }
         let code = reason.map(|reason| reason.code);
         self.ends(Ender::Client, code);
-        self.speaker.close(code, "");
-        self.phase = Phase::Answered;
+        self.writer.close(code, "");
+        self.phase = HandledPhase::Answered;
     }
 
     /// The client's half of the connection is over.
     fn client_ended(&mut self) {
         self.ends(Ender::Client, None);
-        self.phase = Phase::Done;
+        self.phase = HandledPhase::Done;
     }
 
     /// Begins the closing handshake (RFC 6455 section 7.1.2).
     fn close(&mut self, by: Ender, CloseReason { code, reason }: CloseReason) {
-        if self.phase == Phase::Open {
+        if self.phase == HandledPhase::Open {
             self.ends(by, Some(code));
-            self.speaker.close(Some(code), &reason);
-            self.phase = Phase::Closing;
+            self.writer.close(Some(code), &reason);
+            self.phase = HandledPhase::Closing;
         }
     }
 
@@ -411,10 +418,10 @@ impl Handled {
         self.decoder.forget();
         self.unread = Vec::new();
         self.ends(Ender::Client, Some(code));
-        if self.phase == Phase::Open {
-            self.speaker.close(Some(code), reason);
+        if self.phase == HandledPhase::Open {
+            self.writer.close(Some(code), reason);
         }
-        self.phase = Phase::Refusing;
+        self.phase = HandledPhase::Refusing;
     }
 
     /// The first to end it names the end; the rest should not take long.
@@ -425,19 +432,19 @@ impl Handled {
 
     /// Writes what there is. Not ready: the client takes no more, and is heard no more.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while let Some(bytes) = self.speaker.rest() {
+        while let Some(bytes) = self.writer.rest() {
             match ready!(self.stream.poll_send(cx, bytes)) {
                 Ok(n) => {
                     self.stats.bytes_down(n as u64);
                     self.registration.control.backend_heard();
-                    self.speaker.took(n);
+                    self.writer.took(n);
                 }
                 Err(error) => {
                     if self.send_timeout.has_ended(&error) {
                         self.held.buffers().counters.ended_by(Limit::SendTimeout);
                         self.ends(Ender::Host, None);
                     }
-                    self.speaker.forget();
+                    self.writer.forget();
                     self.client_ended();
                 }
             }

@@ -1,7 +1,7 @@
 //! One live WebSocket, from the 101 to the close: what is known of it, its end, and the registry of
 //! all sessions of a worker.
 //!
-//! A session is one task that owns its streams. The registry holds a [`Control`] of each, by which
+//! A session is one task that owns its streams. The registry holds a [`SessionControl`] of each, by which
 //! the worker's sweep and drain tell it what to do; it never touches a session's streams.
 //! [`relayed`] runs the sessions at a backend, [`filtered`] those of them that plugins look at, and
 //! [`handled`] those that end at a plugin.
@@ -9,11 +9,11 @@
 pub mod buffers;
 pub mod chain;
 pub mod filtered;
+mod frame_writer;
 pub mod handled;
 mod pace;
 pub mod relayed;
 mod send_timeout;
-mod speaker;
 mod stats;
 
 use std::cell::{Cell, RefCell};
@@ -67,14 +67,14 @@ pub enum Order {
 /// The sessions of one worker.
 #[derive(Debug, Default)]
 pub struct Sessions {
-    open: RefCell<BTreeMap<SessionId, Rc<Control>>>,
+    open: RefCell<BTreeMap<SessionId, Rc<SessionControl>>>,
     /// Sweeps since the start: the clock of all sessions, so that moving bytes asks for no time.
     now: Rc<Cell<u32>>,
 }
 
 /// What the registry and a session share.
 #[derive(Debug)]
-pub struct Control {
+pub struct SessionControl {
     /// Where it runs.
     pub place: Place,
     now: Rc<Cell<u32>>,
@@ -103,13 +103,13 @@ pub struct Registration {
     /// Names the session.
     pub id: SessionId,
     /// What the registry knows of it.
-    pub control: Rc<Control>,
+    pub control: Rc<SessionControl>,
 }
 
 impl Sessions {
     /// Takes a session in.
     pub fn register(self: &Rc<Self>, id: SessionId, place: Place) -> Registration {
-        let control = Rc::new(Control {
+        let control = Rc::new(SessionControl {
             place,
             now: Rc::clone(&self.now),
             client_heard_at: Cell::new(self.now.get()),
@@ -141,7 +141,7 @@ impl Sessions {
     }
 
     /// Those open now, the oldest first.
-    pub fn all(&self) -> Vec<Rc<Control>> {
+    pub fn all(&self) -> Vec<Rc<SessionControl>> {
         self.open.borrow().values().cloned().collect()
     }
 
@@ -196,7 +196,7 @@ impl Sessions {
     }
 }
 
-impl Control {
+impl SessionControl {
     /// Gives an order. A later one takes the place of one that was not taken yet, unless that was
     /// to end at once, or this one is only to look.
     pub fn tell(&self, order: Order) {

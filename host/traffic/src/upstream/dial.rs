@@ -43,7 +43,7 @@ pub struct Deadlines {
 
 /// What a backend said to an upgrade.
 #[derive(Debug)]
-pub enum Answer {
+pub enum UpgradeAnswer {
     /// A checked 101.
     Upgraded {
         /// Positioned behind the head.
@@ -113,7 +113,7 @@ pub async fn upgrade(
     head: request::Parts,
     asked: &Upgrade,
     deadlines: Deadlines,
-) -> Result<Answer, DialError> {
+) -> Result<UpgradeAnswer, DialError> {
     let stream = connect(to, deadlines.connect).await?;
     let exchange = exchange(stream, head);
     let exchanged = timeout(deadlines.response, exchange).await;
@@ -126,7 +126,7 @@ pub async fn upgrade(
             body,
         }
         .boxed_unsync();
-        return Ok(Answer::Refused(Response::from_parts(head, body)));
+        return Ok(UpgradeAnswer::Refused(Response::from_parts(head, body)));
     }
     if !is_over {
         poll_fn(|cx| connection.poll_without_shutdown(cx))
@@ -138,7 +138,7 @@ pub async fn upgrade(
     }
     check_answer(asked, &head.headers).map_err(DialError::BadHandshake)?;
     let parts = connection.into_parts();
-    Ok(Answer::Upgraded {
+    Ok(UpgradeAnswer::Upgraded {
         stream: parts.io.into_inner(),
         early: parts.read_buf,
         head,

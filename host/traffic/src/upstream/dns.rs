@@ -11,7 +11,7 @@ use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::rdata::SRV;
 use hickory_resolver::proto::rr::{RData, RecordType};
-use pointsman_config::{Backend, Dns};
+use pointsman_config::{BackendConfig, Dns};
 
 /// The largest weight of a backend; those of SRV records go up to 65,535.
 const MAX_WEIGHT: u16 = 1000;
@@ -20,7 +20,7 @@ const MAX_WEIGHT: u16 = 1000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DnsAnswer {
     /// In order of their addresses; never empty.
-    pub backends: Vec<Backend>,
+    pub backends: Vec<BackendConfig>,
     /// How long it may be believed (the shortest TTL).
     pub valid_for: Duration,
 }
@@ -83,10 +83,10 @@ pub async fn ask(resolver: &TokioResolver, dns: &Dns) -> Result<DnsAnswer, Strin
     // The same address twice: the one that is used first counts.
     found.sort_by_key(|&(address, _, is_backup)| (address, is_backup));
     found.dedup_by_key(|(address, ..)| *address);
-    let backend = |(address, weight, is_backup): (SocketAddr, u32, bool)| Backend {
+    let backend = |(address, weight, is_backup): (SocketAddr, u32, bool)| BackendConfig {
         weight,
         is_backup,
-        ..Backend::at(address.to_string())
+        ..BackendConfig::at(address.to_string())
     };
     match found.is_empty() {
         true => Err(format!("{} has no address", dns.name)),

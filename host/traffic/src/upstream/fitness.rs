@@ -67,7 +67,7 @@ pub enum HealthState {
 
 /// A change of what probes say.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Turn {
+pub enum HealthChange {
     /// It answers again, or for the first time.
     Up,
     /// It does not answer any more, and why.
@@ -171,7 +171,7 @@ impl Fitness {
 
     /// A probe has ended. The first one decides at once; after that it takes `rise` or `fall` in a
     /// row.
-    pub fn probed(&self, result: Result<(), String>, rise: u32, fall: u32) -> Option<Turn> {
+    pub fn probed(&self, result: Result<(), String>, rise: u32, fall: u32) -> Option<HealthChange> {
         let mut details = self.details();
         let failed = result.is_err();
         if details.last_probe_failed != failed {
@@ -191,7 +191,7 @@ impl Fitness {
                     self.back_since.store(self.stamp(now), Relaxed);
                 }
                 self.health.store(HealthState::Up as u8, Relaxed);
-                Some(Turn::Up)
+                Some(HealthChange::Up)
             }
             (HealthState::Down, Err(reason)) => {
                 details.down_for = Some(reason);
@@ -201,7 +201,7 @@ impl Fitness {
                 details.down_for = Some(reason.clone());
                 details.down_since = Some(self.environment.system_time());
                 self.health.store(HealthState::Down as u8, Relaxed);
-                Some(Turn::Down(reason))
+                Some(HealthChange::Down(reason))
             }
             _ => None,
         }
@@ -287,16 +287,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_first_probe_decides_and_then_it_takes_several_in_a_row() {
         let fitness = Fitness::new(&Environment::System);
-        assert_eq!(fitness.probed(Ok(()), 2, 3), Some(Turn::Up));
+        assert_eq!(fitness.probed(Ok(()), 2, 3), Some(HealthChange::Up));
         let mut turns = Vec::new();
         let bad = |n: usize| vec![fails(); n];
         let good = |n: usize| vec![Ok(()); n];
         for result in [bad(2), good(1), bad(3), good(1), bad(1), good(2)].concat() {
             turns.push(fitness.probed(result, 2, 3));
         }
-        let down = Some(Turn::Down("no answer".to_owned()));
+        let down = Some(HealthChange::Down("no answer".to_owned()));
         let mut expected = vec![None; 10];
-        (expected[5], expected[9]) = (down, Some(Turn::Up));
+        (expected[5], expected[9]) = (down, Some(HealthChange::Up));
         assert_eq!(turns, expected);
         let unlucky = Fitness::new(&Environment::System);
         assert_eq!(unlucky.unfit_since(Instant::now()), None);

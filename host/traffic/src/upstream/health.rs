@@ -19,8 +19,8 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-use super::dial::{self, Answer, Deadlines, Destination, DialError};
-use super::fitness::Turn;
+use super::dial::{self, Deadlines, Destination, DialError, UpgradeAnswer};
+use super::fitness::HealthChange;
 use super::pool::Backend;
 use super::tls::Tls;
 
@@ -44,8 +44,10 @@ pub async fn watch(upstream: String, backend: Arc<Backend>, tls: Option<Arc<Tls>
         .await;
         let backend_name = backend.address();
         match backend.probed(result, &health) {
-            Some(Turn::Up) => tracing::info!(upstream, backend = backend_name, "backend is up"),
-            Some(Turn::Down(reason)) => {
+            Some(HealthChange::Up) => {
+                tracing::info!(upstream, backend = backend_name, "backend is up")
+            }
+            Some(HealthChange::Down(reason)) => {
                 tracing::warn!(upstream, backend = backend_name, reason, "backend is down");
             }
             None => {}
@@ -106,8 +108,8 @@ async fn websocket(to: Destination<'_>, path: &str, deadline: Duration) -> Resul
     };
     let answer = dial::upgrade(to, dial::upgrade_request(head), &asked, deadlines).await;
     let (stream, early) = match answer.map_err(|error| error.to_string())? {
-        Answer::Upgraded { stream, early, .. } => (stream, early),
-        Answer::Refused(response) => {
+        UpgradeAnswer::Upgraded { stream, early, .. } => (stream, early),
+        UpgradeAnswer::Refused(response) => {
             return Err(format!("it answered {}", response.status()));
         }
     };

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::budget::RetryBudget;
 use super::dial::Destination;
-use super::fitness::{Fitness, Turn};
+use super::fitness::{Fitness, HealthChange};
 use super::queue::Queue;
 use super::tls::Tls;
 use crate::environment::Environment;
@@ -53,7 +53,7 @@ struct PoolShared {
 #[derive(Debug)]
 pub struct Backend {
     /// What the operator wrote, or discovery found.
-    pub config: config::Backend,
+    pub config: config::BackendConfig,
     state: Arc<State>,
 }
 
@@ -61,7 +61,7 @@ pub struct Backend {
 #[derive(Debug)]
 struct State {
     environment: Environment,
-    figures: Figures,
+    figures: LiveFigures,
     fitness: Fitness,
     trouble: Trouble,
     upstream: UpstreamName,
@@ -86,7 +86,7 @@ struct Seldom {
 
 /// Written by all workers at the pace of handshakes, never of bytes.
 #[derive(Debug)]
-struct Figures {
+struct LiveFigures {
     environment: Environment,
     born: Instant,
     active: AtomicU32,
@@ -139,7 +139,7 @@ impl Pool {
     pub fn new(
         environment: &Environment,
         config: config::Upstream,
-        backends: &[config::Backend],
+        backends: &[config::BackendConfig],
         tls: Option<Arc<Tls>>,
         before: Option<&Self>,
     ) -> Self {
@@ -158,7 +158,7 @@ impl Pool {
             None => Fitness::new(environment),
         };
         let upstream = &config.name;
-        let backend = |config: &config::Backend| match known.get(config.address.as_str()) {
+        let backend = |config: &config::BackendConfig| match known.get(config.address.as_str()) {
             Some(&same) if same.config == *config => Arc::clone(same),
             Some(other) => Arc::new(Backend {
                 config: config.clone(),
@@ -168,7 +168,7 @@ impl Pool {
                 config: config.clone(),
                 state: Arc::new(State {
                     environment: environment.clone(),
-                    figures: Figures::new(environment),
+                    figures: LiveFigures::new(environment),
                     fitness: fitness(),
                     trouble: Trouble::new(environment),
                     upstream: upstream.clone(),
@@ -190,7 +190,7 @@ impl Pool {
     pub fn is_same(
         &self,
         config: &config::Upstream,
-        backends: &[config::Backend],
+        backends: &[config::BackendConfig],
         tls: Option<&Arc<Tls>>,
     ) -> bool {
         self.config == *config
@@ -264,13 +264,13 @@ impl Pool {
     /// See [`NoBackend`].
     pub fn tier(&self, now: Instant) -> Result<Tier, NoBackend> {
         #[derive(Default)]
-        struct Count {
+        struct TierCount {
             all: usize,
             with_room: usize,
             fit: usize,
             fit_with_room: usize,
         }
-        let (mut primaries, mut backups) = (Count::default(), Count::default());
+        let (mut primaries, mut backups) = (TierCount::default(), TierCount::default());
         for backend in self.backends.iter().filter(|b| !b.config.is_draining) {
             let count = match backend.config.is_backup {
                 true => &mut backups,
@@ -421,9 +421,13 @@ impl Backend {
     }
 
     /// A probe of it has ended.
-    pub fn probed(&self, result: Result<(), String>, health: &config::Health) -> Option<Turn> {
+    pub fn probed(
+        &self,
+        result: Result<(), String>,
+        health: &config::Health,
+    ) -> Option<HealthChange> {
         let turn = self.state.fitness.probed(result, health.rise, health.fall);
-        if turn == Some(Turn::Up) {
+        if turn == Some(HealthChange::Up) {
             self.state.queue.wake_all();
         }
         turn
@@ -435,13 +439,13 @@ impl Backend {
 
     /// Counts a dial, until the guard is dropped or the backend has answered. None: it has its
     /// `max_sessions`.
-    pub fn dialling(self: &Arc<Self>) -> Option<Pending> {
+    pub fn dialling(self: &Arc<Self>) -> Option<PendingDial> {
         let figures = &self.state.figures;
         let max = self.config.max_sessions.unwrap_or(u32::MAX);
         let take = |taken: u32| (taken < max).then_some(taken + 1);
         figures.taken.fetch_update(Relaxed, Relaxed, take).ok()?;
         figures.pending.fetch_add(1, Relaxed);
-        Some(Pending {
+        Some(PendingDial {
             slot: BackendSlot {
                 backend: Arc::clone(self),
                 is_active: false,
@@ -464,7 +468,7 @@ impl Backend {
 
 /// A dial under way.
 #[derive(Debug)]
-pub struct Pending {
+pub struct PendingDial {
     slot: BackendSlot,
     begun: Instant,
 }
@@ -482,7 +486,7 @@ struct BackendSlot {
     is_active: bool,
 }
 
-impl Pending {
+impl PendingDial {
     /// Which is dialled.
     pub fn backend(&self) -> &Arc<Backend> {
         &self.slot.backend
@@ -575,7 +579,7 @@ impl Seldom {
     }
 }
 
-impl Figures {
+impl LiveFigures {
     fn new(environment: &Environment) -> Self {
         Self {
             environment: environment.clone(),

@@ -8,14 +8,14 @@ pub(super) const UNSENT_MAX_BYTES: usize = 64 * 1024;
 
 /// Says things to one far end.
 #[derive(Debug)]
-pub(super) struct Speaker {
+pub(super) struct FrameWriter {
     encoder: Encoder,
     /// Empty, without memory, while the far end takes what it is sent.
     unsent: Vec<u8>,
     sent: usize,
 }
 
-impl Speaker {
+impl FrameWriter {
     pub(super) fn new(encoder: Encoder) -> Self {
         Self {
             encoder,
@@ -29,7 +29,7 @@ impl Speaker {
     }
 
     /// A message that waits elsewhere for its turn.
-    pub(super) fn message_aside(&mut self, message: Received<'_>, aside: &mut Vec<u8>) {
+    pub(super) fn queue_message(&mut self, message: Received<'_>, aside: &mut Vec<u8>) {
         self.encoder.message(message, aside);
     }
 
@@ -54,12 +54,12 @@ impl Speaker {
     }
 
     /// A Ping that waits elsewhere for its turn.
-    pub(super) fn ping_aside(&self, aside: &mut Vec<u8>) {
+    pub(super) fn queue_ping(&self, aside: &mut Vec<u8>) {
         self.encoder.ping(&[], aside);
     }
 
     /// A Close that waits elsewhere for its turn.
-    pub(super) fn close_aside(&self, code: Option<u16>, reason: &str, aside: &mut Vec<u8>) {
+    pub(super) fn queue_close(&self, code: Option<u16>, reason: &str, aside: &mut Vec<u8>) {
         self.encoder.close(code, reason, aside);
     }
 
