@@ -27,6 +27,17 @@ pub enum Reply {
     SayInPieces(Vec<String>, Duration),
     /// Read so many bytes, then write this, and read on.
     SayWhenRead(usize, String),
+    /// Write `first`, read so many bytes, write `last`, and end the connection: in order, or by a reset.
+    EndWhenRead {
+        /// Written at once.
+        first: String,
+        /// How many bytes are read then.
+        n: usize,
+        /// Written before the end.
+        last: Vec<u8>,
+        /// Whether the end is a reset.
+        by_reset: bool,
+    },
     /// Write this, and close the connection.
     SayAndHangUp(String),
     /// Close the connection with nothing said.
@@ -156,12 +167,25 @@ async fn connection(mut stream: TcpStream, script: Arc<Script>, heads: Arc<Mutex
             return;
         }
     }
+    if let Reply::EndWhenRead { first, n, .. } = &reply {
+        let mut room = vec![0; *n];
+        if stream.write_all(first.as_bytes()).await.is_err()
+            || stream.read_exact(&mut room).await.is_err()
+        {
+            return;
+        }
+    }
+    if let Reply::EndWhenRead { by_reset: true, .. } = &reply {
+        // What ends a connection then is a reset, as when a machine has gone or a process has left input unread.
+        stream.set_zero_linger().expect("it is a socket");
+    }
     let (bytes, reads_on) = match reply {
         Reply::Say(text) | Reply::SayLate(_, text) | Reply::SayWhenRead(_, text) => {
             (text.into_bytes(), true)
         }
         Reply::SayBytes(bytes) => (bytes, true),
         Reply::SayAndHangUp(text) => (text.into_bytes(), false),
+        Reply::EndWhenRead { last, .. } => (last, false),
         Reply::HangUp => (Vec::new(), false),
         Reply::SayInPieces(..) | Reply::Nothing => (Vec::new(), true),
     };

@@ -2,6 +2,7 @@
 //! it, `cargo xtask test` makes it and runs these. `harness/` is what they are told with.
 
 mod admin;
+mod backend_loss;
 mod backends;
 mod backends_file;
 mod bystanders;

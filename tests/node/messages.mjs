@@ -299,8 +299,7 @@ async function ends (way) {
     await thereAndBack({ client, backend }, 'text', Buffer.from('here'))
     backend.socket.terminate()
     await backend.closes(1006)
-    // Between two messages, the balancer has the chance to say what has happened: come again.
-    await client.closes(1012)
+    await client.closes(1006)
   }
   // Nothing is left of them.
   await counted(way)

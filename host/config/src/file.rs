@@ -19,8 +19,8 @@ use super::nearest::nearest;
 use super::reader::{self, BYTES, MAX_TIMEOUT_MS, MILLISECONDS, Section, Taken};
 use super::{
     AccessLogTarget, Admin, Config, ErrorLogSettings, HostPattern, HttpLimitsConfig, Isolation,
-    Listener, LogFormat, OnFailure, Overload, PathPattern, PluginSettings, Plugins, Problem, Route,
-    Target, UpstreamName, upstream,
+    Listener, LogFormat, OnBackendLoss, OnFailure, Overload, PathPattern, PluginSettings, Plugins,
+    Problem, Route, Target, UpstreamName, upstream,
 };
 
 const TOKEN: &str = "a token of at least 16 visible ASCII characters";
@@ -38,6 +38,10 @@ const SLOW_CONSUMER: &[(&str, SlowConsumer)] = &[
 ];
 const ON_FAILURE: &[(&str, OnFailure)] =
     &[("close", OnFailure::Close), ("bypass", OnFailure::Bypass)];
+const ON_BACKEND_LOSS: &[(&str, OnBackendLoss)] = &[
+    ("abort", OnBackendLoss::Abort),
+    ("close", OnBackendLoss::Close),
+];
 const FILTER: &str =
     "a plugin's name: a lower-case letter, then at most 63 letters, digits, '_' or '-'";
 const MAX_SESSIONS_PER_INSTANCE: usize = 65_536;
@@ -372,6 +376,9 @@ pub(super) fn route_to(
     Some(Route {
         filters: filters(s, target.as_ref()),
         on_failure: s.word("on_failure", ON_FAILURE).unwrap_or_default(),
+        on_backend_loss: s
+            .word("on_backend_loss", ON_BACKEND_LOSS)
+            .unwrap_or_default(),
         host,
         origins: s.texts("origins", ORIGIN, names::origin),
         idle_timeout: s.secs("idle_timeout_secs", 1..=MAX_IDLE_SECS, 3600),
@@ -540,6 +547,7 @@ case_sensitive = false
 upstream = "app"
 filters = ["rate_limit", "tap"]
 on_failure = "bypass"
+on_backend_loss = "close"
 origins = ["https://app.example.org"]
 idle_timeout_secs = 3600
 ping_interval_secs = 20
@@ -742,6 +750,7 @@ handler = 'echo'
                     target: Target::Upstream(upstream_name("app")),
                     filters: vec![plugin_name("rate_limit"), plugin_name("tap")],
                     on_failure: OnFailure::Bypass,
+                    on_backend_loss: OnBackendLoss::Close,
                     origins: vec!["https://app.example.org".to_owned()],
                     idle_timeout: Duration::from_secs(3600),
                     ping_interval: Some(Duration::from_secs(20)),
@@ -760,6 +769,7 @@ handler = 'echo'
                     target: Target::Handler(plugin_name("chat")),
                     filters: Vec::new(),
                     on_failure: OnFailure::Close,
+                    on_backend_loss: OnBackendLoss::Abort,
                     origins: Vec::new(),
                     idle_timeout: Duration::from_secs(3600),
                     ping_interval: None,
@@ -778,6 +788,7 @@ handler = 'echo'
                     target: Target::Http(plugin_name("hello")),
                     filters: Vec::new(),
                     on_failure: OnFailure::Close,
+                    on_backend_loss: OnBackendLoss::Abort,
                     origins: Vec::new(),
                     idle_timeout: Duration::from_secs(3600),
                     ping_interval: None,
@@ -899,6 +910,7 @@ path = '/a'
 upstream = 'app'
 filters = ['Tap', 1, 'tap']
 on_failure = 'ignore'
+on_backend_loss = 'reset'
 [[route]]
 path = '/b'
 handler = 'echo'
@@ -912,7 +924,8 @@ filters = ['tap']
                 "line 13: route[0].filters[0]: 'Tap' is not allowed: a plugin's name: a lower-case letter, then at most 63 letters, digits, '_' or '-'",
                 "line 13: route[0].filters[1]: 1 is not allowed: a plugin's name: a lower-case letter, then at most 63 letters, digits, '_' or '-'",
                 "line 14: route[0].on_failure: 'ignore' is not allowed: \"close\" or \"bypass\"",
-                "line 18: route[1].filters: only a route to an upstream has filters",
+                "line 15: route[0].on_backend_loss: 'reset' is not allowed: \"abort\" or \"close\"",
+                "line 19: route[1].filters: only a route to an upstream has filters",
             ],
         );
     }

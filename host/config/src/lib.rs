@@ -199,6 +199,16 @@ pub enum OnFailure {
     Bypass,
 }
 
+/// `on_backend_loss`: what a client sees of a backend that is gone without a Close.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnBackendLoss {
+    /// What it would see without us: its connection ends without a Close, 1006 to an application. The default.
+    #[default]
+    Abort,
+    /// A Close with 1012, unless the backend was lost within a frame.
+    Close,
+}
+
 /// How many sessions one instance holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Isolation {
@@ -225,6 +235,8 @@ pub struct Route {
     pub filters: Vec<PluginName>,
     /// Default close.
     pub on_failure: OnFailure,
+    /// Of sessions at a backend. Default abort.
+    pub on_backend_loss: OnBackendLoss,
     /// Allowed `Origin` values, compared without case; empty: any.
     pub origins: Vec<String>,
     /// A session without a byte for so long is closed. Default 1 h.

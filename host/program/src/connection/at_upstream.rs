@@ -12,7 +12,8 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, StatusCode, request};
 use hyper::body::{Body as _, Incoming};
-use pointsman_config::{Route, UpstreamName};
+use pointsman_config::{OnBackendLoss, Route, UpstreamName};
+use pointsman_contract::close;
 use pointsman_contract::session::SessionId;
 use pointsman_metrics::labels::UpgradeResult;
 use pointsman_protocol::forwarding;
@@ -222,6 +223,9 @@ impl RelayedUpgrade {
         } = *self;
         let route = Arc::clone(&record.route);
         let mut relay = Relay::new(client, stream, route.max_message_bytes.unwrap_or(u64::MAX));
+        if route.on_backend_loss == OnBackendLoss::Close {
+            relay.on_backend_loss_close(close::SERVICE_RESTART);
+        }
         relay.preload(&early, &from_backend);
         drop((early, from_backend));
         let counters = worker.target_counters(&route.target);

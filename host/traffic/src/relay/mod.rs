@@ -90,6 +90,12 @@ where
         }
     }
 
+    /// Sends the client this code where the backend is lost between two frames. Without it the client's connection
+    /// ends as the backend's did: without a Close. Call before the first poll.
+    pub fn on_backend_loss_close(&mut self, code: u16) {
+        self.down.code_of_loss = Some(code);
+    }
+
     /// Takes in bytes that arrived behind the two handshakes. Call before the first poll.
     pub fn preload(&mut self, from_client: &[u8], from_backend: &[u8]) {
         self.up.hold(from_client);
@@ -246,6 +252,8 @@ struct Flow {
     taken: usize,
     injection: Option<Injection>,
     phase: RelayPhase,
+    /// What the destination is sent where the source goes without a Close; none: nothing.
+    code_of_loss: Option<u16>,
     /// The source has gone without a Close, or the destination takes no bytes.
     loss: Option<Loss>,
     /// The source has sent a message over the limit, and nobody was told yet.
@@ -304,6 +312,7 @@ impl Flow {
             taken: 0,
             injection: None,
             phase: RelayPhase::Open,
+            code_of_loss: None,
             loss: None,
             is_too_big: false,
             is_answered: false,
@@ -564,9 +573,8 @@ impl Flow {
 
     fn source_ended(&mut self) {
         if self.tracker.close().is_none() && self.phase == RelayPhase::Open {
-            let can_tell =
-                self.direction == RelayDirection::Down && self.tracker.is_between_frames();
-            let code = can_tell.then_some(close::SERVICE_RESTART);
+            let code = self.code_of_loss;
+            let code = code.filter(|_| self.tracker.is_between_frames());
             if let Some(code) = code {
                 self.hold_close(code);
             }
@@ -649,9 +657,22 @@ mod tests {
     }
 
     fn relayed(capacity: usize, scratch_bytes: usize, max_message_bytes: u64) -> TestRelay {
+        relayed_with(capacity, scratch_bytes, max_message_bytes, None)
+    }
+
+    /// `code_of_loss`: for the client of a backend that is lost.
+    fn relayed_with(
+        capacity: usize,
+        scratch_bytes: usize,
+        max_message_bytes: u64,
+        code_of_loss: Option<u16>,
+    ) -> TestRelay {
         let (client, relay_client) = duplex(capacity);
         let (backend, relay_backend) = duplex(capacity);
         let mut relay = Relay::new(relay_client, relay_backend, max_message_bytes);
+        if let Some(code) = code_of_loss {
+            relay.on_backend_loss_close(code);
+        }
         let (orders, mut taken) = tokio::sync::mpsc::unbounded_channel();
         let run = async move {
             let mut scratch = vec![0; scratch_bytes];
@@ -852,52 +873,38 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_client_of_a_backend_that_vanishes_is_told() {
-        local(async {
-            let TestRelay {
-                mut client,
-                mut backend,
-                end,
-                ..
-            } = relayed(64, 64, u64::MAX);
-            backend.write_all(TEXT).await.expect("room");
-            drop(backend);
-            let told = [TEXT, b"\x88\x02\x03\xf4"].concat();
-            assert_eq!(rest(&mut client).await, told);
-            drop(client);
-            assert_eq!(
-                end.await.expect("ends").0,
-                RelayEnd {
-                    by: Ender::Backend,
-                    code: Some(1012)
-                }
-            );
-        })
-        .await;
-    }
-
-    #[tokio::test]
-    async fn a_backend_that_vanishes_within_a_frame_leaves_the_client_an_end_of_stream() {
-        local(async {
-            let TestRelay {
-                mut client,
-                mut backend,
-                end,
-                ..
-            } = relayed(64, 64, u64::MAX);
-            backend.write_all(&TEXT[..5]).await.expect("room");
-            drop(backend);
-            assert_eq!(rest(&mut client).await, &TEXT[..5]);
-            drop(client);
-            assert_eq!(
-                end.await.expect("ends").0,
-                RelayEnd {
-                    by: Ender::Backend,
-                    code: None
-                }
-            );
-        })
-        .await;
+    async fn the_client_of_a_backend_that_vanishes_sees_an_end_of_stream_or_the_code_that_is_asked_for()
+     {
+        // Between two frames, and within one, where no Close fits.
+        for (code, n_sent, expected) in [
+            (None, TEXT.len(), None),
+            (None, 5, None),
+            (Some(1012), TEXT.len(), Some(1012)),
+            (Some(1012), 5, None),
+        ] {
+            local(async {
+                let TestRelay {
+                    mut client,
+                    mut backend,
+                    end,
+                    ..
+                } = relayed_with(64, 64, u64::MAX, code);
+                backend.write_all(&TEXT[..n_sent]).await.expect("room");
+                drop(backend);
+                let close = expected.map_or(&b""[..], |_| b"\x88\x02\x03\xf4");
+                let seen = [&TEXT[..n_sent], close].concat();
+                assert_eq!(rest(&mut client).await, seen, "{code:?} {n_sent}");
+                drop(client);
+                assert_eq!(
+                    end.await.expect("ends").0,
+                    RelayEnd {
+                        by: Ender::Backend,
+                        code: expected,
+                    }
+                );
+            })
+            .await;
+        }
     }
 
     #[tokio::test]
@@ -1056,7 +1063,7 @@ mod tests {
                 drop((second, relay_first));
                 assert!(settle(&mut relay, scratch).await.is_pending());
                 drop(relay);
-                assert_eq!(rest(&mut client).await, b"\x88\x02\x03\xf4");
+                assert_eq!(rest(&mut client).await, b"");
                 assert_eq!(rest(&mut first).await, b"");
             }
         }
@@ -1141,7 +1148,7 @@ mod tests {
             drop(backend);
             let end = RelayEnd {
                 by: Ender::Backend,
-                code: code.or(Some(1012)),
+                code,
             };
             let polled = settle(&mut relay, 64).await;
             assert_eq!(polled, Poll::Ready(end));

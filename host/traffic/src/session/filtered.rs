@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use pointsman_config::OnBackendLoss;
 use pointsman_contract::close;
 use pointsman_contract::failure::PluginError;
 use pointsman_contract::filter::Direction;
@@ -574,7 +575,9 @@ impl Filtered {
         if self.deferred.is_some() {
             return self.pay();
         }
-        if from == Direction::FromBackend && can_be_told && target.send_state == SendState::Open {
+        let route = &self.registration.control.place.route;
+        let is_lost = from == Direction::FromBackend && target.send_state == SendState::Open;
+        if is_lost && can_be_told && route.on_backend_loss == OnBackendLoss::Close {
             // There is nothing to wait for: what was under way will not be finished.
             source.reader.forget();
             self.ends(Ender::Backend, Some(close::SERVICE_RESTART));
