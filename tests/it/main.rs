@@ -44,3 +44,4 @@ mod swap;
 mod systemd;
 mod tls;
 mod tutorial;
+mod vite;
