@@ -638,12 +638,6 @@ mod tests {
 
     use super::*;
 
-    impl Stream for DuplexStream {
-        fn socket(&self) -> Option<&TcpStream> {
-            None
-        }
-    }
-
     const TEXT: &[u8] = b"\x81\x05hello";
     const MASKED_TEXT: &[u8] = b"\x81\x85\x01\x02\x03\x04iohhl";
     const CLOSE_1000: &[u8] = b"\x88\x02\x03\xe8";

@@ -75,6 +75,14 @@ impl Stream for TcpStream {
     }
 }
 
+/// A pipe in memory.
+#[cfg(test)]
+impl Stream for tokio::io::DuplexStream {
+    fn socket(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
 /// Has the kernel end a connection whose far end takes nothing of what waits for it, for so long: the next
 /// write fails with [`io::ErrorKind::TimedOut`] then. None: never. The kernel sees each byte that is taken;
 /// whether a write would succeed tells of a third of its buffer at a time only.

@@ -244,12 +244,12 @@ impl Drop for WindowRoom {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::tests::registered;
     use super::*;
 
     /// One for each worker, which may hold `max` bytes together.
-    fn buffers<const N: usize>(max: usize) -> [Rc<Buffers>; N] {
+    pub(in super::super) fn buffers<const N: usize>(max: usize) -> [Rc<Buffers>; N] {
         let counters: Vec<_> = (0..N).map(|_| Arc::<WorkerCounters>::default()).collect();
         let all = Arc::new(HeldByAll::new(counters.clone()));
         std::array::from_fn(|i| {

@@ -33,7 +33,6 @@ use pointsman_metrics::counters::TargetCounters;
 use pointsman_metrics::labels::Limit;
 use pointsman_protocol::frames::FrameTracker;
 use pointsman_protocol::messages::{Decoder, Encoder, Incoming, UnderWay, Violation};
-use tokio::io::AsyncWrite as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
@@ -43,7 +42,7 @@ use super::pace::Pace;
 use super::send_timeout::SendTimeout;
 use super::stats::SessionStats;
 use super::{Order, Registration};
-use crate::relay::stream::Stream as _;
+use crate::relay::stream::Stream;
 use crate::session::chain::{Aside, Chain, Passage};
 use crate::upstream::tls::BackendStream;
 
@@ -52,9 +51,9 @@ const OWED_MAX: Duration = Duration::from_secs(1);
 
 /// A session at a backend, with filters.
 #[derive(Debug)]
-pub struct Filtered {
-    client_stream: TcpStream,
-    backend_stream: BackendStream,
+pub struct Filtered<C = TcpStream, B = BackendStream> {
+    client_stream: C,
+    backend_stream: B,
     client: Side,
     backend: Side,
     chain: Chain,
@@ -132,11 +131,11 @@ enum SendState {
     Shut,
 }
 
-impl Filtered {
+impl<C: Stream, B: Stream> Filtered<C, B> {
     /// Begins at the moment of the call. `chain`: with a reason where a filter failed that has to be there.
     pub fn new(
-        (client_stream, client): (TcpStream, Codec),
-        (backend_stream, backend): (BackendStream, Codec),
+        (client_stream, client): (C, Codec),
+        (backend_stream, backend): (B, Codec),
         (chain, failed): (Chain, Option<CloseReason>),
         registration: Registration,
         counters: Arc<TargetCounters>,
@@ -267,7 +266,7 @@ impl Filtered {
         let route = &self.registration.control.place.route;
         let is_sending = self.client.writer.rest().is_some();
         self.send_timeout
-            .follow(&self.client_stream, is_sending, route.send_timeout);
+            .follow(self.client_stream.socket(), is_sending, route.send_timeout);
         let (now, allowed) = (Instant::now(), route.message_timeout);
         // While others have to take something first, a side is not heard.
         let is_heard = [

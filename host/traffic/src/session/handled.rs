@@ -27,7 +27,6 @@ use pointsman_contract::session::{EndReport, Ender};
 use pointsman_metrics::counters::TargetCounters;
 use pointsman_metrics::labels::Limit;
 use pointsman_protocol::messages::{Decoder, Encoder, Incoming, Violation};
-use tokio::io::AsyncWrite as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Interval};
 
@@ -37,12 +36,12 @@ use super::pace::Pace;
 use super::send_timeout::SendTimeout;
 use super::stats::SessionStats;
 use super::{Order, Registration};
-use crate::relay::stream::Stream as _;
+use crate::relay::stream::Stream;
 
 /// A session at a handler.
 #[derive(Debug)]
-pub struct Handled {
-    stream: TcpStream,
+pub struct Handled<C = TcpStream> {
+    stream: C,
     decoder: Decoder,
     /// Read, and not looked at yet: arrived behind the request, or behind a message whose answer has to go
     /// out first.
@@ -76,14 +75,14 @@ enum HandledPhase {
     Done,
 }
 
-impl Handled {
+impl<C: Stream> Handled<C> {
     /// Begins at the moment of the call. `early`: bytes that arrived behind the request.
     #[expect(
         clippy::too_many_arguments,
         reason = "all that a session is made of, once"
     )]
     pub fn new(
-        stream: TcpStream,
+        stream: C,
         early: &[u8],
         (decoder, encoder): (Decoder, Encoder),
         handler: Result<Box<dyn HandlerSession>, PluginError>,
@@ -362,7 +361,7 @@ impl Handled {
         let is_sending = self.writer.rest().is_some();
         let route = &self.registration.control.place.route;
         self.send_timeout
-            .follow(&self.stream, is_sending, route.send_timeout);
+            .follow(self.stream.socket(), is_sending, route.send_timeout);
         // While it has to take what it is sent first, the client is not heard.
         let under_way = self.decoder.under_way().filter(|_| !is_sending);
         let timeout = route.message_timeout;

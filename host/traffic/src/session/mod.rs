@@ -8,6 +8,8 @@
 
 pub mod buffers;
 pub mod chain;
+#[cfg(test)]
+mod closing_handshake_tests;
 pub mod filtered;
 mod frame_writer;
 pub mod handled;

@@ -15,9 +15,17 @@ pub(super) struct SendTimeout {
 }
 
 impl SendTimeout {
-    /// Sets it where something waits to be sent, and takes it back where nothing does.
-    pub(super) fn follow(&mut self, client: &TcpStream, is_sending: bool, timeout: Duration) {
-        if is_sending != self.is_set {
+    /// Sets it where something waits to be sent, and takes it back where nothing does. `client`: none where
+    /// the stream is no socket.
+    pub(super) fn follow(
+        &mut self,
+        client: Option<&TcpStream>,
+        is_sending: bool,
+        timeout: Duration,
+    ) {
+        if is_sending != self.is_set
+            && let Some(client) = client
+        {
             let timeout = is_sending.then_some(timeout);
             // A failure says that the client is gone, which the next write finds, too.
             self.is_set = set_send_timeout(client, timeout).is_ok() && is_sending;
