@@ -13,7 +13,7 @@ use crate::{Facts, Message, Refusal, Report};
 /// Opens sessions. See [`Handler`](crate::handler::Handler), which is built alike.
 ///
 /// ```
-/// use pointsman_sdk::{Close, Facts, Message, filter::{Direction, Filter, FilterSession, Verdict}};
+/// use pointsman_sdk::{Close, Facts, Message, close, filter::{Direction, Filter, FilterSession, Verdict}};
 ///
 /// #[derive(serde::Deserialize)]
 /// #[serde(deny_unknown_fields)]
@@ -29,7 +29,7 @@ use crate::{Facts, Message, Refusal, Report};
 /// impl FilterSession for Limit {
 ///     fn message(&mut self, _from: Direction, message: Message) -> Verdict {
 ///         if message.len() > self.max_bytes {
-///             return Verdict::Close(Close::new(1009, "too long"));
+///             return Verdict::Close(Close::new(close::MESSAGE_TOO_BIG, "too long"));
 ///         }
 ///         Verdict::Forward
 ///     }

@@ -44,6 +44,7 @@ pub mod filter;
 pub mod handler;
 pub mod policy;
 
+pub mod close;
 mod config;
 mod host;
 mod key;

@@ -48,8 +48,8 @@ impl Message {
 }
 
 impl Close {
-    /// A code that may go on the wire: 1000 to 1003, 1007 to 1014, 3000 to 4999. The reason has at
-    /// most 123 bytes.
+    /// A code that may go on the wire, by one of the names in [`crate::close`] or 3000 to 4999. The reason has
+    /// at most 123 bytes.
     pub fn new(code: u16, reason: impl Into<String>) -> Self {
         Self {
             code,

@@ -262,6 +262,27 @@ fn declared_type(line: &str) -> Option<&str> {
         .next()
 }
 
+/// Plugins are built without the packages of the host, so that each side has the table.
+#[test]
+fn plugins_and_host_have_the_same_close_codes() -> Result<()> {
+    let of = |path: &str| -> Result<Vec<String>> {
+        let text = fs::read_to_string(repository(path))?;
+        let code = code_of(&text).into_iter().map(|(_, line)| line);
+        let said = code.filter(|line| !line.trim().is_empty() && !line.trim().starts_with("//"));
+        Ok(said.collect())
+    };
+    let only_report = ["NO_STATUS", "ABNORMAL", "TLS_HANDSHAKE"];
+    let mut host = of("host/contract/src/close.rs")?;
+    host.retain(|line| {
+        !only_report
+            .iter()
+            .any(|name| line.contains(&format!("const {name}:")))
+    });
+    ensure!(host.len() > 12, "the host's table is not found");
+    assert_eq!(of("sdk/src/close.rs")?, host);
+    Ok(())
+}
+
 #[test]
 fn every_file_says_what_it_owns() -> Result<()> {
     let silent: Vec<String> = sources()?

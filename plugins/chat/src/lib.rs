@@ -10,7 +10,7 @@ mod protocol;
 use std::rc::Rc;
 
 use pointsman_sdk::{
-    Close, Facts, Message, Refusal, Report, clock,
+    Close, Facts, Message, Refusal, Report, clock, close,
     handler::{Handler, HandlerSession, Interest, Verdict, Wants},
     topics,
 };
@@ -25,9 +25,6 @@ pub use crate::config::Config;
 
 /// Errors quote what the client sent, and a reply may not be longer than the route's messages.
 const MAX_ERROR_BYTES: usize = 256;
-
-/// "Try again later" (the registry of close codes of RFC 6455 section 11.7).
-const CLOSE_ROOM_IS_FULL: u16 = 1013;
 
 /// Opens sessions.
 #[derive(Debug)]
@@ -104,7 +101,7 @@ impl HandlerSession for ChatSession {
     fn opened(&mut self) -> Verdict {
         match &self.seat {
             Some(seat) => self.enter(seat),
-            None => Verdict::Close(Close::new(CLOSE_ROOM_IS_FULL, "the room is full")),
+            None => Verdict::Close(Close::new(close::TRY_AGAIN_LATER, "the room is full")),
         }
     }
 
@@ -447,7 +444,7 @@ mod tests {
 
         // Another came between `accept` and `open`.
         let mut late = host.handler().open(at("room=r"));
-        let full = Verdict::Close(Close::new(1013, "the room is full"));
+        let full = Verdict::Close(Close::new(close::TRY_AGAIN_LATER, "the room is full"));
         assert_eq!(late.opened(), full);
         late.closed(&report());
         let mut eve = open(&mut host, "room=s");

@@ -18,7 +18,7 @@ mod validate;
 use std::rc::Rc;
 
 use pointsman_sdk::{
-    Close, Facts, Message,
+    Close, Facts, Message, close,
     filter::{Direction, Filter, FilterSession, Interest, Verdict},
     metrics,
 };
@@ -29,12 +29,6 @@ use crate::{schema::Schema, validate::Failure};
 
 /// RFC 6455 section 5.5: what a Close frame has room for.
 const MAX_REASON_BYTES: usize = 123;
-
-/// Codes of RFC 6455 section 7.4.1.
-const UNSUPPORTED_DATA: u16 = 1003;
-const INVALID_PAYLOAD: u16 = 1007;
-const POLICY_VIOLATION: u16 = 1008;
-const TOO_BIG: u16 = 1009;
 
 /// Reading the worst of so many bytes takes 4 ms of the 10 that a call has.
 const DEFAULT_MAX_BYTES: u64 = 64 << 10;
@@ -194,7 +188,9 @@ impl FilterSession for JsonSchemaSession {
             Message::Binary(_) => {
                 metrics::count("binary", 1);
                 match self.rules.binary {
-                    Binary::Close => Verdict::Close(Close::new(UNSUPPORTED_DATA, "not text")),
+                    Binary::Close => {
+                        Verdict::Close(Close::new(close::UNSUPPORTED_DATA, "not text"))
+                    }
                     Binary::Drop | Binary::Forward => Verdict::Drop,
                 }
             }
@@ -221,9 +217,9 @@ impl Fault {
 
     fn code(&self) -> u16 {
         match self {
-            Self::NotJson => INVALID_PAYLOAD,
-            Self::TooLong => TOO_BIG,
-            Self::Invalid(_) => POLICY_VIOLATION,
+            Self::NotJson => close::INVALID_PAYLOAD,
+            Self::TooLong => close::MESSAGE_TOO_BIG,
+            Self::Invalid(_) => close::POLICY_VIOLATION,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use pointsman_sdk::close;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -81,7 +82,7 @@ fn default_require_exp() -> bool {
 
 /// Policy violation.
 fn default_expired_close_code() -> u16 {
-    1008
+    close::POLICY_VIOLATION
 }
 
 fn default_refresh_type() -> String {
@@ -109,7 +110,7 @@ pub(crate) struct Settings {
 impl Settings {
     pub(crate) fn new(config: Config) -> Result<Self, String> {
         let code = config.expired_close_code;
-        if !matches!(code, 1008 | 3000..=4999) {
+        if !matches!(code, close::POLICY_VIOLATION | 3000..=4999) {
             return Err(format!(
                 "expired_close_code: {code} is not allowed: 1008, or 3000 to 4999"
             ));

@@ -10,7 +10,7 @@
 use std::{rc::Rc, time::Duration};
 
 use pointsman_sdk::{
-    Close, Facts, Message, clock,
+    Close, Facts, Message, clock, close,
     filter::{Direction, Directions, Filter, FilterSession, Interest, Verdict, Wants},
     metrics,
     policy::{Key, KeyKind, stable_hash},
@@ -27,9 +27,6 @@ const MAX_BURST: i64 = 1_000_000_000_000;
 /// How long a bucket may take to fill, and so how long its key may stay in the store; 11 days. All
 /// moments so far ahead are counted in nanoseconds without rounding, even as `f64`.
 const MAX_FILL_SECS: f64 = 1e6;
-
-/// RFC 6455 section 7.4.1: "policy violation".
-const DEFAULT_CLOSE_CODE: i64 = 1008;
 
 /// How often a shared bucket is tried. Whoever is not the first to change it has lost against a
 /// message that passed within the limit, so it takes this many of those in a microsecond or two for
@@ -369,13 +366,18 @@ fn close_code(config: &Config, problems: &mut Vec<String>) -> Option<u16> {
             None
         }
         (Action::Close, code) => {
-            let code = code.unwrap_or(DEFAULT_CLOSE_CODE);
-            if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
+            let Some(code) = code else {
+                return Some(close::POLICY_VIOLATION);
+            };
+            let sendable = u16::try_from(code)
+                .ok()
+                .filter(|&code| close::may_be_sent(code));
+            if sendable.is_none() {
                 problems.push(format!(
                     "close_code: {code} is not allowed: 1000 to 1003, 1007 to 1014, 3000 to 4999"
                 ));
             }
-            u16::try_from(code).ok()
+            sendable
         }
     }
 }

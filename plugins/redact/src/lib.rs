@@ -8,7 +8,7 @@ mod pointer;
 use std::rc::Rc;
 
 use pointsman_sdk::{
-    Close, Facts, Message,
+    Close, Facts, Message, close,
     filter::{Direction, Directions, Filter, FilterSession, Interest, Verdict},
     metrics,
 };
@@ -19,11 +19,6 @@ use crate::{
     json::{Limits, Outcome},
     pointer::{Pointer, Pointers},
 };
-
-/// Codes of RFC 6455 section 7.4.1: "inconsistent with the type of the message", and "too big for it to
-/// process".
-const INVALID_PAYLOAD: u16 = 1007;
-const TOO_BIG: u16 = 1009;
 
 /// What an operator may say.
 #[derive(Debug, Deserialize)]
@@ -205,18 +200,23 @@ impl FilterSession for RedactedSession {
                     true => "too long to be redacted",
                     false => "too long when redacted",
                 };
-                Verdict::Close(Close::new(TOO_BIG, reason))
+                Verdict::Close(Close::new(close::MESSAGE_TOO_BIG, reason))
             }
             Outcome::TooMuchWork => {
                 metrics::count("messages_too_much_work", 1);
-                Verdict::Close(Close::new(TOO_BIG, "too much work to be redacted"))
+                Verdict::Close(Close::new(
+                    close::MESSAGE_TOO_BIG,
+                    "too much work to be redacted",
+                ))
             }
             Outcome::NotJson => {
                 metrics::count("messages_not_json", 1);
                 match rules.on_invalid {
                     OnInvalid::Forward => Verdict::Forward,
                     OnInvalid::Drop => Verdict::Drop,
-                    OnInvalid::Close => Verdict::Close(Close::new(INVALID_PAYLOAD, "not JSON")),
+                    OnInvalid::Close => {
+                        Verdict::Close(Close::new(close::INVALID_PAYLOAD, "not JSON"))
+                    }
                 }
             }
         }
@@ -300,7 +300,10 @@ mod tests {
         };
         check("forward", Verdict::Forward);
         check("drop", Verdict::Drop);
-        check("close", Verdict::Close(Close::new(1007, "not JSON")));
+        check(
+            "close",
+            Verdict::Close(Close::new(close::INVALID_PAYLOAD, "not JSON")),
+        );
         let mut default = open(json!({"pointers": ["/a"]}));
         assert_eq!(default.from_backend(Message::text("x")), Verdict::Forward);
     }
@@ -315,10 +318,13 @@ mod tests {
                 assert_eq!(verdict, expected, "{on_invalid}");
             }
         };
-        let grown = Verdict::Close(Close::new(1009, "too long when redacted"));
+        let grown = Verdict::Close(Close::new(close::MESSAGE_TOO_BIG, "too long when redacted"));
         check(14, "[1]", replaced("[\"[redacted]\"]"));
         check(13, "[1]", grown);
-        let long = Verdict::Close(Close::new(1009, "too long to be redacted"));
+        let long = Verdict::Close(Close::new(
+            close::MESSAGE_TOO_BIG,
+            "too long to be redacted",
+        ));
         check(5, "{\"a\":1}", long.clone());
         check(5, "no JSON", long);
         assert_eq!(counted("messages_too_long"), 1);
@@ -329,7 +335,10 @@ mod tests {
         let mut session = open(json!({"pointers": ["/a"], "directions": "from_client"}));
         let values = |n: usize| Message::text(format!("[{}1]", "1,".repeat(n - 2)));
         assert_eq!(session.from_client(values(200_000)), Verdict::Forward);
-        let closed = Verdict::Close(Close::new(1009, "too much work to be redacted"));
+        let closed = Verdict::Close(Close::new(
+            close::MESSAGE_TOO_BIG,
+            "too much work to be redacted",
+        ));
         assert_eq!(session.from_client(values(200_001)), closed);
         assert_eq!(counted("messages_too_much_work"), 1);
     }
