@@ -335,4 +335,63 @@ mod tests {
             assert_eq!(said(from, to), expected, "{to}");
         }
     }
+
+    /// Seven sessions at the one backend, by the one route.
+    #[test]
+    fn a_session_ends_with_its_route_or_backend_and_with_nothing_else() {
+        let outside = Discovered::default();
+        let config = Arc::new(parsed(TEXT));
+        let site = Site::new(config, Arc::default(), &outside, Arc::default(), None);
+        let pool = site.pools.values().next().expect("one upstream");
+        let place = Place {
+            route: Arc::new(site.config.routes[0].clone()),
+            backend: Some(Arc::clone(&pool.backends[0])),
+        };
+        let census: Census = vec![(place, 7)];
+        for (from, to, expected) in [
+            ("workers = 1", "workers = 2", vec![]),
+            ("retries = 1", "retries = 2", vec![]),
+            ("weight = 1", "weight = 2", vec![]),
+            ("weight = 1", "weight = 1, backup = true", vec![]),
+            (
+                "upstream = \"app\"\n",
+                "upstream = \"app\"\nping_interval_secs = 9\n",
+                vec![],
+            ),
+            (
+                "[[route]]",
+                "[[route]]\npath = \"/more\"\nupstream = \"app\"\n[[route]]",
+                vec![],
+            ),
+            (
+                "127.0.0.1:2",
+                "127.0.0.1:3",
+                vec!["upstream app: backend 127.0.0.1:2"],
+            ),
+            (
+                "weight = 1",
+                "drain = true",
+                vec!["upstream app: backend 127.0.0.1:2"],
+            ),
+            ("/*", "/a", vec!["route /*"]),
+            (
+                "upstream = \"app\"\n",
+                "handler = \"echo\"\n",
+                vec!["route /*"],
+            ),
+        ] {
+            assert!(TEXT.contains(from), "{from}");
+            let new = parsed(&TEXT.replacen(from, to, 1));
+            let keeps = keeps(&site, &new, &outside);
+            let running = RunningSessions {
+                census: &census,
+                keeps,
+            };
+            let plan = plan(&site, &new, &running);
+            let ended = plan.changes.iter().filter(|c| c.sessions_ended > 0);
+            let ended: Vec<_> = ended.map(|c| (c.what.as_str(), c.sessions_ended)).collect();
+            let expected: Vec<_> = expected.into_iter().map(|what| (what, 7)).collect();
+            assert_eq!(ended, expected, "{to}");
+        }
+    }
 }
