@@ -10,7 +10,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::wait::in_time;
 
 /// The most headers that an answer in a test has.
-const MAX_HEADERS: usize = 64;
+const MAX_HEADERS: usize = 512;
 
 /// An HTTP answer; without its body where only the head was read.
 #[derive(Debug)]

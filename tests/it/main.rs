@@ -22,6 +22,7 @@ mod harness;
 mod health;
 mod hostile;
 mod http_handlers;
+mod http_rules;
 mod http_timeouts;
 mod limits;
 mod logs;

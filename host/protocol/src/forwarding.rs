@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
@@ -52,6 +53,23 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         PROXY_CONNECTION,
     ] {
         headers.remove(name);
+    }
+}
+
+/// Makes the fields of an answer into those of the client's connection. A 426 keeps its `Upgrade`, which it must
+/// have (RFC 9110 section 15.5.22); on other answers the field would offer what only the backend can do.
+pub fn strip_answer(status: StatusCode, headers: &mut HeaderMap) {
+    let mut offered = Vec::new();
+    if status == StatusCode::UPGRADE_REQUIRED {
+        offered.extend(headers.get_all(header::UPGRADE).iter().cloned());
+    }
+    strip_hop_by_hop(headers);
+    if !offered.is_empty() {
+        let names_it = HeaderValue::from_static("Upgrade");
+        headers.insert(header::CONNECTION, names_it);
+    }
+    for protocol in offered {
+        headers.append(header::UPGRADE, protocol);
     }
 }
 
@@ -267,6 +285,28 @@ mod tests {
         ]);
         strip_hop_by_hop(&mut fields);
         assert_eq!(fields, headers(&[("x-kept", "1")]));
+    }
+
+    #[test]
+    fn a_426_keeps_its_upgrade_and_no_other_answer_does() {
+        let answer = [
+            ("connection", "close, Upgrade"),
+            ("upgrade", "websocket"),
+            ("sec-websocket-version", "13"),
+        ];
+        let version = [("sec-websocket-version", "13")];
+        let kept = [
+            &[("connection", "Upgrade"), ("upgrade", "websocket")][..],
+            &version,
+        ];
+        for (status, expected) in [(426, &kept.concat()[..]), (200, &version), (101, &version)] {
+            let mut fields = headers(&answer);
+            strip_answer(StatusCode::from_u16(status).expect("a status"), &mut fields);
+            assert_eq!(fields, headers(expected), "{status}");
+        }
+        let mut without = headers(&[("connection", "close")]);
+        strip_answer(StatusCode::UPGRADE_REQUIRED, &mut without);
+        assert_eq!(without, HeaderMap::new());
     }
 
     #[test]

@@ -58,12 +58,18 @@ pub fn check_head(head: &request::Parts) -> Result<(), HandshakeError> {
     if !target.is_ascii() || head.uri.path().contains("%00") {
         return Err(bad_request("the target has bytes that no path has"));
     }
-    let coding = only(&head.headers, header::TRANSFER_ENCODING);
-    let is_chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
-    if head.headers.contains_key(header::TRANSFER_ENCODING) && !coding.is_some_and(is_chunked) {
-        return Err(bad_request("the only transfer coding here is chunked"));
+    match has_known_coding(&head.headers) {
+        true => Ok(()),
+        false => Err(bad_request("the only transfer coding here is chunked")),
     }
-    Ok(())
+}
+
+/// Whether a message has no transfer coding, or is chunked, once: all that is spoken here, on either side. Of
+/// others the two ends could read different bodies (RFC 9112 section 6.1).
+pub fn has_known_coding(headers: &HeaderMap) -> bool {
+    let coding = only(headers, header::TRANSFER_ENCODING);
+    let is_chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    !headers.contains_key(header::TRANSFER_ENCODING) || coding.is_some_and(is_chunked)
 }
 
 /// Reads a request's head. None: it does not ask for a WebSocket. `has_body`: as the HTTP parser
@@ -146,10 +152,13 @@ pub fn read_host(head: &request::Parts) -> Result<String, HandshakeError> {
     if authority.as_str().contains('@') || !has_valid_port(&authority) {
         return Err(error);
     }
-    if let Some(named) = head.uri.authority()
-        && (named.as_str().contains('@') || !named.host().eq_ignore_ascii_case(authority.host()))
-    {
-        return Err(bad_request("the target names another host than Host"));
+    if let Some(named) = head.uri.authority() {
+        if named.as_str().contains('@') || !named.host().eq_ignore_ascii_case(authority.host()) {
+            return Err(bad_request("the target names another host than Host"));
+        }
+        if !has_valid_port(named) {
+            return Err(bad_request("the target names a port that there is not"));
+        }
     }
     Ok(authority.host().trim_end_matches('.').to_ascii_lowercase())
 }
@@ -405,6 +414,10 @@ mod tests {
             ("/", 200),
             ("http://example.org/", 200),
             ("http://EXAMPLE.org:80", 200),
+            ("http://example.org:/", 200),
+            ("http://example.org:65536/", 400),
+            ("http://example.org:+80/", 400),
+            ("http://example.org:http/", 400),
             ("http://example.net/", 400),
             ("http://me@example.org/", 400),
             ("example.org:80", 400),

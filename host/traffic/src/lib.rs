@@ -16,4 +16,5 @@ pub mod proxy;
 pub mod relay;
 pub mod routing;
 pub mod session;
+pub mod spelling;
 pub mod upstream;

@@ -95,7 +95,8 @@ impl Connections {
         Some(kept.remove(place).sender)
     }
 
-    /// Keeps a connection whose response may still be read; a 101 that nobody asked for ends it.
+    /// Keeps a connection whose response may still be read; a 101 that nobody asked for ends it, and so does a
+    /// coding that the client could read as another body.
     fn keep(
         &self,
         key: Cow<'_, str>,
@@ -107,6 +108,7 @@ impl Connections {
                 "it switches protocols unasked",
             )));
         }
+        dial::check_framing(response.headers()).map_err(ProxyError::Lost)?;
         let mut all = self.0.borrow_mut();
         let kept = all.entry(key.into_owned()).or_default();
         if kept.len() < MAX_KEPT {

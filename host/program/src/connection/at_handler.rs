@@ -18,9 +18,9 @@ use pointsman_metrics::labels::UpgradeResult;
 use pointsman_protocol::handshake::{self, Upgrade};
 use pointsman_protocol::messages::deflate::{self, Agreement};
 use pointsman_protocol::messages::{Decoder, Encoder, End};
-use pointsman_traffic::session;
 use pointsman_traffic::session::buffers::WindowRoom;
 use pointsman_traffic::session::handled::Handled;
+use pointsman_traffic::{session, spelling};
 use tokio::net::TcpStream;
 
 use super::blame::blame;
@@ -101,7 +101,7 @@ pub(super) fn upgrade(
     };
     Ok(Answered::upgraded(
         headers,
-        http::Extensions::new(),
+        spelling::of_the_rfcs(),
         Next::Handle(Box::new(upgraded)),
     ))
 }

@@ -10,6 +10,7 @@ use pointsman_contract::session::Ender;
 use pointsman_metrics::labels::UpgradeResult;
 use pointsman_plugins::failure::CallError;
 use pointsman_protocol::forwarding;
+use pointsman_traffic::spelling;
 
 use super::{Answered, Exchange, Refused, bad_body};
 
@@ -43,7 +44,8 @@ pub(super) async fn request(
     let request = Request::from_parts(head, body);
     let answered = exchange.worker.guests.answer(&site, plugin, request).await;
     let mut response = answered.map_err(failed)?;
-    forwarding::strip_hop_by_hop(response.headers_mut());
+    *response.extensions_mut() = spelling::of_the_rfcs();
+    forwarding::strip_answer(response.status(), response.headers_mut());
     let response = exchange.follow(route, None, response);
     Ok(Answered::plain(response, None))
 }

@@ -96,8 +96,8 @@ pub(super) async fn upgrade(
                     continue;
                 }
                 let active = pending.answered(true);
-                let headers = &mut answer.headers;
-                finish_headers(exchange, &choice, backend, &head, headers);
+                let (status, headers) = (answer.status, &mut answer.headers);
+                finish_headers(exchange, &choice, backend, &head, status, headers);
                 headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
                 headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
                 let place = SessionTarget::Backend(Arc::clone(backend), choice.policy);
@@ -121,7 +121,8 @@ pub(super) async fn upgrade(
                     failed(&pool, backend, &format!("it answered {status}"));
                 }
                 drop(pending.answered(!status.is_server_error()));
-                finish_headers(exchange, &choice, backend, &head, response.headers_mut());
+                let headers = response.headers_mut();
+                finish_headers(exchange, &choice, backend, &head, status, headers);
                 let response = exchange.follow(route, Some(backend), response);
                 return Ok(Answered {
                     result: Some(UpgradeResult::BackendRefused),
@@ -175,7 +176,8 @@ pub(super) async fn request(
                 let active = pending.answered(!is_gateway_error);
                 let hold = |answer| body::holding(body::incoming(answer), active);
                 let mut response = response.map(hold);
-                finish_headers(exchange, &choice, backend, &head, response.headers_mut());
+                let (status, headers) = (response.status(), response.headers_mut());
+                finish_headers(exchange, &choice, backend, &head, status, headers);
                 let response = exchange.follow(route, Some(backend), response);
                 return Ok(Answered::plain(response, Some(backend.address())));
             }
@@ -408,12 +410,13 @@ fn finish_headers(
     choice: &Choice,
     backend: &Backend,
     head: &request::Parts,
+    status: StatusCode,
     headers: &mut HeaderMap,
 ) {
-    forwarding::strip_hop_by_hop(headers);
+    forwarding::strip_answer(status, headers);
     let guests = &exchange.worker.guests;
     let added = guests.placed(&choice.policy, &choice.pool, backend, &exchange.facts(head));
-    append_all(headers, added);
+    append_all(status, headers, added);
 }
 
 fn redirect(status: u16, location: &str) -> Box<Refused> {
@@ -429,6 +432,7 @@ fn redirect(status: u16, location: &str) -> Box<Refused> {
         "redirected by the policy",
     );
     append_all(
+        status,
         &mut refused.headers,
         vec![("location".to_owned(), location.to_owned())],
     );

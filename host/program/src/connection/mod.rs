@@ -39,11 +39,11 @@ use pointsman_protocol::forwarding;
 use pointsman_protocol::handshake::{self, HandshakeError};
 use pointsman_traffic::body::passing::Passing;
 use pointsman_traffic::body::{self, Body};
-use pointsman_traffic::client_http;
 use pointsman_traffic::overload::handshakes::Waiting;
 use pointsman_traffic::routing::chooser::RequestFacts;
 use pointsman_traffic::routing::paths;
 use pointsman_traffic::upstream::pool::Backend;
+use pointsman_traffic::{client_http, spelling};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -460,10 +460,11 @@ impl Refused {
         let status = StatusCode::from_u16(refusal.status)
             .ok()
             .filter(|status| status.is_client_error() || status.is_server_error());
+        let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut headers = HeaderMap::new();
-        append_all(&mut headers, refusal.headers);
+        append_all(status, &mut headers, refusal.headers);
         Box::new(Self {
-            status: status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+            status,
             headers,
             body: refusal.body,
             reason: "refused by the plugin".to_owned(),
@@ -477,6 +478,9 @@ impl Refused {
             "" => body::text(status, &self.explanation()),
             said => body::text(status, said),
         };
+        if !self.headers.is_empty() {
+            *response.extensions_mut() = spelling::of_the_rfcs();
+        }
         response.headers_mut().extend(self.headers);
         Answered {
             response,
@@ -516,16 +520,16 @@ fn bad_body(passing: &Passing) -> HandshakeError {
     HandshakeError { status, reason }
 }
 
-/// Adds what a plugin wants added; fields that are invalid, or that speak of the connection or its
+/// Adds what a plugin wants added to an answer; fields that are invalid, or that speak of the connection or its
 /// framing, are dropped.
-fn append_all(headers: &mut HeaderMap, fields: Vec<(String, String)>) {
+fn append_all(status: StatusCode, headers: &mut HeaderMap, fields: Vec<(String, String)>) {
     let mut added = HeaderMap::new();
     for (name, value) in fields {
         if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(&value)) {
             added.append(name, value);
         }
     }
-    forwarding::strip_hop_by_hop(&mut added);
+    forwarding::strip_answer(status, &mut added);
     added.remove(header::CONTENT_LENGTH);
     for (name, value) in &added {
         headers.append(name, value.clone());

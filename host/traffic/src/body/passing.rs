@@ -1,6 +1,9 @@
 //! The bodies of a plain request and of its answer on their way through: the idle timeouts of both, and who
 //! broke one off.
 //!
+//! Trailers end a body and go no further, either way: who merges them into a head would believe what nobody has
+//! checked (RFC 9110 section 6.5.1).
+//!
 //! An idle timeout runs only while the other side waits for more. A client that does not read its answer is a
 //! matter of its socket.
 
@@ -158,6 +161,11 @@ impl IdleTimeout {
     }
 }
 
+/// They are the last of a body.
+fn is_trailers<E>(frame: &Result<Frame<Bytes>, E>) -> bool {
+    frame.as_ref().is_ok_and(Frame::is_trailers)
+}
+
 struct RequestBody {
     body: Incoming,
     idle: IdleTimeout,
@@ -182,6 +190,7 @@ impl hyper::body::Body for RequestBody {
             if matches!(frame, Some(Err(_))) {
                 this.passing.abort(Ender::Client);
             }
+            let frame = frame.filter(|frame| !is_trailers(frame));
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
         let begun = this.passing.begun;
@@ -266,6 +275,7 @@ impl<F: OnAbort> hyper::body::Body for AnswerBody<F> {
                 return Poll::Ready(Some(Err(error)));
             }
             Poll::Ready(frame) => {
+                let frame = frame.filter(|frame| !is_trailers(frame));
                 this.came(frame.as_ref().and_then(|frame| frame.as_ref().ok()));
                 return Poll::Ready(frame);
             }

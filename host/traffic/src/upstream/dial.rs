@@ -31,6 +31,9 @@ use crate::body::{Body, BoxError};
 /// 256 KiB, and with the library's own bound: an answer that is not read holds 250, 440, 890 and 1,460 KB; a GB takes
 /// 0.66, 0.58, 0.55 and 0.48 s of a core.
 const MAX_BUFFER_BYTES: usize = 64 * 1024;
+/// Most header fields of an answer. Parsing one with up to 100, 256, 500 and 1000 takes 2.1, 2.4, 2.9 and 3.6 us for a
+/// small answer: the library makes room for all of them each time.
+const MAX_HEADERS: usize = 500;
 
 /// How long a backend may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +73,7 @@ pub enum DialError {
     Exchange(hyper::Error),
     /// Longer than [`Deadlines::response`].
     ResponseTimeout(Duration),
-    /// A 101 that does not answer what was asked.
+    /// An answer that breaks the protocol, or a 101 that does not answer what was asked.
     BadHandshake(&'static str),
 }
 
@@ -121,6 +124,7 @@ pub async fn upgrade(
         exchanged.map_err(|_| DialError::ResponseTimeout(deadlines.response))??;
     let (head, body) = response.into_parts();
     if head.status != StatusCode::SWITCHING_PROTOCOLS {
+        check_framing(&head.headers)?;
         let body = Driven {
             connection: Some(connection).filter(|_| !is_over),
             body,
@@ -169,6 +173,7 @@ pub fn client() -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .max_buf_size(MAX_BUFFER_BYTES)
+        .max_headers(MAX_HEADERS)
         .preserve_header_case(true)
         .title_case_headers(true);
     builder
@@ -198,6 +203,19 @@ pub(super) async fn exchange(
     });
     let response = response.await.map_err(DialError::Exchange)?;
     Ok((response, connection, is_over))
+}
+
+/// Checks how the body of an answer is framed.
+///
+/// # Errors
+/// [`DialError::BadHandshake`]: not as this program reads it.
+pub fn check_framing(headers: &HeaderMap) -> Result<(), DialError> {
+    match handshake::has_known_coding(headers) {
+        true => Ok(()),
+        false => Err(DialError::BadHandshake(
+            "its Transfer-Encoding is not chunked",
+        )),
+    }
 }
 
 /// Checks a 101 against what was asked (RFC 6455 section 4.1).

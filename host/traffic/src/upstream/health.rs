@@ -23,6 +23,7 @@ use super::dial::{self, Deadlines, Destination, DialError, UpgradeAnswer};
 use super::fitness::HealthChange;
 use super::pool::Backend;
 use super::tls::Tls;
+use crate::spelling;
 
 /// How much sooner or later than asked for a probe may come, in parts of the interval, so that those
 /// of many backends do not go together.
@@ -144,7 +145,8 @@ fn head(address: &str, path: &str) -> Result<request::Parts, String> {
         .header(header::HOST, address)
         .header(header::USER_AGENT, USER_AGENT)
         .body(());
-    let (head, ()) = request.map_err(|error| error.to_string())?.into_parts();
+    let (mut head, ()) = request.map_err(|error| error.to_string())?.into_parts();
+    head.extensions = spelling::of_the_rfcs();
     Ok(head)
 }
 
