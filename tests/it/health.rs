@@ -155,3 +155,46 @@ async fn a_reload_without_health_forgets_what_probes_said() -> Result<()> {
     balancer.backend_state(good.address(), "up").await?;
     Ok(())
 }
+
+/// A server of several sites: for the host that it has, and with the field that it wants.
+fn virtual_host(head: &str) -> Reply {
+    let is_asked = |line: &str| head.lines().any(|found| found.eq_ignore_ascii_case(line));
+    if !is_asked("Host: app.example.org") || !is_asked("X-Probe: of the balancer") {
+        let misdirected = "HTTP/1.1 421 Misdirected Request\r\nContent-Length: 0\r\n\r\n";
+        return Reply::Say(misdirected.to_owned());
+    }
+    match is_asked("Upgrade: websocket") {
+        true => Reply::Say("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n".to_owned()),
+        false => Reply::Say("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_owned()),
+    }
+}
+
+#[tokio::test]
+async fn a_probe_asks_as_a_client_of_the_site_would_and_expects_what_it_is_told() -> Result<()> {
+    let site = ScriptedBackend::start(virtual_host).await?;
+    for (kind, expect) in [("http", "200-299, 404"), ("websocket", "101, 401")] {
+        let plain = probed(kind, &[site.address()]);
+        let balancer = Balancer::start(&plain).await?;
+        let reason = balancer.backend_state(site.address(), "down").await?;
+        assert_eq!(reason, "it answered 421 Misdirected Request");
+
+        let host = "host = \"app.example.org\"\nheaders = { X-Probe = \"of the balancer\" }\n";
+        let known = plain.replace_once(FAST, &format!("{host}{FAST}"));
+        balancer.reload(&known)?;
+        let status = if kind == "http" {
+            "404 Not Found"
+        } else {
+            "401 Unauthorized"
+        };
+        eventually("it is known", PATIENCE, async || {
+            let reason = balancer.backend_state(site.address(), "down").await;
+            reason.is_ok_and(|reason| reason == format!("it answered {status}"))
+        })
+        .await?;
+
+        let expects = known.replace_once(FAST, &format!("expect = \"{expect}\"\n{FAST}"));
+        balancer.reload(&expects)?;
+        balancer.backend_state(site.address(), "up").await?;
+    }
+    Ok(())
+}

@@ -464,7 +464,7 @@ mod tests {
 
     use super::super::names::BACKEND_ADDRESS;
     use super::super::{
-        BackendConfig, BackendTls, Dns, Ejection, Health, Probe, QueueConfig, Upstream,
+        BackendConfig, BackendTls, Dns, Ejection, Health, Probe, QueueConfig, Statuses, Upstream,
     };
     use super::*;
 
@@ -537,6 +537,9 @@ tls = { ca = "ca.pem", server_name = "app", insecure_skip_verify = true }
 [upstream.health]
 kind = "websocket"
 path = "/websocket"
+host = "app.example.org"
+headers = { Authorization = "Bearer of-probes" }
+expect = "101, 401-403"
 [upstream.ejection]
 failures = 3
 
@@ -730,6 +733,9 @@ handler = 'echo'
                     probe: Probe::WebSocket {
                         path: "/websocket".to_owned(),
                     },
+                    host: Some("app.example.org".to_owned()),
+                    headers: vec![("Authorization".to_owned(), "Bearer of-probes".to_owned())],
+                    expect: Statuses::parse("101,401-403"),
                     interval: Duration::from_secs(2),
                     timeout: Duration::from_secs(1),
                     rise: 2,
@@ -1323,6 +1329,54 @@ echo = 5",
         assert_eq!(
             config.plugin_settings(&plugin_name("a")).isolation,
             Isolation::Shared
+        );
+    }
+
+    #[test]
+    fn probes_say_what_is_allowed_of_them() {
+        check_upstream(
+            "[upstream.health]
+kind = 'http'
+host = 'http://app'
+headers = { Host = 'a', 'X-A' = \"b\\nc\", 'X-B' = 1, Authorization = 'Bearer t' }
+expect = '2xx'",
+            &[
+                "line 6: upstream[0].health.host: 'http://app' is not allowed: a host such as \"app.example.org\", with or without a port; or empty",
+                "line 7: upstream[0].health.headers.Host: \"Host\" is not allowed: the name of a field, other than Host (which is `host`), and not one of the connection, the body or the handshake",
+                "line 7: upstream[0].health.headers.X-A: \"b\\nc\" is not allowed: visible ASCII characters and spaces, at most 4096",
+                "line 7: upstream[0].health.headers.X-B: 1 is not allowed: visible ASCII characters and spaces, at most 4096",
+                "line 8: upstream[0].health.expect: '2xx' is not allowed: statuses of 100 to 599, such as \"200-399\" or \"200, 404\"",
+            ],
+        );
+        for expect in [
+            "'399-200'",
+            "'200,'",
+            "'99'",
+            "'600'",
+            "'+200'",
+            "''",
+            "200",
+        ] {
+            let said = format!(
+                "line 6: upstream[0].health.expect: {expect} is not allowed: {}",
+                Statuses::ALLOWED
+            );
+            check_upstream(
+                &format!("[upstream.health]\nkind = 'http'\nexpect = {expect}"),
+                &[&said],
+            );
+        }
+        check_upstream(
+            "[upstream.health]\nkind = 'tcp'\nhost = 'a'\nheaders = {}\nexpect = '200'",
+            &[
+                "line 6: upstream[0].health.host: a probe of kind \"tcp\" has none",
+                "line 7: upstream[0].health.headers: a probe of kind \"tcp\" has none",
+                "line 8: upstream[0].health.expect: a probe of kind \"tcp\" has none",
+            ],
+        );
+        check_upstream(
+            "[upstream.health]\nkind = 'http'\nhost = ''\nheaders = {}",
+            &[],
         );
     }
 

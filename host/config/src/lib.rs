@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::nearest::nearest_plugin;
 pub use self::upstream::{
-    BackendConfig, BackendTls, Dns, Ejection, Health, Probe, QueueConfig, Upstream,
+    BackendConfig, BackendTls, Dns, Ejection, Health, Probe, QueueConfig, Statuses, Upstream,
 };
 
 /// All that an operator may decide.

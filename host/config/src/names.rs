@@ -3,7 +3,7 @@
 //! In comes a string of the operator's, out goes a checked value or nothing; each says in words
 //! what it allows. Nothing here knows where the string was written.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use ipnet::IpNet;
 
@@ -14,6 +14,10 @@ pub(super) const DNS_NAME: &str = "a DNS name such as \"app.internal\"; labels m
 pub(super) const SERVER_NAME: &str = "a DNS name or an IP address";
 pub(super) const NETWORK: &str = "a network such as \"10.0.0.0/8\", or one address";
 pub(super) const ORIGIN: &str = "an origin as browsers send it, such as \"https://app.example.org\", without a path; or \"null\"";
+pub(super) const HOST_FIELD: &str =
+    "a host such as \"app.example.org\", with or without a port; or empty";
+pub(super) const FREE_FIELD: &str = "the name of a field, other than Host (which is `host`), and not one of the connection, the body or the handshake";
+pub(super) const FIELD_VALUE: &str = "visible ASCII characters and spaces, at most 4096";
 pub(super) const SOCKET_ADDRESS: &str =
     "an address and port such as \"0.0.0.0:8080\" or \"[::1]:8080\"";
 
@@ -102,6 +106,52 @@ pub(super) fn dns_name(text: &str) -> Option<String> {
 /// None where no certificate could be for `text`.
 pub(super) fn server_name(text: &str) -> Option<String> {
     (text.parse::<IpAddr>().is_ok() || is_dns_name(text)).then(|| text.to_ascii_lowercase())
+}
+
+/// None where `text` is no `Host` (RFC 9110 section 7.2).
+pub(super) fn host_field(text: &str) -> Option<String> {
+    let is_ipv6 = |text: &str| {
+        let bare = text
+            .strip_prefix('[')
+            .and_then(|text| text.strip_suffix(']'));
+        bare.is_some_and(|bare| bare.parse::<Ipv6Addr>().is_ok())
+    };
+    let is_host = |host: &str| is_ipv6(host) || is_dns_name(host);
+    let is_fine = is_host(text)
+        || text.rsplit_once(':').is_some_and(|(host, port)| {
+            let is_number = port.bytes().all(|c| c.is_ascii_digit());
+            is_host(host) && is_number && port.parse::<u16>().is_ok()
+        });
+    is_fine.then(|| text.to_owned())
+}
+
+/// Whether a field of this name can be added to a request of ours without making another request of it.
+pub(super) fn is_free_field(name: &str) -> bool {
+    const OURS: [&str; 10] = [
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    // RFC 9110 section 5.6.2.
+    let is_tchar = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    let lower = name.to_ascii_lowercase();
+    (1..=256).contains(&name.len())
+        && name.chars().all(is_tchar)
+        && !OURS.contains(&lower.as_str())
+        && !lower.starts_with("sec-websocket-")
+}
+
+/// None where `text` is no value of a field.
+pub(super) fn field_value(text: &str) -> Option<String> {
+    let is_fine = text.len() <= 4096 && text.chars().all(|c| c == ' ' || c.is_ascii_graphic());
+    is_fine.then(|| text.to_owned())
 }
 
 /// None where `text` is neither a network nor an address.
@@ -236,6 +286,53 @@ mod tests {
         ] {
             assert_eq!(canonical_backend(text).as_deref(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn hosts_of_probes_may_have_a_port() {
+        for host in [
+            "app.example.org",
+            "app.example.org:8080",
+            "10.0.0.1",
+            "[::1]",
+            "[::1]:80",
+        ] {
+            assert_eq!(host_field(host).as_deref(), Some(host));
+        }
+        for text in [
+            "",
+            "a b",
+            "app:",
+            "app:99999",
+            "http://app",
+            "app/x",
+            "::1",
+            "a:+1",
+        ] {
+            assert_eq!(host_field(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn fields_of_probes_leave_the_request_what_it_is() {
+        for name in ["X-Probe", "authorization", "User-Agent", "x_y"] {
+            assert!(is_free_field(name), "{name}");
+        }
+        for name in [
+            "",
+            "Host",
+            "Connection",
+            "transfer-encoding",
+            "Content-Length",
+            "Sec-WebSocket-Key",
+            "x y",
+            "x:",
+            "caf\u{e9}",
+        ] {
+            assert!(!is_free_field(name), "{name}");
+        }
+        assert!(field_value("Bearer a, b").is_some() && field_value("").is_some());
+        assert!(field_value("a\r\nHost: b").is_none() && field_value("caf\u{e9}").is_none());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +13,9 @@ use pointsman_contract::policy::Candidate;
 use toml_edit::{DocumentMut, InlineTable, Item, Value};
 
 use super::entry::{Entry, Spot};
-use super::names::{self, BACKEND_ADDRESS, DNS_NAME, SERVER_NAME, SOCKET_ADDRESS};
+use super::names::{
+    self, BACKEND_ADDRESS, DNS_NAME, FREE_FIELD, HOST_FIELD, SERVER_NAME, SOCKET_ADDRESS,
+};
 use super::reader::{self, MAX_TIMEOUT_MS, Section, Taken, one_of};
 use super::{Problem, UpstreamName, nearest};
 
@@ -97,6 +100,12 @@ pub struct QueueConfig {
 pub struct Health {
     /// What is asked of a backend.
     pub probe: Probe,
+    /// `Host` of the probe; none: the backend's address. `host`, default empty.
+    pub host: Option<String>,
+    /// More fields of the probe, or others than its own. Default none.
+    pub headers: Vec<(String, String)>,
+    /// Statuses that a backend in order answers with; none: what the kind of the probe expects.
+    pub expect: Option<Statuses>,
     /// From the end of one probe to the beginning of the next. Default 2 s.
     pub interval: Duration,
     /// For the whole of a probe. Default 1 s.
@@ -112,17 +121,21 @@ pub struct Health {
 pub enum Probe {
     /// It accepts a connection.
     Tcp,
-    /// It answers `GET` with a status of 200 to 399.
+    /// It answers `GET` with a status that is expected: by default 200 to 399.
     Http {
         /// Default `/`.
         path: String,
     },
-    /// It upgrades, and answers a Ping.
+    /// It upgrades, and answers a Ping; or answers with another status that is expected.
     WebSocket {
         /// Default `/`.
         path: String,
     },
 }
+
+/// `expect`: statuses of HTTP, as ranges.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Statuses(Vec<RangeInclusive<u16>>);
 
 /// `[upstream.ejection]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -235,6 +248,32 @@ fn policy(s: &mut Section<'_, '_>) -> Option<PluginName> {
     name
 }
 
+impl Statuses {
+    /// What they may be, for error messages.
+    pub const ALLOWED: &'static str = "statuses of 100 to 599, such as \"200-399\" or \"200, 404\"";
+
+    /// None where `text` lists no statuses.
+    pub fn parse(text: &str) -> Option<Self> {
+        let status = |text: &str| {
+            let text = text.trim();
+            let is_number = text.len() == 3 && text.bytes().all(|c| c.is_ascii_digit());
+            let status = text.parse().ok().filter(|_| is_number)?;
+            (100..=599).contains(&status).then_some(status)
+        };
+        let range = |text: &str| {
+            let (first, last) = text.split_once('-').unwrap_or((text, text));
+            let range = status(first)?..=status(last)?;
+            (!range.is_empty()).then_some(range)
+        };
+        text.split(',').map(range).collect::<Option<_>>().map(Self)
+    }
+
+    /// Whether it is one of them.
+    pub fn contains(&self, status: u16) -> bool {
+        self.0.iter().any(|range| range.contains(&status))
+    }
+}
+
 /// `is_there`: the section is written, so that what is missing in it is a problem.
 fn health(s: &mut Section<'_, '_>, is_there: bool) -> Option<Health> {
     let is_path = |text: &str| text.starts_with('/') && !text.contains(['#', ' ']);
@@ -252,13 +291,45 @@ fn health(s: &mut Section<'_, '_>, is_there: bool) -> Option<Health> {
         s.require("kind", &one_of(&probes.each_ref().map(|(kind, _)| *kind)));
     }
     let probe = s.word("kind", &probes);
+    // An empty one is the backend's address.
+    let host = |text: &str| match text {
+        "" => Some(None),
+        text => names::host_field(text).map(Some),
+    };
+    let host = s.text("host", HOST_FIELD, host).flatten();
+    let headers = s.section("headers", probe_headers);
+    let expect = s.text("expect", Statuses::ALLOWED, Statuses::parse);
+    if probe == Some(Probe::Tcp) {
+        for key in ["host", "headers", "expect"] {
+            if s.has(key) {
+                s.problem(&s.spot(key), "a probe of kind \"tcp\" has none");
+            }
+        }
+    }
     Some(Health {
+        host,
+        headers,
+        expect,
         interval: s.millis("interval_ms", 10..=MAX_TIMEOUT_MS, 2000),
         timeout: s.millis("timeout_ms", 1..=MAX_TIMEOUT_MS, 1000),
         rise: s.number("rise", "a number of probes", 1..=1000, 2),
         fall: s.number("fall", "a number of probes", 1..=1000, 3),
         probe: probe?,
     })
+}
+
+/// Fields of a probe, but for those that its kind and the connection decide about.
+fn probe_headers(s: &mut Section<'_, '_>) -> Vec<(String, String)> {
+    let keys = s.names();
+    let read = |key: String| {
+        if !names::is_free_field(&key) {
+            let what = format!("{key:?} is not allowed: {FREE_FIELD}");
+            s.problem(&s.spot(&key), what);
+        }
+        let value = s.text(&key, names::FIELD_VALUE, names::field_value)?;
+        Some((key, value))
+    };
+    keys.into_iter().filter_map(read).collect()
 }
 
 fn ejection(s: &mut Section<'_, '_>) -> Option<Ejection> {

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::header::{self, HeaderValue};
-use http::{Request, request};
+use http::{Request, StatusCode, request};
 use pointsman_config::{Health, Probe};
 use pointsman_protocol::handshake::Upgrade;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -68,8 +68,8 @@ pub async fn probe(to: Destination<'_>, health: &Health) -> Result<(), String> {
     let probed = async {
         match &health.probe {
             Probe::Tcp => tcp(to, later).await,
-            Probe::Http { path } => http(to, path, later).await,
-            Probe::WebSocket { path } => websocket(to, path, later).await,
+            Probe::Http { path } => http(to, health, path, later).await,
+            Probe::WebSocket { path } => websocket(to, health, path, later).await,
         }
     };
     let probed = timeout(health.timeout, probed).await;
@@ -81,19 +81,41 @@ async fn tcp(to: Destination<'_>, deadline: Duration) -> Result<(), String> {
     connected.map(drop).map_err(|error| error.to_string())
 }
 
-async fn http(to: Destination<'_>, path: &str, deadline: Duration) -> Result<(), String> {
+async fn http(
+    to: Destination<'_>,
+    health: &Health,
+    path: &str,
+    deadline: Duration,
+) -> Result<(), String> {
     let said = |error: DialError| error.to_string();
     let stream = dial::connect(to, deadline).await.map_err(said)?;
-    let exchanged = dial::exchange(stream, head(to.address, path)?).await;
+    let exchanged = dial::exchange(stream, head(to.address, health, path)?).await;
     let (response, ..) = exchanged.map_err(said)?;
-    match response.status() {
-        status if status.is_success() || status.is_redirection() => Ok(()),
-        status => Err(format!("it answered {status}")),
+    let status = response.status();
+    let is_usual = || status.is_success() || status.is_redirection();
+    expected(health, status, is_usual)
+}
+
+/// Whether a backend in order answers so. `is_usual`: what holds where nothing is written.
+fn expected(
+    health: &Health,
+    status: StatusCode,
+    is_usual: impl FnOnce() -> bool,
+) -> Result<(), String> {
+    let expect = health.expect.as_ref();
+    match expect.map_or_else(is_usual, |expect| expect.contains(status.as_u16())) {
+        true => Ok(()),
+        false => Err(format!("it answered {status}")),
     }
 }
 
-async fn websocket(to: Destination<'_>, path: &str, deadline: Duration) -> Result<(), String> {
-    let mut head = head(to.address, path)?;
+async fn websocket(
+    to: Destination<'_>,
+    health: &Health,
+    path: &str,
+    deadline: Duration,
+) -> Result<(), String> {
+    let mut head = head(to.address, health, path)?;
     let asked = Upgrade {
         key: BASE64.encode(fastrand::u128(..).to_ne_bytes()),
         subprotocols: Vec::new(),
@@ -110,10 +132,9 @@ async fn websocket(to: Destination<'_>, path: &str, deadline: Duration) -> Resul
     let answer = dial::upgrade(to, dial::upgrade_request(head), &asked, deadlines).await;
     let (stream, early) = match answer.map_err(|error| error.to_string())? {
         UpgradeAnswer::Upgraded { stream, early, .. } => (stream, early),
-        UpgradeAnswer::Refused(response) => {
-            return Err(format!("it answered {}", response.status()));
-        }
+        UpgradeAnswer::Refused(response) => return expected(health, response.status(), || false),
     };
+    expected(health, StatusCode::SWITCHING_PROTOCOLS, || true)?;
     let early = early.to_vec();
     let mut socket = WebSocketStream::from_partially_read(stream, early, Role::Client, None).await;
     let broken = |error: tokio_tungstenite::tungstenite::Error| error.to_string();
@@ -140,18 +161,24 @@ async fn websocket(to: Destination<'_>, path: &str, deadline: Duration) -> Resul
     Ok(())
 }
 
-fn head(address: &str, path: &str) -> Result<request::Parts, String> {
-    let request = Request::get(path)
-        .header(header::HOST, address)
-        .header(header::USER_AGENT, USER_AGENT)
-        .body(());
-    let (mut head, ()) = request.map_err(|error| error.to_string())?.into_parts();
+fn head(address: &str, health: &Health, path: &str) -> Result<request::Parts, String> {
+    let host = health.host.as_deref().unwrap_or(address);
+    let mut request = Request::get(path).header(header::HOST, host);
+    let names_itself = |(name, _): &(String, String)| name.eq_ignore_ascii_case("user-agent");
+    if !health.headers.iter().any(names_itself) {
+        request = request.header(header::USER_AGENT, USER_AGENT);
+    }
+    for (name, value) in &health.headers {
+        request = request.header(name, value);
+    }
+    let (mut head, ()) = (request.body(()).map_err(|error| error.to_string())?).into_parts();
     head.extensions = spelling::of_the_rfcs();
     Ok(head)
 }
 
 #[cfg(test)]
 mod tests {
+    use pointsman_config::Statuses;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
@@ -160,6 +187,9 @@ mod tests {
     fn health(probe: Probe) -> Health {
         Health {
             probe,
+            host: None,
+            headers: Vec::new(),
+            expect: None,
             interval: Duration::from_secs(1),
             timeout: Duration::from_millis(300),
             rise: 1,
@@ -187,8 +217,11 @@ mod tests {
     }
 
     async fn verdict(kind: Probe, answer: &'static str) -> Result<(), String> {
+        verdict_of(health(kind), answer).await
+    }
+
+    async fn verdict_of(health: Health, answer: &'static str) -> Result<(), String> {
         let (address, serve) = backend(answer).await;
-        let health = health(kind);
         tokio::select! {
             verdict = probe(plain(&address), &health) => verdict,
             () = serve => unreachable!("it serves for ever"),
@@ -209,6 +242,26 @@ mod tests {
         assert_eq!(said, "it answered 500 Internal Server Error");
         let silence = verdict(kind(), "").await.unwrap_err();
         assert_eq!(silence, "no answer within 300ms");
+    }
+
+    #[tokio::test]
+    async fn a_probe_wants_the_statuses_that_are_expected() {
+        let (http, websocket) = ("/up".to_owned(), "/up".to_owned());
+        let kinds = [
+            Probe::Http { path: http },
+            Probe::WebSocket { path: websocket },
+        ];
+        for kind in kinds {
+            let health = Health {
+                expect: Statuses::parse("200-299, 401"),
+                ..health(kind)
+            };
+            let wants_a_password = "HTTP/1.1 401 Who\r\ncontent-length: 0\r\n\r\n";
+            assert_eq!(verdict_of(health.clone(), wants_a_password).await, Ok(()));
+            let moved = "HTTP/1.1 302 Found\r\ncontent-length: 0\r\n\r\n";
+            let said = verdict_of(health, moved).await.unwrap_err();
+            assert_eq!(said, "it answered 302 Found");
+        }
     }
 
     #[tokio::test]
