@@ -95,11 +95,11 @@ fn check(head: request::Parts, has_body: bool) -> Option<(request::Parts, Upgrad
 
 /// Makes a client's head into one for a backend.
 pub(crate) fn forward(head: &mut request::Parts) {
-    forwarding::strip_lookalikes(&mut head.headers);
-    forwarding::strip_hop_by_hop(&mut head.headers);
     let client = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
     let id = HeaderValue::from_static("id");
     forwarding::write_forwarded(&mut head.headers, client, &[], &id);
+    forwarding::strip_lookalikes(&mut head.headers);
+    forwarding::strip_hop_by_hop(&mut head.headers);
 }
 
 /// The bytes that a backend would get.

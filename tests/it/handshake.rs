@@ -183,7 +183,41 @@ async fn an_origin_that_is_not_allowed_is_a_403() -> Result<()> {
         let answer = ask(&balancer, &upgrade_request("/websocket", &[origin])).await?;
         assert_eq!(answer.status, status, "{origin}");
     }
+    let answer = ask(&balancer, &upgrade_request("/websocket", &[])).await?;
+    assert_eq!(
+        answer.status, 403,
+        "one that says nothing is not allowed either"
+    );
     assert_eq!(backend.requests().len(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn origins_are_a_site_with_all_its_hosts_and_a_port_of_the_schemes_own_is_none() -> Result<()>
+{
+    let backend = Backend::start().await?;
+    let toml = app("round_robin", &[backend.address()]).replace_once(
+        "path = \"/*\"",
+        "path = \"/*\"\norigins = [\"https://*.example.org\", \"https://example.net:443\"]",
+    );
+    let balancer = Balancer::start(&toml).await?;
+    for (origin, status) in [
+        ("https://app.example.org", 101),
+        ("https://a.b.example.org", 101),
+        ("https://app.example.org:443", 101),
+        ("https://example.net", 101),
+        ("https://example.net:443", 101),
+        ("https://example.org", 403),
+        ("http://app.example.org", 403),
+        ("https://app.example.org:8443", 403),
+        ("https://evilexample.org", 403),
+        ("https://evil.net/.example.org", 403),
+        ("https://example.net:80", 403),
+    ] {
+        let line = format!("Origin: {origin}");
+        let answer = ask(&balancer, &upgrade_request("/websocket", &[&line])).await?;
+        assert_eq!(answer.status, status, "{origin}");
+    }
     Ok(())
 }
 

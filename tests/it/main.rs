@@ -16,6 +16,7 @@ mod drain;
 mod ejection;
 mod fences;
 mod filters;
+mod forwarding;
 mod handlers;
 mod handshake;
 mod harness;

@@ -3,7 +3,7 @@
 //! In come facts from the workers; out go lines, to a [`LogWriter`] that nobody waits for. Queries of paths are
 //! never written, for tokens live there. `docs/access-log.md` describes the keys.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pointsman_contract::session::{EndReport, Ender};
@@ -21,6 +21,8 @@ pub struct Session<'a> {
     pub request_id: &'a str,
     /// The far end of the TCP connection.
     pub client: SocketAddr,
+    /// The client that the chain of trusted proxies vouches for; without one the far end.
+    pub client_ip: IpAddr,
     /// As configured.
     pub route: &'a str,
     /// Where the route leads.
@@ -73,6 +75,8 @@ pub struct Requested<'a> {
     pub request_id: &'a str,
     /// The far end of the TCP connection.
     pub client: SocketAddr,
+    /// The client that the chain of trusted proxies vouches for; without one the far end.
+    pub client_ip: IpAddr,
     /// Of the request.
     pub method: &'a str,
     /// Of the request; what follows a `?` is not written.
@@ -98,6 +102,8 @@ pub struct Aborted<'a> {
     pub request_id: &'a str,
     /// The far end of the TCP connection.
     pub client: SocketAddr,
+    /// The client that the chain of trusted proxies vouches for; without one the far end.
+    pub client_ip: IpAddr,
     /// As configured.
     pub route: &'a str,
     /// Where the route leads.
@@ -154,6 +160,7 @@ struct Line<'a> {
     time: String,
     request_id: &'a str,
     client: String,
+    client_ip: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     method: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -191,12 +198,18 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    fn new(event: &'static str, now: SystemTime, request_id: &'a str, client: SocketAddr) -> Self {
+    fn new(
+        event: &'static str,
+        now: SystemTime,
+        request_id: &'a str,
+        (client, client_ip): (SocketAddr, IpAddr),
+    ) -> Self {
         Self {
             event,
             time: rfc3339(now),
             request_id,
             client: client.to_string(),
+            client_ip: client_ip.to_string(),
             ..Self::default()
         }
     }
@@ -210,7 +223,12 @@ impl<'a> Line<'a> {
             backend: session.backend,
             policy: session.policy,
             policy_generation: session.policy_generation,
-            ..Self::new(event, now, session.request_id, session.client)
+            ..Self::new(
+                event,
+                now,
+                session.request_id,
+                (session.client, session.client_ip),
+            )
         }
     }
 }
@@ -264,7 +282,12 @@ impl<'a> Aborted<'a> {
             reason: Some(self.reason),
             duration_ms: Some(millis(self.duration)),
             closed_by: Some(self.by.label()),
-            ..Line::new("aborted", now, self.request_id, self.client)
+            ..Line::new(
+                "aborted",
+                now,
+                self.request_id,
+                (self.client, self.client_ip),
+            )
         }
     }
 }
@@ -282,7 +305,12 @@ impl<'a> Requested<'a> {
             status: Some(self.status),
             reason: self.reason,
             duration_ms: Some(millis(self.duration)),
-            ..Line::new("request", now, self.request_id, self.client)
+            ..Line::new(
+                "request",
+                now,
+                self.request_id,
+                (self.client, self.client_ip),
+            )
         }
     }
 }
@@ -382,7 +410,7 @@ mod tests {
         };
         check(
             &opened.line(UNIX_EPOCH),
-            r#"{"event":"open","time":"1970-01-01T00:00:00.000Z","request_id":"r-1","client":"192.0.2.1:5000","method":"GET","path":"/chat","route":"/chat","upstream":"app","backend":"127.0.0.1:3001","policy":"round_robin","policy_generation":2,"status":101}"#,
+            r#"{"event":"open","time":"1970-01-01T00:00:00.000Z","request_id":"r-1","client":"192.0.2.1:5000","client_ip":"203.0.113.7","method":"GET","path":"/chat","route":"/chat","upstream":"app","backend":"127.0.0.1:3001","policy":"round_robin","policy_generation":2,"status":101}"#,
         );
     }
 
@@ -411,7 +439,7 @@ mod tests {
                 reason: None,
             }
             .line(UNIX_EPOCH),
-            r#"{"event":"close","time":"1970-01-01T00:00:00.000Z","request_id":"r-1","client":"192.0.2.1:5000","route":"/chat","handler":"echo","bytes_up":1,"bytes_down":2,"messages_up":3,"messages_down":4,"duration_ms":1500,"closed_by":"client","close_code":1001}"#,
+            r#"{"event":"close","time":"1970-01-01T00:00:00.000Z","request_id":"r-1","client":"192.0.2.1:5000","client_ip":"203.0.113.7","route":"/chat","handler":"echo","bytes_up":1,"bytes_down":2,"messages_up":3,"messages_down":4,"duration_ms":1500,"closed_by":"client","close_code":1001}"#,
         );
         let unclosed = EndReport {
             code: None,
@@ -443,7 +471,7 @@ mod tests {
         };
         check(
             &refused.line(UNIX_EPOCH),
-            r#"{"event":"request","time":"1970-01-01T00:00:00.000Z","request_id":"r-1","client":"[2001:db8::1]:5000","method":"GET","path":"/","status":404,"reason":"no route matches","duration_ms":1}"#,
+            r#"{"event":"request","time":"1970-01-01T00:00:00.000Z","request_id":"r-1","client":"[2001:db8::1]:5000","client_ip":"203.0.113.7","method":"GET","path":"/","status":404,"reason":"no route matches","duration_ms":1}"#,
         );
         let answered = Requested {
             route: Some("/api/*"),
@@ -453,7 +481,7 @@ mod tests {
         };
         check(
             &answered.line(UNIX_EPOCH),
-            r#"{"event":"request","time":"1970-01-01T00:00:00.000Z","request_id":"r-1","client":"192.0.2.1:5000","method":"GET","path":"/","route":"/api/*","handler":"hello","backend":"127.0.0.1:3001","status":200,"duration_ms":1}"#,
+            r#"{"event":"request","time":"1970-01-01T00:00:00.000Z","request_id":"r-1","client":"192.0.2.1:5000","client_ip":"203.0.113.7","method":"GET","path":"/","route":"/api/*","handler":"hello","backend":"127.0.0.1:3001","status":200,"duration_ms":1}"#,
         );
     }
 
@@ -462,6 +490,7 @@ mod tests {
         let aborted = Aborted {
             request_id: "r-1",
             client: "192.0.2.1:5000".parse().unwrap(),
+            client_ip: "203.0.113.7".parse().unwrap(),
             route: "/api/*",
             target: LoggedTarget::Upstream("app"),
             backend: Some("127.0.0.1:3001"),
@@ -471,7 +500,7 @@ mod tests {
         };
         check(
             &aborted.line(UNIX_EPOCH),
-            r#"{"event":"aborted","time":"1970-01-01T00:00:00.000Z","request_id":"r-1","client":"192.0.2.1:5000","route":"/api/*","upstream":"app","backend":"127.0.0.1:3001","reason":"it stopped","duration_ms":1500,"closed_by":"backend"}"#,
+            r#"{"event":"aborted","time":"1970-01-01T00:00:00.000Z","request_id":"r-1","client":"192.0.2.1:5000","client_ip":"203.0.113.7","route":"/api/*","upstream":"app","backend":"127.0.0.1:3001","reason":"it stopped","duration_ms":1500,"closed_by":"backend"}"#,
         );
     }
 
@@ -505,6 +534,7 @@ mod tests {
         Session {
             request_id: "r-1",
             client: SocketAddr::from(([192, 0, 2, 1], 5000)),
+            client_ip: IpAddr::from([203, 0, 113, 7]),
             route: "/chat",
             target: LoggedTarget::Upstream("app"),
             backend: Some("127.0.0.1:3001"),
@@ -517,6 +547,7 @@ mod tests {
         Requested {
             request_id: "r-1",
             client: SocketAddr::from(([192, 0, 2, 1], 5000)),
+            client_ip: IpAddr::from([203, 0, 113, 7]),
             method: "GET",
             path: "/",
             route: None,

@@ -14,13 +14,13 @@ use pointsman_contract::names::PluginName;
 use pointsman_contract::outbox::{QueueSettings, SlowConsumer};
 
 use super::entry::Spot;
-use super::names::{self, NETWORK, ORIGIN, SOCKET_ADDRESS};
+use super::names::{self, NETWORK, SOCKET_ADDRESS};
 use super::nearest::nearest;
 use super::reader::{self, BYTES, MAX_TIMEOUT_MS, MILLISECONDS, Section, Taken};
 use super::{
     AccessLogTarget, Admin, Config, ErrorLogSettings, HostPattern, HttpLimitsConfig, Isolation,
-    Listener, LogFormat, OnBackendLoss, OnFailure, Overload, PathPattern, PluginSettings, Plugins,
-    Problem, Route, Target, UpstreamName, upstream,
+    Listener, LogFormat, OnBackendLoss, OnFailure, OriginPattern, Overload, PathPattern,
+    PluginSettings, Plugins, Problem, Route, Target, UpstreamName, upstream,
 };
 
 const TOKEN: &str = "a token of at least 16 visible ASCII characters";
@@ -380,7 +380,7 @@ pub(super) fn route_to(
             .word("on_backend_loss", ON_BACKEND_LOSS)
             .unwrap_or_default(),
         host,
-        origins: s.texts("origins", ORIGIN, names::origin),
+        origins: s.texts("origins", OriginPattern::ALLOWED, OriginPattern::parse),
         idle_timeout: s.secs("idle_timeout_secs", 1..=MAX_IDLE_SECS, 3600),
         ping_interval: Some(ping_interval).filter(|interval| !interval.is_zero()),
         message_timeout: s.millis("message_timeout_ms", 1..=MAX_SILENCE_MS, 30_000),
@@ -757,7 +757,7 @@ handler = 'echo'
                     filters: vec![plugin_name("rate_limit"), plugin_name("tap")],
                     on_failure: OnFailure::Bypass,
                     on_backend_loss: OnBackendLoss::Close,
-                    origins: vec!["https://app.example.org".to_owned()],
+                    origins: vec![OriginPattern::parse("https://app.example.org").unwrap()],
                     idle_timeout: Duration::from_secs(3600),
                     ping_interval: Some(Duration::from_secs(20)),
                     message_timeout: Duration::from_secs(10),
@@ -1579,7 +1579,10 @@ handler = 'echo'
                     "line 6: route[1].path: 'a' is not allowed: {}",
                     PathPattern::ALLOWED
                 ),
-                &format!("line 7: route[1].origins[1]: 'a.org' is not allowed: {ORIGIN}"),
+                &format!(
+                    "line 7: route[1].origins[1]: 'a.org' is not allowed: {}",
+                    OriginPattern::ALLOWED
+                ),
             ],
         );
     }

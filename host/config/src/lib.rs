@@ -237,8 +237,8 @@ pub struct Route {
     pub on_failure: OnFailure,
     /// Of sessions at a backend. Default abort.
     pub on_backend_loss: OnBackendLoss,
-    /// Allowed `Origin` values, compared without case; empty: any.
-    pub origins: Vec<String>,
+    /// Allowed `Origin` values; empty: any.
+    pub origins: Vec<OriginPattern>,
     /// A session without a byte for so long is closed. Default 1 h.
     pub idle_timeout: Duration,
     /// How often a silent far end is pinged; none: never. `ping_interval_secs`, default 0.
@@ -282,6 +282,22 @@ pub enum HostPattern {
     Exact(String),
     /// `*.example.org`, kept as `.example.org`: one or more labels before it.
     Suffix(String),
+}
+
+/// An `Origin` to match.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum OriginPattern {
+    /// What a browser sends of a page that has none, such as a file.
+    Null,
+    /// `https://app.example.org`, or `https://*.example.org`.
+    Origin {
+        /// In lower case.
+        scheme: String,
+        /// In lower case.
+        host: HostPattern,
+        /// None: the scheme's own.
+        port: Option<u16>,
+    },
 }
 
 /// A path to match.
@@ -385,6 +401,18 @@ impl fmt::Display for HostPattern {
         match self {
             Self::Exact(host) => f.write_str(host),
             Self::Suffix(suffix) => write!(f, "*{suffix}"),
+        }
+    }
+}
+
+impl fmt::Display for OriginPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.write_str("null"),
+            Self::Origin { scheme, host, port } => {
+                write!(f, "{scheme}://{host}")?;
+                port.map_or(Ok(()), |port| write!(f, ":{port}"))
+            }
         }
     }
 }

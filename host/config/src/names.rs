@@ -7,13 +7,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use ipnet::IpNet;
 
-use super::{HostPattern, PathPattern};
+use super::{HostPattern, OriginPattern, PathPattern};
 
 pub(super) const BACKEND_ADDRESS: &str = "HOST:PORT, where HOST is an IPv4 address, an [IPv6 address] or a DNS name, and PORT 1 to 65535";
 pub(super) const DNS_NAME: &str = "a DNS name such as \"app.internal\"; labels may begin with '_'";
 pub(super) const SERVER_NAME: &str = "a DNS name or an IP address";
 pub(super) const NETWORK: &str = "a network such as \"10.0.0.0/8\", or one address";
-pub(super) const ORIGIN: &str = "an origin as browsers send it, such as \"https://app.example.org\", without a path; or \"null\"";
 pub(super) const HOST_FIELD: &str =
     "a host such as \"app.example.org\", with or without a port; or empty";
 pub(super) const FREE_FIELD: &str = "the name of a field, other than Host (which is `host`), and not one of the connection, the body or the handshake";
@@ -70,6 +69,70 @@ impl PathPattern {
             Self::Prefix(prefix) => Self::Prefix(prefix.to_ascii_lowercase()),
         }
     }
+}
+
+impl OriginPattern {
+    /// What a pattern may be, for error messages.
+    pub const ALLOWED: &'static str = "an origin as browsers send it, such as \"https://app.example.org\", without a path; \"https://*.example.org\"; or \"null\"";
+
+    /// None where no browser would send `text` as its `Origin` (RFC 6454 section 7.1), and it is no pattern of origins.
+    pub fn parse(text: &str) -> Option<Self> {
+        if text == "null" {
+            return Some(Self::Null);
+        }
+        let (scheme, host, port) = split_origin(text)?;
+        let is_scheme_part = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+        let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+            && scheme.chars().all(is_scheme_part);
+        let is_host_part = |c: char| c.is_ascii_graphic() && !"/?#@,*\"\\".contains(c);
+        let host = host.to_ascii_lowercase();
+        let host = match host.strip_prefix("*.") {
+            Some(rest) => is_dns_name(rest).then(|| HostPattern::Suffix(format!(".{rest}"))),
+            None => (host.chars().all(is_host_part)).then_some(HostPattern::Exact(host)),
+        };
+        let host = host.filter(|_| is_scheme)?;
+        Some(Self::Origin {
+            scheme: scheme.to_ascii_lowercase(),
+            host,
+            port,
+        })
+    }
+
+    /// `origin`: as a client sends it. Case does not count, and a port that is the scheme's own is none.
+    pub fn matches(&self, origin: &str) -> bool {
+        match self {
+            Self::Null => origin == "null",
+            Self::Origin { scheme, host, port } => {
+                split_origin(origin).is_some_and(|(its_scheme, its_host, its_port)| {
+                    // A path in the place of a host could end as the host does.
+                    let is_host = matches!(host, HostPattern::Exact(_)) || is_dns_name(its_host);
+                    is_host
+                        && scheme.eq_ignore_ascii_case(its_scheme)
+                        && *port == its_port
+                        && host.matches(&its_host.to_ascii_lowercase())
+                })
+            }
+        }
+    }
+}
+
+/// Scheme, host and port; no port where it is the scheme's own (RFC 6454 section 4).
+fn split_origin(text: &str) -> Option<(&str, &str, Option<u16>)> {
+    let (scheme, authority) = text.split_once("://")?;
+    let (host, port) = match authority.rsplit_once(':') {
+        // The colon of an IPv6 address is within brackets.
+        Some((host, port)) if !port.ends_with(']') => {
+            let is_number = !port.is_empty() && port.bytes().all(|c| c.is_ascii_digit());
+            (host, Some(port.parse().ok().filter(|_| is_number)?))
+        }
+        _ => (authority, None),
+    };
+    let usual = match scheme.to_ascii_lowercase().as_str() {
+        "http" | "ws" => Some(80),
+        "https" | "wss" => Some(443),
+        _ => None,
+    };
+    (!host.is_empty()).then_some((scheme, host, port.filter(|_| port != usual)))
 }
 
 /// The address in the one spelling by which two of them are compared; none where it is wrong.
@@ -159,21 +222,6 @@ pub(super) fn network(text: &str) -> Option<IpNet> {
     text.parse()
         .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
         .ok()
-}
-
-/// None where no browser would send `text` as its `Origin` (RFC 6454 section 7.1).
-pub(super) fn origin(text: &str) -> Option<String> {
-    let is_origin = text == "null"
-        || text.split_once("://").is_some_and(|(scheme, authority)| {
-            let is_scheme_part = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
-            scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-                && scheme.chars().all(is_scheme_part)
-                && !authority.is_empty()
-                && authority
-                    .chars()
-                    .all(|c| c.is_ascii_graphic() && !"/?#@,*\"\\".contains(c))
-        });
-    is_origin.then(|| text.to_owned())
 }
 
 /// Whether only this machine can reach `address`.
@@ -351,13 +399,20 @@ mod tests {
 
     #[test]
     fn origins_have_a_scheme_and_no_path() {
-        for text in [
-            "null",
-            "https://app.example.org",
-            "http://localhost:5173",
-            "http://[::1]:80",
+        for (text, shown) in [
+            ("null", "null"),
+            ("https://app.example.org", "https://app.example.org"),
+            ("HTTPS://App.Example.org:443", "https://app.example.org"),
+            ("http://localhost:5173", "http://localhost:5173"),
+            ("http://[::1]:80", "http://[::1]"),
+            ("http://[::1]", "http://[::1]"),
+            ("https://example.org:80", "https://example.org:80"),
+            ("https://*.Example.org", "https://*.example.org"),
+            ("https://*.example.org:8443", "https://*.example.org:8443"),
+            ("chrome-extension://abc", "chrome-extension://abc"),
         ] {
-            assert_eq!(origin(text).as_deref(), Some(text));
+            let origin = OriginPattern::parse(text).map(|origin| origin.to_string());
+            assert_eq!(origin.as_deref(), Some(shown), "{text}");
         }
         for text in [
             "",
@@ -365,12 +420,72 @@ mod tests {
             "https://",
             "https://a/",
             "https://a b",
+            "https://a:",
+            "https://a:99999",
+            "https://a:+1",
+            "https://me@a",
             "*",
+            "https://*",
+            "https://*.",
+            "https://a.*.org",
+            "https://**.org",
+            "*://example.org",
             "://a",
         ] {
-            assert_eq!(origin(text), None, "{text}");
+            assert_eq!(OriginPattern::parse(text), None, "{text}");
         }
-        assert_eq!(origin("https://*.example.org"), None);
+    }
+
+    #[test]
+    fn an_origin_matches_without_case_and_the_schemes_own_port() {
+        let check = |pattern: &str, yes: &[&str], no: &[&str]| {
+            let pattern = OriginPattern::parse(pattern).unwrap();
+            for origin in yes {
+                assert!(pattern.matches(origin), "{pattern} {origin}");
+            }
+            for origin in no {
+                assert!(!pattern.matches(origin), "{pattern} {origin}");
+            }
+        };
+        for pattern in ["https://example.org", "https://example.org:443"] {
+            check(
+                pattern,
+                &[
+                    "https://example.org",
+                    "HTTPS://EXAMPLE.org",
+                    "https://example.org:443",
+                ],
+                &[
+                    "http://example.org",
+                    "https://example.org:8443",
+                    "https://a.example.org",
+                    "https://example.org.",
+                    "https://example.org/",
+                    "https://example.org.evil.net",
+                    "null",
+                    "",
+                ],
+            );
+        }
+        check(
+            "https://*.example.org",
+            &["https://a.example.org", "https://A.b.example.org:443"],
+            &[
+                "https://example.org",
+                "https://evilexample.org",
+                "https://.example.org.evil.net",
+                "http://a.example.org",
+                "https://a.example.org:8443",
+                "https://evil.net/.example.org",
+                "https://evil.net?.example.org",
+            ],
+        );
+        check(
+            "http://localhost:5173",
+            &["http://localhost:5173"],
+            &["http://localhost"],
+        );
+        check("null", &["null"], &["https://null", ""]);
     }
 
     #[test]

@@ -146,30 +146,28 @@ pub fn frame_body(headers: &mut HeaderMap, length: Option<u64>) {
 }
 
 /// What no client may have taken out, because a request is another without it (RFC 9110 section
-/// 7.6.1: it is intended for all recipients).
+/// 7.6.1: it is intended for all recipients), or because it is ours to say.
 fn is_for_all(name: &HeaderName) -> bool {
-    *name == header::HOST || name.as_str().starts_with(SEC_WEBSOCKET)
+    *name == header::HOST
+        || *name == X_REQUEST_ID
+        || name.as_str().starts_with(SEC_WEBSOCKET)
+        || speaks_of_client(&name)
 }
 
-/// Who the client is: the far end, or, as long as that is a trusted proxy, whom it names last in
-/// `X-Forwarded-For`.
+/// Who the client is: the far end, or, as long as that is a trusted proxy, whom it names last: in
+/// `X-Forwarded-For`, else in `Forwarded`, else in `X-Real-IP`.
 pub fn client_ip(far_end: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    let is_trusted = |ip: IpAddr| trusted.iter().any(|net| net.contains(&ip));
-    let chain = handshake::list(headers, X_FORWARDED_FOR).unwrap_or_default();
-    let mut client = far_end;
-    for hop in chain.iter().rev() {
-        if !is_trusted(client) {
-            break;
-        }
-        let Some(ip) = parse_hop(hop) else { break };
-        client = ip;
+    let far_end = far_end.to_canonical();
+    match is_in(trusted, far_end) {
+        true => Chain::read(headers).client(far_end, trusted).0,
+        false => far_end,
     }
-    client
 }
 
-/// Writes `X-Forwarded-For/-Proto/-Host`, `Forwarded` and `X-Request-Id`. What a trusted far end
-/// has written is extended, what a stranger has written is replaced: of other fields of the family
-/// `X-Real-IP` by its own address, the rest by nothing.
+/// Writes `X-Forwarded-For/-Proto/-Host`, `Forwarded`, `X-Real-IP` and `X-Request-Id`. What a stranger has
+/// written is replaced, by nothing in the case of other fields of the family. Of a trusted far end there is one
+/// chain (see [`client_ip`]): the family that it has written is extended, and the other is written so that it says
+/// the same.
 pub fn write_forwarded(
     headers: &mut HeaderMap,
     far_end: SocketAddr,
@@ -177,44 +175,280 @@ pub fn write_forwarded(
     request_id: &HeaderValue,
 ) {
     let far_end = far_end.ip().to_canonical();
-    let is_trusted = trusted.iter().any(|net| net.contains(&far_end));
-    let is_unbelieved = |name: &&HeaderName| !is_trusted && speaks_of_client(name);
-    let unbelieved: Vec<_> = headers.keys().filter(is_unbelieved).cloned().collect();
-    for name in unbelieved {
-        headers.remove(&name);
-        if name == X_REAL_IP {
-            append(headers, X_REAL_IP, &far_end.to_string());
+    let chain = match is_in(trusted, far_end) {
+        true => Chain::read(headers),
+        false => {
+            let spoken: Vec<_> = headers.keys().filter(speaks_of_client).cloned().collect();
+            for name in spoken {
+                headers.remove(name);
+            }
+            Chain::default()
         }
-    }
-    let host = headers.get(header::HOST).cloned();
-    append(headers, X_FORWARDED_FOR, &far_end.to_string());
-    headers
-        .entry(X_FORWARDED_PROTO)
-        .or_insert(HeaderValue::from_static("http"));
-    if let Some(host) = &host {
-        headers
-            .entry(X_FORWARDED_HOST)
-            .or_insert_with(|| host.clone());
-    }
-    let node = match far_end {
-        IpAddr::V4(ip) => ip.to_string(),
-        IpAddr::V6(ip) => format!("\"[{ip}]\""),
     };
-    let host = host
-        .as_ref()
-        .and_then(|host| host.to_str().ok())
-        .map(|host| format!(";host=\"{host}\""));
-    append(
-        headers,
-        header::FORWARDED,
-        &format!("for={node}{};proto=http", host.unwrap_or_default()),
-    );
+    let (client, believed) = chain.client(far_end, trusted);
+    set(headers, X_REAL_IP, &client.to_string());
+    if !chain.is_x_forwarded {
+        let hops = chain.hops.iter().skip(believed);
+        let hops: Vec<_> = hops.map(|hop| hop.node.as_str()).collect();
+        set(headers, X_FORWARDED_FOR, &hops.join(", "));
+    }
+    append(headers, X_FORWARDED_FOR, &far_end.to_string());
+    // What the proxies have not said of the client's request is that of the request to us.
+    let asked = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    let told = (chain.host(believed), chain.proto(believed));
+    let host = told.0.or(asked).map(str::to_owned);
+    let proto = told.1.unwrap_or("http").to_owned();
+    let forwarded = match chain.is_forwarded {
+        true => {
+            let untold = (
+                host.as_deref().filter(|_| told.0.is_none()),
+                Some(proto.as_str()).filter(|_| told.1.is_none()),
+            );
+            let ours = element(Some(far_end), untold);
+            chain.as_forwarded(believed).chain([ours]).collect()
+        }
+        false => {
+            let hops = chain.hops.iter().skip(believed).map(|hop| hop.ip);
+            let hops = hops.chain([Some(far_end)]).enumerate();
+            let first = (host.as_deref(), Some(proto.as_str()));
+            let said = |i| if i == 0 { first } else { (None, None) };
+            hops.map(|(i, ip)| element(ip, said(i))).collect::<Vec<_>>()
+        }
+    };
+    if !headers.contains_key(X_FORWARDED_PROTO) {
+        set(headers, X_FORWARDED_PROTO, &proto);
+    }
+    if let Some(host) = &host
+        && !headers.contains_key(X_FORWARDED_HOST)
+    {
+        set(headers, X_FORWARDED_HOST, host);
+    }
+    set(headers, header::FORWARDED, &forwarded.join(", "));
     headers.insert(X_REQUEST_ID, request_id.clone());
 }
 
+/// What the proxies before us say of a request: the client first.
+#[derive(Debug, Default)]
+struct Chain {
+    hops: Vec<ChainHop>,
+    /// As `X-Forwarded-Proto` and `-Host` say.
+    proto: Option<String>,
+    host: Option<String>,
+    /// Whether `X-Forwarded-For` says it, so that it is to be extended.
+    is_x_forwarded: bool,
+    /// Whether `Forwarded` says it.
+    is_forwarded: bool,
+}
+
+/// One of them, as whoever it has connected to describes it.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+struct ChainHop {
+    /// None: it is not told.
+    ip: Option<IpAddr>,
+    /// As it is written in `X-Forwarded-For`.
+    node: String,
+    /// As it is written in `Forwarded`, if it is from there.
+    element: String,
+    proto: Option<String>,
+    host: Option<String>,
+}
+
+impl Chain {
+    /// What a far end that is believed has written. Where the two families differ, `X-Forwarded-*` is believed: a
+    /// proxy that writes only these passes on what its client says in `Forwarded`, and few write only that.
+    fn read(headers: &HeaderMap) -> Self {
+        let first = |name| {
+            let told = handshake::list(headers, name)?.into_iter().next()?;
+            Some(told).filter(|told| is_quotable(told))
+        };
+        let mut chain = Self {
+            proto: first(X_FORWARDED_PROTO),
+            host: first(X_FORWARDED_HOST),
+            ..Self::default()
+        };
+        let x_forwarded = handshake::list(headers, X_FORWARDED_FOR).unwrap_or_default();
+        let x_forwarded: Vec<_> = x_forwarded.into_iter().map(ChainHop::named).collect();
+        let forwarded = forwarded(headers).unwrap_or_default();
+        if !x_forwarded.is_empty() {
+            chain.is_x_forwarded = true;
+            chain.is_forwarded = chain.agrees_with(&x_forwarded, &forwarded);
+            chain.hops = match chain.is_forwarded {
+                true => forwarded,
+                false => x_forwarded,
+            };
+        } else if !forwarded.is_empty() {
+            chain.is_forwarded = chain.agrees_with(&forwarded, &forwarded);
+            chain.hops = forwarded;
+        } else if let Some(real) = handshake::only(headers, X_REAL_IP)
+            && let Ok(real) = real.to_str()
+        {
+            chain.hops.push(ChainHop::named(real.trim().to_owned()));
+        }
+        chain
+    }
+
+    /// Whether `Forwarded` says nothing else than the other fields do.
+    fn agrees_with(&self, hops: &[ChainHop], forwarded: &[ChainHop]) -> bool {
+        let ips = |hops: &[ChainHop]| hops.iter().map(|hop| hop.ip).collect::<Vec<_>>();
+        let agrees = |told: &Option<String>, by: fn(&ChainHop) -> Option<&String>| {
+            let said = forwarded.iter().find_map(by);
+            said.is_none() || told.is_none() || said == told.as_ref()
+        };
+        ips(hops) == ips(forwarded)
+            && agrees(&self.proto, |hop| hop.proto.as_ref())
+            && agrees(&self.host, |hop| hop.host.as_ref())
+    }
+
+    /// The elements of `Forwarded` as they came. The client's has what only the other fields say.
+    fn as_forwarded(&self, believed: usize) -> impl Iterator<Item = String> {
+        let says = |by: fn(&ChainHop) -> bool| self.hops.iter().any(by);
+        let host = (self.host.as_deref()).filter(|_| !says(|hop| hop.host.is_some()));
+        let proto = (self.proto.as_deref()).filter(|_| !says(|hop| hop.proto.is_some()));
+        let hops = self.hops.iter().enumerate();
+        hops.map(move |(i, hop)| match i == believed {
+            true => format!("{}{}", hop.element, parameters(host, proto)),
+            false => hop.element.clone(),
+        })
+    }
+
+    /// Who the client is, as far as it is named, and where what is believed begins: what is before, strangers
+    /// have said.
+    fn client(&self, far_end: IpAddr, trusted: &[IpNet]) -> (IpAddr, usize) {
+        let (mut client, mut believed) = (far_end, self.hops.len());
+        for (i, hop) in self.hops.iter().enumerate().rev() {
+            if !is_in(trusted, client) {
+                break;
+            }
+            believed = i;
+            let Some(ip) = hop.ip else { break };
+            client = ip;
+        }
+        (client, believed)
+    }
+
+    fn proto(&self, believed: usize) -> Option<&str> {
+        let told = self
+            .hops
+            .iter()
+            .skip(believed)
+            .find_map(|hop| hop.proto.as_deref());
+        self.proto.as_deref().or(told)
+    }
+
+    fn host(&self, believed: usize) -> Option<&str> {
+        let told = self
+            .hops
+            .iter()
+            .skip(believed)
+            .find_map(|hop| hop.host.as_deref());
+        self.host.as_deref().or(told)
+    }
+}
+
+impl ChainHop {
+    /// As an element of `X-Forwarded-For` says.
+    fn named(node: String) -> Self {
+        Self {
+            ip: parse_hop(&node),
+            node,
+            ..Self::default()
+        }
+    }
+}
+
+/// The elements of `Forwarded` (RFC 7239 section 4); none where it cannot be read.
+fn forwarded(headers: &HeaderMap) -> Option<Vec<ChainHop>> {
+    let mut hops = Vec::new();
+    for line in headers.get_all(header::FORWARDED) {
+        for element in split_unquoted(line.to_str().ok()?, ',') {
+            if element.is_empty() {
+                continue;
+            }
+            let mut hop = ChainHop {
+                node: "unknown".to_owned(),
+                element: element.to_owned(),
+                ..ChainHop::default()
+            };
+            for pair in split_unquoted(element, ';') {
+                let Some((name, value)) = pair.split_once('=') else {
+                    match pair.is_empty() {
+                        true => continue,
+                        false => return None,
+                    }
+                };
+                let bare = value
+                    .strip_prefix('"')
+                    .and_then(|value| value.strip_suffix('"'));
+                let value = bare.unwrap_or(value);
+                if !is_quotable(value) {
+                    return None;
+                }
+                match name.trim().to_ascii_lowercase().as_str() {
+                    "for" => {
+                        hop.ip = parse_hop(value);
+                        hop.node = match hop.ip {
+                            Some(ip) => ip.to_string(),
+                            None => "unknown".to_owned(),
+                        };
+                    }
+                    "proto" => hop.proto = Some(value.to_ascii_lowercase()),
+                    "host" => hop.host = Some(value.to_owned()),
+                    _ => {}
+                }
+            }
+            hops.push(hop);
+        }
+    }
+    Some(hops)
+}
+
+/// The parts of `text` between separators that are within no quotes, without the space around them.
+fn split_unquoted(text: &str, separator: char) -> impl Iterator<Item = &str> {
+    let mut is_quoted = false;
+    let parts = text.split(move |c| {
+        is_quoted ^= c == '"';
+        c == separator && !is_quoted
+    });
+    parts.map(str::trim)
+}
+
+/// One element of `Forwarded`, with what was asked for there: host and scheme.
+fn element(ip: Option<IpAddr>, (host, proto): (Option<&str>, Option<&str>)) -> String {
+    let parameters = parameters(host, proto);
+    match ip {
+        Some(IpAddr::V4(ip)) => format!("for={ip}{parameters}"),
+        Some(IpAddr::V6(ip)) => format!("for=\"[{ip}]\"{parameters}"),
+        None => format!("for=unknown{parameters}"),
+    }
+}
+
+fn parameters(host: Option<&str>, proto: Option<&str>) -> String {
+    let is_token = |c: u8| c.is_ascii_alphanumeric() || b"+-.".contains(&c);
+    let host = host.map(|host| format!(";host=\"{host}\""));
+    let proto = proto.map(|proto| match proto.bytes().all(is_token) {
+        true => format!(";proto={proto}"),
+        false => format!(";proto=\"{proto}\""),
+    });
+    host.unwrap_or_default() + &proto.unwrap_or_default()
+}
+
+/// Whether it can be within quotes as it is.
+fn is_quotable(text: &str) -> bool {
+    !text.is_empty()
+        && text
+            .bytes()
+            .all(|c| c.is_ascii_graphic() && !b"\"\\".contains(&c))
+}
+
+fn is_in(networks: &[IpNet], ip: IpAddr) -> bool {
+    networks.iter().any(|network| network.contains(&ip))
+}
+
 /// Whether a field says who the client is or what it asked for.
-fn speaks_of_client(name: &HeaderName) -> bool {
-    name.as_str().starts_with(X_FORWARDED) || [X_REAL_IP, header::FORWARDED].contains(name)
+fn speaks_of_client(name: &&HeaderName) -> bool {
+    name.as_str().starts_with(X_FORWARDED) || [&X_REAL_IP, &header::FORWARDED].contains(name)
 }
 
 /// The request's id: the client's, if it has a fit one, or a new one of 32 hexadecimal digits.
@@ -248,7 +482,16 @@ fn parse_hop(hop: &str) -> Option<IpAddr> {
 fn append(headers: &mut HeaderMap, name: HeaderName, element: &str) {
     let mut elements = handshake::list(headers, name.clone()).unwrap_or_default();
     elements.push(element.to_owned());
-    if let Ok(value) = HeaderValue::from_str(&elements.join(", ")) {
+    set(headers, name, &elements.join(", "));
+}
+
+/// Puts a field in the place of those of its name; an empty one is none.
+fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    headers.remove(&name);
+    if let Some(value) = HeaderValue::from_str(value)
+        .ok()
+        .filter(|_| !value.is_empty())
+    {
         headers.insert(name, value);
     }
 }
@@ -332,54 +575,196 @@ mod tests {
         check("10.0.0.1", "10.0.0.7", "10.0.0.7");
     }
 
-    #[test]
-    fn a_strangers_forwarding_fields_are_replaced_and_a_proxys_extended() {
+    /// What a backend is told: X-Forwarded-For, -Proto and -Host, Forwarded and X-Real-IP.
+    fn written(far_end: &str, claimed: &[(&'static str, &str)]) -> [String; 5] {
         let id = HeaderValue::from_static("id");
+        let mut fields = headers(&[&[("host", "example.org")], claimed].concat());
+        let far_end: SocketAddr = far_end.parse().expect("an address");
+        let client = client_ip(far_end.ip(), &fields, &trusted());
+        write_forwarded(&mut fields, far_end, &trusted(), &id);
+        assert_eq!(fields[X_REAL_IP], client.to_string(), "{claimed:?}");
+        [
+            "x-forwarded-for",
+            "x-forwarded-proto",
+            "x-forwarded-host",
+            "forwarded",
+            "x-real-ip",
+        ]
+        .map(|name| fields[name].to_str().expect("text").to_owned())
+    }
+
+    #[test]
+    fn a_strangers_forwarding_fields_are_replaced() {
         let claimed = [
-            ("host", "example.org"),
             ("x-forwarded-for", "203.0.113.9"),
             ("x-forwarded-proto", "https"),
             ("x-forwarded-host", "shop"),
-            ("forwarded", "for=203.0.113.9"),
+            ("forwarded", "for=203.0.113.9;proto=https"),
+            ("x-real-ip", "203.0.113.9"),
         ];
-        let written = |far_end: &str| {
-            let mut fields = headers(&claimed);
-            write_forwarded(
-                &mut fields,
-                far_end.parse().expect("an address"),
-                &trusted(),
-                &id,
+        for claimed in [&claimed[..], &[]] {
+            assert_eq!(
+                written("192.0.2.1:5", claimed),
+                [
+                    "192.0.2.1",
+                    "http",
+                    "example.org",
+                    "for=192.0.2.1;host=\"example.org\";proto=http",
+                    "192.0.2.1",
+                ]
             );
-            [
-                "x-forwarded-for",
-                "x-forwarded-proto",
-                "x-forwarded-host",
-                "forwarded",
-            ]
-            .map(|name| fields[name].to_str().expect("text").to_owned())
-        };
+        }
         assert_eq!(
-            written("192.0.2.1:5"),
-            [
-                "192.0.2.1",
-                "http",
-                "example.org",
-                "for=192.0.2.1;host=\"example.org\";proto=http"
-            ]
-        );
-        assert_eq!(
-            written("10.0.0.1:5"),
-            [
-                "203.0.113.9, 10.0.0.1",
-                "https",
-                "shop",
-                "for=203.0.113.9, for=10.0.0.1;host=\"example.org\";proto=http"
-            ]
-        );
-        assert_eq!(
-            written("[2001:db8::1]:5")[3],
+            written("[2001:db8::1]:5", &claimed)[3],
             "for=\"[2001:db8::1]\";host=\"example.org\";proto=http"
         );
+    }
+
+    #[test]
+    fn both_families_say_what_the_one_says_that_a_proxy_has_written() {
+        let proxy = "10.0.0.1:5";
+        // A terminator that knows only the one, or only the other.
+        let x_forwarded = [
+            ("x-forwarded-for", "203.0.113.9"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "shop"),
+        ];
+        let all = [
+            "203.0.113.9, 10.0.0.1",
+            "https",
+            "shop",
+            "for=203.0.113.9;host=\"shop\";proto=https, for=10.0.0.1",
+            "203.0.113.9",
+        ];
+        assert_eq!(written(proxy, &x_forwarded), all);
+        let one = [("forwarded", "for=203.0.113.9;host=\"shop\";proto=https")];
+        assert_eq!(written(proxy, &one), all);
+        // Both, and they agree: what it has written stays as it is.
+        let by = "for=203.0.113.9;proto=https;by=_a;host=shop";
+        let both = [&x_forwarded[..], &[("forwarded", by)]].concat();
+        assert_eq!(written(proxy, &both)[3], format!("{by}, for=10.0.0.1"));
+        // What only one of them says, the other is told.
+        let less = [&x_forwarded[..], &[("forwarded", "for=203.0.113.9")]].concat();
+        assert_eq!(written(proxy, &less), all);
+        let less = [
+            &x_forwarded[..],
+            &[("forwarded", "for=203.0.113.9;proto=https")],
+        ]
+        .concat();
+        assert_eq!(
+            written(proxy, &less)[3],
+            "for=203.0.113.9;proto=https;host=\"shop\", for=10.0.0.1"
+        );
+        // A proxy passes on what its client says in the field that it does not know.
+        for lie in [
+            "for=198.51.100.1;proto=https;host=shop",
+            "for=203.0.113.9;proto=http;host=shop",
+            "for=203.0.113.9;proto=https;host=bank",
+            "for=\"203.0.113.9",
+            "nonsense",
+        ] {
+            let lies = [
+                &x_forwarded[..],
+                &[("forwarded", lie), ("x-real-ip", "1.1.1.1")],
+            ];
+            assert_eq!(written(proxy, &lies.concat()), all, "{lie}");
+        }
+    }
+
+    #[test]
+    fn what_a_proxy_does_not_say_is_said_of_the_request_to_us() {
+        let proxy = "10.0.0.1:5";
+        let usual = "for=203.0.113.9;host=\"example.org\";proto=http, for=10.0.0.1";
+        for claimed in [
+            ("x-forwarded-for", "203.0.113.9"),
+            ("x-real-ip", "203.0.113.9"),
+        ] {
+            assert_eq!(
+                written(proxy, &[claimed]),
+                [
+                    "203.0.113.9, 10.0.0.1",
+                    "http",
+                    "example.org",
+                    usual,
+                    "203.0.113.9"
+                ]
+            );
+        }
+        assert_eq!(
+            written(proxy, &[("forwarded", "for=\"[2001:db8::1]:4711\"")]),
+            [
+                "2001:db8::1, 10.0.0.1",
+                "http",
+                "example.org",
+                "for=\"[2001:db8::1]:4711\", for=10.0.0.1;host=\"example.org\";proto=http",
+                "2001:db8::1"
+            ]
+        );
+        assert_eq!(
+            written(proxy, &[("x-forwarded-proto", "wss")])[3],
+            "for=10.0.0.1;host=\"example.org\";proto=wss"
+        );
+        assert_eq!(
+            written(proxy, &[]),
+            [
+                "10.0.0.1",
+                "http",
+                "example.org",
+                "for=10.0.0.1;host=\"example.org\";proto=http",
+                "10.0.0.1"
+            ]
+        );
+        // Whom it does not name, it does not name.
+        assert_eq!(
+            written(proxy, &[("forwarded", "for=_hidden;proto=https")]),
+            [
+                "unknown, 10.0.0.1",
+                "https",
+                "example.org",
+                "for=_hidden;proto=https, for=10.0.0.1;host=\"example.org\"",
+                "10.0.0.1"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_strangers_have_put_before_the_client_is_not_taken_over() {
+        let proxy = "10.0.0.1:5";
+        let chain =
+            "for=198.51.100.1;proto=https;host=bank, for=203.0.113.9;proto=http, for=10.0.0.2";
+        let [x_forwarded_for, proto, host, _, real] = written(proxy, &[("forwarded", chain)]);
+        assert_eq!(x_forwarded_for, "203.0.113.9, 10.0.0.2, 10.0.0.1");
+        assert_eq!(
+            (&*proto, &*host, &*real),
+            ("http", "example.org", "203.0.113.9")
+        );
+        let chain = "198.51.100.1, 203.0.113.9, 10.0.0.2";
+        let [x_forwarded_for, _, _, forwarded, real] = written(
+            proxy,
+            &[("x-forwarded-for", chain), ("x-forwarded-proto", "https")],
+        );
+        assert_eq!(x_forwarded_for, format!("{chain}, 10.0.0.1"));
+        assert_eq!(
+            forwarded,
+            "for=203.0.113.9;host=\"example.org\";proto=https, for=10.0.0.2, for=10.0.0.1"
+        );
+        assert_eq!(real, "203.0.113.9");
+    }
+
+    #[test]
+    fn nobody_takes_out_what_is_said_of_the_client() {
+        let mut fields = headers(&[
+            (
+                "connection",
+                "x-forwarded-for, forwarded, x-real-ip, x-request-id",
+            ),
+            ("x-forwarded-for", "1"),
+            ("forwarded", "2"),
+            ("x-real-ip", "3"),
+            ("x-request-id", "4"),
+        ]);
+        strip_hop_by_hop(&mut fields);
+        assert_eq!(fields.len(), 4);
     }
 
     #[test]

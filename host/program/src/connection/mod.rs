@@ -267,6 +267,7 @@ async fn answer(
         log.request(&Requested {
             request_id: exchange.id(),
             client: exchange.far_end,
+            client_ip: exchange.client_ip,
             method: method.as_str(),
             path: &path,
             route: pattern.as_deref(),
@@ -287,7 +288,7 @@ impl Exchange {
     /// Finds the route and goes along it.
     async fn lead(
         &mut self,
-        head: request::Parts,
+        mut head: request::Parts,
         body: Incoming,
         found: &mut Option<Arc<Route>>,
     ) -> Result<Answered, Box<Refused>> {
@@ -312,6 +313,9 @@ impl Exchange {
         if self.worker.is_too_late() {
             return Err(overloaded("overloaded"));
         }
+        let trusted = &site.config.trusted_proxies;
+        // Whoever is told of the request is told the same of its client: plugins and backends.
+        forwarding::write_forwarded(&mut head.headers, self.far_end, trusted, &self.request_id);
         if let Target::Http(plugin) = &route.target {
             return at_plugin::request(self, route, plugin, head, body).await;
         }
@@ -380,7 +384,8 @@ impl Exchange {
     ) -> Response<Body> {
         let counters = self.worker.target_counters(&route.target);
         let log = self.worker.access_log().cloned();
-        let (request_id, client, begun) = (self.request_id.clone(), self.far_end, self.begun);
+        let (request_id, begun) = (self.request_id.clone(), self.begun);
+        let (client, client_ip) = (self.far_end, self.client_ip);
         // HTTP handlers have their own bound, `http_idle_timeout_ms`.
         let (from, timeout) = match backend {
             Some(_) => (Ender::Backend, Some(route.read_timeout)),
@@ -393,6 +398,7 @@ impl Exchange {
             log.abort(&Aborted {
                 request_id: request_id.to_str().unwrap_or_default(),
                 client,
+                client_ip,
                 route: &route.to_string(),
                 target: log_target(&route.target),
                 backend: backend.as_ref().map(|backend| backend.address()),
@@ -412,8 +418,6 @@ impl Exchange {
     fn forward_head(&self, head: &mut request::Parts) {
         forwarding::strip_lookalikes(&mut head.headers);
         forwarding::strip_hop_by_hop(&mut head.headers);
-        let trusted = &self.worker.site().config.trusted_proxies;
-        forwarding::write_forwarded(&mut head.headers, self.far_end, trusted, &self.request_id);
     }
 }
 
@@ -571,12 +575,7 @@ fn out_of_service(reason: &str, retry_after: HeaderValue) -> Box<Refused> {
 
 fn check_origin(route: &Route, headers: &HeaderMap) -> Result<(), Box<Refused>> {
     let origin = handshake::only(headers, header::ORIGIN).and_then(|origin| origin.to_str().ok());
-    let is_allowed = |origin: &str| {
-        route
-            .origins
-            .iter()
-            .any(|allowed| allowed.eq_ignore_ascii_case(origin))
-    };
+    let is_allowed = |origin: &str| route.origins.iter().any(|allowed| allowed.matches(origin));
     if route.origins.is_empty() || origin.is_some_and(is_allowed) {
         return Ok(());
     }

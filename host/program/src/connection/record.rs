@@ -1,6 +1,6 @@
 //! What is kept of a session's handshake while it lives: for the access log, small.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::header::HeaderValue;
@@ -21,6 +21,7 @@ use crate::context::loads::SessionSlot;
 pub(super) struct Record {
     request_id: HeaderValue,
     client: SocketAddr,
+    client_ip: IpAddr,
     method: Method,
     path: Box<str>,
     pub(super) route: Arc<Route>,
@@ -46,6 +47,7 @@ impl Record {
         Self {
             request_id: exchange.request_id.clone(),
             client: exchange.far_end,
+            client_ip: exchange.client_ip,
             method: head.method.clone(),
             path: head.uri.path().into(),
             route: Arc::clone(route),
@@ -98,6 +100,7 @@ impl Record {
         Session {
             request_id: self.request_id.to_str().unwrap_or_default(),
             client: self.client,
+            client_ip: self.client_ip,
             route,
             target: log_target(&self.route.target),
             backend,
