@@ -11,6 +11,7 @@ use wasmtime::component::Instance;
 
 use super::bindings::exports::pointsman::plugin::state;
 use super::call::Call;
+use super::engine::Running;
 use super::failure::{CallError, Failure, cut};
 use super::generation::{Generation, Saved};
 use super::host::PluginHost;
@@ -42,6 +43,7 @@ pub(super) struct InstanceContext {
 
 impl InstanceContext {
     pub(super) fn new(generation: &Arc<Generation>, host: &PluginHost) -> Self {
+        generation.code.engines.watch(host.mark());
         Self {
             generation: Arc::clone(generation),
             host: host.clone(),
@@ -49,6 +51,11 @@ impl InstanceContext {
             share: host.share(&generation.name),
             stats: host.stats(&generation.name),
         }
+    }
+
+    /// A guest runs until what is returned is dropped.
+    pub(super) fn enter(&self) -> Running<'_> {
+        self.generation.code.engines.enter(self.host.mark())
     }
 
     /// Makes what an instance lives in. It still needs its deadline.
@@ -132,9 +139,10 @@ impl Guest {
         let watch = &mut store.data_mut().watch;
         let ticks = watch.begin(started_ns, call.is_for_a_session());
         store.set_epoch_deadline(ticks);
-        self.about.generation.code.engines.note_call();
-
-        let result = run(store);
+        let result = {
+            let _running = self.about.enter();
+            run(store)
+        };
 
         self.about
             .stats

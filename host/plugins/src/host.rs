@@ -8,6 +8,7 @@ use std::time::Duration;
 use pointsman_contract::names::PluginName;
 use tokio::sync::mpsc;
 
+use super::engine::CallMark;
 use super::failure::Failure;
 use super::grace::Grace;
 use super::limits::{AllLimits, Limits, monotonic_ns};
@@ -20,6 +21,8 @@ pub struct PluginHost {
     worker: usize,
     /// The worker's.
     grace: Arc<Grace>,
+    /// Likewise.
+    mark: Arc<CallMark>,
     plugins: Arc<Shares>,
     /// None in trials, whose failures are answered to the caller.
     failures: Option<mpsc::Sender<Failure>>,
@@ -47,6 +50,7 @@ impl PluginHost {
         Self {
             worker,
             grace: Arc::new(Grace::new(monotonic_ns())),
+            mark: Arc::default(),
             plugins,
             failures,
         }
@@ -57,6 +61,7 @@ impl PluginHost {
         Self {
             worker: usize::MAX,
             grace: Arc::new(Grace::new(monotonic_ns())),
+            mark: Arc::default(),
             plugins: Arc::new(Shares::new(limits.into())),
             failures: None,
         }
@@ -68,6 +73,11 @@ impl PluginHost {
 
     pub(super) fn grace(&self) -> Arc<Grace> {
         Arc::clone(&self.grace)
+    }
+
+    /// Of the thread that its instances run on.
+    pub(super) fn mark(&self) -> &Arc<CallMark> {
+        &self.mark
     }
 
     pub(super) fn limits(&self, plugin: &PluginName) -> Limits {

@@ -57,6 +57,7 @@ type GuestAnswer = Result<Response<HyperOutgoingBody>, ErrorCode>;
 
 /// A guest at work, and how long it has been since it last sent something.
 struct RunningGuest {
+    about: InstanceContext,
     guest: Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>,
     ran_ns: u64,
 }
@@ -93,6 +94,7 @@ impl GuestHttp {
         });
         let (answer, answered) = oneshot::channel();
         let mut guest = RunningGuest {
+            about: self.about.clone(),
             guest: Box::pin(run(self.about.clone(), request, answer)),
             ran_ns: 0,
         };
@@ -181,7 +183,6 @@ where
 {
     let mut store = about.store();
     let _alive = Alive(Arc::clone(&about.stats));
-    let _resumable = about.generation.code.engines.resumable();
     store.data_mut().answers_http(&about.limits.http);
     let mut n_ticks = 0_u32;
     store.epoch_deadline_callback(move |mut store| {
@@ -248,7 +249,11 @@ impl Future for RunningGuest {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let before = thread_cpu_ns();
-        let polled = self.guest.as_mut().poll(context);
+        let polled = {
+            let Self { about, guest, .. } = &mut *self;
+            let _running = about.enter();
+            guest.as_mut().poll(context)
+        };
         self.ran_ns += thread_cpu_ns().saturating_sub(before);
         polled
     }

@@ -239,12 +239,17 @@ impl CallWatch {
     /// longer than any bound.
     pub(super) fn expired(&mut self) -> UpdateDeadline {
         let cpu_ns = thread_cpu_ns();
+        let now_ns = monotonic_ns();
+        let wall_ns = now_ns.saturating_sub(self.started_ns);
         let Some(armed_at) = self.armed_at_cpu_ns else {
+            // The ticker had not counted on when the call began.
+            let early_ns = (self.timeout_ns / 2).saturating_sub(wall_ns);
+            if early_ns > 0 {
+                return UpdateDeadline::Continue(early_ns.div_ceil(TICK.as_nanos() as u64));
+            }
             self.armed_at_cpu_ns = Some(cpu_ns);
             return UpdateDeadline::Continue(1);
         };
-        let now_ns = monotonic_ns();
-        let wall_ns = now_ns.saturating_sub(self.started_ns);
         if wall_ns >= self.timeout_ns.saturating_mul(WALL_CLOCK_FACTOR) {
             return UpdateDeadline::Interrupt;
         }
@@ -380,6 +385,12 @@ mod tests {
         while thread_cpu_ns() < until_ns {}
     }
 
+    /// A call that began half its timeout ago.
+    fn begin(watch: &mut CallWatch, may_overrun: bool) {
+        let now_ns = monotonic_ns();
+        watch.begin(now_ns.saturating_sub(watch.timeout_ns / 2), may_overrun);
+    }
+
     fn goes_on(watch: &mut CallWatch) -> bool {
         matches!(watch.expired(), UpdateDeadline::Continue(1))
     }
@@ -428,7 +439,7 @@ mod tests {
     #[test]
     fn a_call_that_did_not_run_is_given_more_time_until_the_wall_clock_ends_it() {
         let mut watch = watch(10_000);
-        watch.begin(monotonic_ns(), false);
+        begin(&mut watch, false);
         assert!(goes_on(&mut watch) && goes_on(&mut watch));
         assert!(!watch.end());
         watch.begin(monotonic_ns().saturating_sub(500_000_000_000), true);
@@ -437,21 +448,32 @@ mod tests {
     }
 
     #[test]
+    fn ticks_that_were_due_before_the_call_do_not_arm_the_watch() {
+        let mut watch = watch(10_000);
+        watch.begin(monotonic_ns(), false);
+        let UpdateDeadline::Continue(ticks) = watch.expired() else {
+            panic!("a call was ended that had just begun");
+        };
+        assert!((4_000..=5_000).contains(&ticks), "{ticks}");
+        assert!(watch.armed_at_cpu_ns.is_none());
+    }
+
+    #[test]
     fn a_call_that_may_overrun_has_five_times_its_timeout_while_there_is_grace() {
         let mut watch = watch(10);
         for may_overrun in [true, false] {
-            watch.begin(monotonic_ns(), may_overrun);
+            begin(&mut watch, may_overrun);
             assert!(goes_on(&mut watch));
             run(6);
             assert_eq!(goes_on(&mut watch), may_overrun);
             assert_eq!(watch.end(), may_overrun);
         }
-        watch.begin(monotonic_ns(), true);
+        begin(&mut watch, true);
         assert!(goes_on(&mut watch));
         run(5 + 40);
         assert!(!goes_on(&mut watch), "five times");
         while watch.grace.charge(1_000_000, monotonic_ns()) {}
-        watch.begin(monotonic_ns(), true);
+        begin(&mut watch, true);
         assert!(goes_on(&mut watch));
         run(6);
         assert!(!goes_on(&mut watch), "no grace is left");
