@@ -5,10 +5,10 @@
 //! message with one of that size, every other path echoes.
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use pointsman_protocol::header::{Header, Opcode};
@@ -26,6 +26,8 @@ const HEAD_BYTES: usize = 16 * 1024;
 const FIELDS: usize = 64;
 /// How often a backend without work looks whether it is to end.
 const LOOK: Duration = Duration::from_millis(50);
+/// Longest wait for the thread to do what it is told.
+const STALL: Duration = Duration::from_secs(10);
 /// Bytes of an acknowledgement.
 pub const ACKNOWLEDGEMENT: usize = 2;
 /// Streams carry the payload of this connection, since a backend does not know which client it has.
@@ -35,8 +37,18 @@ pub const STREAM: usize = 0;
 #[derive(Debug)]
 pub struct Backend {
     addresses: Vec<SocketAddr>,
-    is_over: Arc<AtomicBool>,
+    orders: Arc<Orders>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What the thread is told.
+#[derive(Debug, Default)]
+pub struct Orders {
+    is_over: AtomicBool,
+    /// Close all connections, as a program does that dies; and when that was begun.
+    must_cut: AtomicBool,
+    cut_at: Mutex<Option<Instant>>,
+    is_cut: Condvar,
 }
 
 impl Backend {
@@ -52,11 +64,11 @@ impl Backend {
             .iter()
             .map(TcpListener::local_addr)
             .collect::<Result<_, _>>()?;
-        let is_over = Arc::new(AtomicBool::new(false));
-        let seen_over = Arc::clone(&is_over);
+        let orders = Arc::<Orders>::default();
+        let seen = Arc::clone(&orders);
         let serve = move || {
             let pinned = cpu.map_or(Ok(()), keep_to);
-            if let Err(error) = pinned.and_then(|()| run(&listeners, &seen_over)) {
+            if let Err(error) = pinned.and_then(|()| run(&listeners, &seen)) {
                 eprintln!("the backend has ended: {error:#}");
             }
         };
@@ -65,7 +77,7 @@ impl Backend {
             .spawn(serve)?;
         Ok(Self {
             addresses,
-            is_over,
+            orders,
             thread: Some(thread),
         })
     }
@@ -74,23 +86,40 @@ impl Backend {
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
+
+    /// Closes all connections at once, as backends do that are restarted, and goes on listening. Returns when
+    /// that was begun.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub fn cut(&self) -> Result<Instant> {
+        let orders = &self.orders;
+        let guard = orders.cut_at.lock().unwrap_or_else(PoisonError::into_inner);
+        orders.must_cut.store(true, Ordering::Release);
+        let waited = orders
+            .is_cut
+            .wait_timeout_while(guard, STALL, |at| at.is_none());
+        let (mut at, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        at.take()
+            .context("the backend does not close its connections")
+    }
 }
 
 impl Drop for Backend {
     fn drop(&mut self) {
         // Relaxed: nothing else is handed over with the flag.
-        self.is_over.store(true, Ordering::Relaxed);
+        self.orders.is_over.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             let _panicked = thread.join();
         }
     }
 }
 
-/// Serves on all of `listeners` until `is_over`.
+/// Serves on all of `listeners` until it is told that it is over.
 ///
 /// # Errors
 /// No descriptor is free. What a client does wrong ends its connection only.
-pub fn run(listeners: &[TcpListener], is_over: &AtomicBool) -> Result<()> {
+pub fn run(listeners: &[TcpListener], orders: &Orders) -> Result<()> {
     let poll = Poll::new()?;
     for (token, listener) in listeners.iter().enumerate() {
         listener.set_nonblocking(true)?;
@@ -107,7 +136,13 @@ pub fn run(listeners: &[TcpListener], is_over: &AtomicBool) -> Result<()> {
     };
     let mut ready = vec![];
     // Relaxed: nothing else is handed over with the flag.
-    while !is_over.load(Ordering::Relaxed) {
+    while !orders.is_over.load(Ordering::Relaxed) {
+        if orders.must_cut.swap(false, Ordering::Acquire) {
+            let at = Instant::now();
+            server.cut();
+            *orders.cut_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
+            orders.is_cut.notify_all();
+        }
         server.poll.wait(&mut ready, LOOK)?;
         for &token in &ready {
             server.serve(token)?;
@@ -159,6 +194,14 @@ enum Next {
 }
 
 impl Server<'_> {
+    fn cut(&mut self) {
+        for (index, connection) in self.connections.iter_mut().enumerate() {
+            if connection.take().is_some() {
+                self.freed.push(index);
+            }
+        }
+    }
+
     fn serve(&mut self, token: usize) -> Result<()> {
         let Some(index) = token.checked_sub(self.listeners.len()) else {
             return self.accept(token);

@@ -1,7 +1,8 @@
-//! What processes used, from `/proc`: CPU time of a whole process tree, and its proportional memory.
+//! What processes used, from `/proc`: CPU time of a whole process tree, its proportional memory, and what
+//! others had of the machine meanwhile.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -15,6 +16,16 @@ pub struct Cpu {
     pub user: Duration,
     /// Inside the kernel.
     pub system: Duration,
+}
+
+impl Cpu {
+    /// What was used from `before` on.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            user: self.user.saturating_sub(before.user),
+            system: self.system.saturating_sub(before.system),
+        }
+    }
 }
 
 /// CPU time of `root` and all its descendants, to a tick of 10 ms each (`utime` and `stime` of
@@ -32,6 +43,93 @@ pub fn cpu(root: u32) -> Result<Cpu> {
         total.system += system;
     }
     Ok(total)
+}
+
+/// What others than this process and its children had of the processors: from [`Disturbance::begin`] on.
+#[derive(Debug)]
+pub struct Disturbance {
+    began: Instant,
+    machine: Duration,
+    ours: Duration,
+}
+
+impl Disturbance {
+    /// Of all that runs on the machine, what is busy from now on.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub fn begin() -> Result<Self> {
+        Ok(Self {
+            began: Instant::now(),
+            machine: busy(&read_stat("/proc/stat")?).context("/proc/stat has no line for all")?,
+            ours: ours()?,
+        })
+    }
+
+    /// Processors that others kept busy since then: 0.1 is a tenth of one. Time that the host of a virtual
+    /// machine took away counts; interrupts do not, for they are mostly ours. Children count once they have
+    /// ended and were waited for.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub fn end(self) -> Result<f64> {
+        let now = Self::begin()?;
+        let machine = now.machine.saturating_sub(self.machine);
+        let ours = now.ours.saturating_sub(self.ours);
+        Ok(others(machine, ours, now.began - self.began))
+    }
+}
+
+fn others(machine: Duration, ours: Duration, wall: Duration) -> f64 {
+    machine.saturating_sub(ours).as_secs_f64() / wall.as_secs_f64()
+}
+
+/// Of all processors: `user`, `nice`, `system` and `steal` of proc(5).
+fn busy(stat: &str) -> Option<Duration> {
+    let all = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let times: Vec<u64> = all
+        .split_whitespace()
+        .map(|ticks| ticks.parse().ok())
+        .collect::<Option<_>>()?;
+    let [
+        user,
+        nice,
+        system,
+        _idle,
+        _iowait,
+        _irq,
+        _softirq,
+        steal,
+        ..,
+    ] = times[..]
+    else {
+        return None;
+    };
+    Some(of_ticks(user + nice + system + steal))
+}
+
+/// Of this process and of the children that it has waited for.
+fn ours() -> Result<Duration> {
+    let stat = read_stat("/proc/self/stat")?;
+    let (_, fields) = stat
+        .rsplit_once(')')
+        .context("/proc/self/stat has no name")?;
+    let ticks: Vec<u64> = fields
+        .split_whitespace()
+        .skip(11)
+        .take(4)
+        .map(str::parse)
+        .collect::<Result<_, _>>()
+        .context("/proc/self/stat has no times")?;
+    Ok(of_ticks(ticks.iter().sum()))
+}
+
+fn read_stat(path: &str) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("cannot read {path}"))
+}
+
+fn of_ticks(ticks: u64) -> Duration {
+    Duration::from_micros(ticks * 1_000_000 / CLOCK_TICKS)
 }
 
 /// Proportional set size (`Pss` of `smaps_rollup`) of `root` and all its descendants, in bytes.
@@ -80,10 +178,7 @@ fn read(pid: u32, file: &str) -> Result<String> {
 fn ticks(stat: &str) -> Option<(Duration, Duration)> {
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace().skip(11);
-    let mut time = || {
-        let ticks: u64 = fields.next()?.parse().ok()?;
-        Some(Duration::from_micros(ticks * 1_000_000 / CLOCK_TICKS))
-    };
+    let mut time = || Some(of_ticks(fields.next()?.parse().ok()?));
     Some((time()?, time()?))
 }
 
@@ -102,6 +197,26 @@ mod tests {
         let stat = "42 (a) b (c) S 1 42 42 0 -1 4194560 100 0 0 0 150 250 7 8 20 0 1 0 100";
         let expected = (Duration::from_millis(1500), Duration::from_millis(2500));
         assert_eq!(ticks(stat), Some(expected));
+    }
+
+    #[test]
+    fn what_others_had_is_neither_idle_nor_interrupts() {
+        let stat = "cpu  100 20 30 9000 400 5 6 50 0 0\ncpu0 1 2 3 4 5 6 7 8 9 10\n";
+        assert_eq!(busy(stat), Some(Duration::from_millis(2000)));
+        assert_eq!(busy("cpu0 1 2 3\n"), None);
+    }
+
+    #[test]
+    fn what_is_ours_disturbs_nobody() {
+        let ms = Duration::from_millis;
+        assert!((others(ms(2000), ms(1500), ms(1000)) - 0.5).abs() < 1e-9);
+        assert!(
+            others(ms(1000), ms(1010), ms(1000)).abs() < 1e-9,
+            "ticks are rounded"
+        );
+        let busy_until = ours().unwrap() + ms(20);
+        while ours().unwrap() < busy_until {}
+        assert!(Disturbance::begin().unwrap().end().unwrap() >= 0.0);
     }
 
     #[test]

@@ -133,7 +133,9 @@ impl Client {
             Shape::Echo { bytes } | Shape::Paced { bytes, .. } | Shape::Churn { bytes } => {
                 payload(self.index, self.sent, bytes)
             }
-            Shape::Idle | Shape::Fanout { .. } => payload(self.index, self.sent, ACKNOWLEDGEMENT),
+            Shape::Idle | Shape::Storm | Shape::Fanout { .. } => {
+                payload(self.index, self.sent, ACKNOWLEDGEMENT)
+            }
         };
         self.sent += 1;
         self.asked.push_back(due);
@@ -168,6 +170,16 @@ impl Client {
         scratch.out.clear();
         write_frame(&mut scratch.out, opcode, Some(key), payload);
         self.socket.send(poll, &scratch.out)
+    }
+
+    /// It has had its 101.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Open)
+    }
+
+    /// Messages that have no answer yet, of a client that is open.
+    pub fn n_unanswered(&self) -> usize {
+        self.asked.len()
     }
 
     /// Does what the set has reported to be possible.
@@ -344,7 +356,9 @@ fn is_whole_answer(
         Shape::Echo { bytes } | Shape::Paced { bytes, .. } | Shape::Churn { bytes } => {
             payload(index, answered, bytes)
         }
-        Shape::Idle | Shape::Fanout { .. } => payload(index, answered, ACKNOWLEDGEMENT),
+        Shape::Idle | Shape::Storm | Shape::Fanout { .. } => {
+            payload(index, answered, ACKNOWLEDGEMENT)
+        }
     };
     if expected.get(*seen..*seen + piece.payload.len()) != Some(piece.payload) {
         bail!(

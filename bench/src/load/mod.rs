@@ -23,6 +23,8 @@ use rooms::Rooms;
 const OPENING: usize = 64;
 /// A peer that does nothing for so long does nothing any more.
 const STALL: Duration = Duration::from_secs(10);
+/// Longest wait for all who were cut off to be back.
+const STORM_TIMEOUT: Duration = Duration::from_secs(60);
 /// Latencies are kept to two digits: under a percent off.
 const DIGITS: u8 = 2;
 
@@ -67,6 +69,8 @@ pub enum Shape {
     },
     /// Each connects and has one message echoed, then waits.
     Idle,
+    /// As [`Shape::Idle`], and whoever is cut off connects again, however often: see [`storm`].
+    Storm,
     /// Each sends messages, each acknowledged by a short one (path `/sink`).
     Upload {
         /// Payload of a message.
@@ -131,6 +135,56 @@ pub fn run<T>(
     Ok(outcome)
 }
 
+/// What came of a [`storm`].
+#[derive(Debug, Clone)]
+pub struct Storm {
+    /// From the cut until the last was served again.
+    pub duration: Duration,
+    /// Nanoseconds from the cut until each was served again.
+    pub latency: Histogram<u64>,
+    /// Attempts that were refused or broke; each was made again at once.
+    pub refused: u64,
+}
+
+/// Has `cut` end all connections, once they are open and each was answered; all connect again at once, and
+/// have a message answered. `cut` returns when it began; `at_start` is called before it, and `at_end` when all
+/// are back.
+///
+/// # Errors
+/// They are not back in a minute.
+pub fn storm<T>(
+    plan: &Plan,
+    at_start: impl FnOnce() -> T,
+    cut: impl FnOnce() -> Result<Instant>,
+    at_end: impl FnOnce(T),
+) -> Result<Storm> {
+    let mut load = Load::new(plan)?;
+    load.open_all()?;
+    load.go_on_until(Instant::now() + plan.warm_up)?;
+    load.clear();
+    let started = at_start();
+    let cut_at = cut()?;
+    load.cut_at = Some(cut_at);
+    while load.latency.len() < load.clients.len() as u64 {
+        if cut_at.elapsed() > STORM_TIMEOUT {
+            bail!(
+                "{} of {} were back in {STORM_TIMEOUT:?}, {} attempts were refused",
+                load.latency.len(),
+                load.clients.len(),
+                load.refused
+            );
+        }
+        load.turn(STALL)?;
+    }
+    let duration = cut_at.elapsed();
+    at_end(started);
+    Ok(Storm {
+        duration,
+        latency: load.latency,
+        refused: load.refused,
+    })
+}
+
 struct Load<'a> {
     plan: &'a Plan,
     poll: Poll,
@@ -147,6 +201,9 @@ struct Load<'a> {
     due: Instant,
     turn: usize,
     rooms: Rooms,
+    /// When all connections of [`Shape::Storm`] were ended; none: not yet.
+    cut_at: Option<Instant>,
+    refused: u64,
     messages: u64,
     latency: Histogram<u64>,
 }
@@ -171,6 +228,8 @@ impl<'a> Load<'a> {
             due: Instant::now(),
             turn: 0,
             rooms: Rooms::new(plan),
+            cut_at: None,
+            refused: 0,
             messages: 0,
             latency: Histogram::new(DIGITS)?,
         })
@@ -187,7 +246,7 @@ impl<'a> Load<'a> {
             }
             self.turn(STALL)?;
         }
-        if self.plan.shape == Shape::Idle {
+        if matches!(self.plan.shape, Shape::Idle | Shape::Storm) {
             self.ask_all()?;
             self.settle()?;
         }
@@ -206,7 +265,7 @@ impl<'a> Load<'a> {
     fn ask_all(&mut self) -> Result<()> {
         match self.plan.shape {
             Shape::Churn { .. } => (0..self.plan.connections).try_for_each(|_| self.open()),
-            Shape::Idle if self.is_loaded => Ok(()),
+            Shape::Idle | Shape::Storm if self.is_loaded => Ok(()),
             Shape::Fanout { rooms, .. } => (0..rooms).try_for_each(|room| self.say(room)),
             Shape::Paced { .. } => {
                 self.due = Instant::now();
@@ -297,10 +356,17 @@ impl<'a> Load<'a> {
     }
 
     fn go_on_with(&mut self, index: usize) -> Result<()> {
-        match self.clients[index].go_on(&self.poll, &mut self.scratch)? {
+        let event = self.clients[index].go_on(&self.poll, &mut self.scratch);
+        if event.is_err() && self.cut_at.is_some() {
+            return self.connect_again(index);
+        }
+        match event? {
             Event::None => {}
             Event::Opened { asked } => {
                 self.opening -= 1;
+                if let Some(cut_at) = self.cut_at {
+                    self.ask(index, cut_at)?;
+                }
                 if let Shape::Churn { .. } = self.plan.shape {
                     self.record(asked)?;
                     self.ask(index, Instant::now())?;
@@ -313,7 +379,7 @@ impl<'a> Load<'a> {
                     Shape::Churn { .. } => {
                         self.clients[index].close(&self.poll, &mut self.scratch)?
                     }
-                    Shape::Paced { .. } | Shape::Idle | Shape::Fanout { .. } => {
+                    Shape::Paced { .. } | Shape::Idle | Shape::Storm | Shape::Fanout { .. } => {
                         self.count(asked)?
                     }
                     Shape::Echo { .. } | Shape::Upload { .. } | Shape::Download { .. } => {
@@ -346,6 +412,20 @@ impl<'a> Load<'a> {
         Ok(())
     }
 
+    /// For one that was cut off, or that was refused since.
+    fn connect_again(&mut self, index: usize) -> Result<()> {
+        let client = &self.clients[index];
+        match client.is_open() {
+            true => {
+                self.unanswered -= client.n_unanswered();
+                self.opening += 1;
+            }
+            false => self.refused += 1,
+        }
+        self.clients[index] = Client::connect(self.plan.target, &self.poll, index)?;
+        Ok(())
+    }
+
     fn count(&mut self, asked: Instant) -> Result<()> {
         self.messages += 1;
         self.record(asked)
@@ -370,7 +450,7 @@ impl<'a> Load<'a> {
             | Shape::Fanout { bytes, .. }
             | Shape::Upload { bytes }
             | Shape::Download { bytes } => bytes,
-            Shape::Idle => 0,
+            Shape::Idle | Shape::Storm => 0,
         };
         Outcome {
             duration,
@@ -443,6 +523,22 @@ mod tests {
     fn idle_connections_have_been_answered_before_the_span() {
         let outcome = outcome("/", 100, Shape::Idle).unwrap();
         assert_eq!(outcome.messages, 0);
+    }
+
+    #[test]
+    fn all_who_were_cut_off_are_served_again() {
+        let backend = Backend::start(1, None).unwrap();
+        let plan = Plan {
+            target: backend.addresses()[0],
+            path: "/".to_owned(),
+            connections: 200,
+            shape: Shape::Storm,
+            warm_up: SPAN,
+            duration: SPAN,
+        };
+        let storm = storm(&plan, || (), || backend.cut(), |()| ()).unwrap();
+        assert_eq!(storm.latency.len(), 200);
+        assert!(storm.duration > Duration::ZERO, "{storm:?}");
     }
 
     #[test]

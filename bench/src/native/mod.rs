@@ -8,7 +8,6 @@
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
@@ -48,7 +47,7 @@ pub fn serve(library: Library, listen: SocketAddr) -> Result<()> {
     let listener =
         TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
     if library == Library::Epoll {
-        return backend::run(&[listener], &AtomicBool::new(false));
+        return backend::run(&[listener], &backend::Orders::default());
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()

@@ -20,6 +20,9 @@ use crate::workloads::Workload;
 use crate::workloads::figure::{Figure, Figures, medians};
 use machine::Machine;
 
+/// A round during which others keep more of a processor busy than this says little.
+pub const DISTURBED: f64 = 0.1;
+
 /// All that a reader needs to believe the figures, and to repeat them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Results {
@@ -52,6 +55,9 @@ pub struct Measured {
     pub rounds: Vec<Figures>,
     /// The median of each figure.
     pub medians: Figures,
+    /// Processors that others kept busy during each round.
+    #[serde(default)]
+    pub others: Vec<f64>,
 }
 
 /// A run that failed. What came of other rounds is no figure either: they are those that went well.
@@ -80,12 +86,19 @@ pub struct PluginCall {
 
 impl Results {
     /// Adds a round. Rounds of different subjects may alternate.
-    pub fn add(&mut self, workload: Workload, case: usize, subject: Subject, figures: Figures) {
+    /// `others`: see [`Measured::others`].
+    pub fn add(
+        &mut self,
+        (workload, case, subject): (Workload, usize, Subject),
+        figures: Figures,
+        others: f64,
+    ) {
         let is_it = |measured: &&mut Measured| {
             (measured.workload, measured.case, measured.subject) == (workload, case, subject)
         };
         if let Some(measured) = self.measured.iter_mut().find(is_it) {
             measured.rounds.push(figures);
+            measured.others.push(others);
             measured.medians = medians(&measured.rounds);
             return;
         }
@@ -95,6 +108,7 @@ impl Results {
             subject,
             medians: figures.clone(),
             rounds: vec![figures],
+            others: vec![others],
         });
     }
 
@@ -121,6 +135,34 @@ impl Results {
             (measured.workload, measured.case, measured.subject) == (workload, case, subject)
         });
         measured?.medians.get(&figure).copied()
+    }
+
+    /// The least and the most that any round came to, if there were several.
+    pub fn range(
+        &self,
+        workload: Workload,
+        case: usize,
+        subject: Subject,
+        figure: Figure,
+    ) -> Option<(f64, f64)> {
+        self.median(workload, case, subject, figure)?;
+        let measured = self.measured.iter().find(|measured| {
+            (measured.workload, measured.case, measured.subject) == (workload, case, subject)
+        })?;
+        let values = measured
+            .rounds
+            .iter()
+            .filter_map(|round| round.get(&figure));
+        let least = values.clone().copied().reduce(f64::min)?;
+        let most = values.copied().reduce(f64::max)?;
+        (measured.rounds.len() > 1).then_some((least, most))
+    }
+
+    /// Rounds, and those of them that others disturbed although they were repeated.
+    pub fn disturbed(&self) -> (usize, usize) {
+        let others = self.measured.iter().flat_map(|measured| &measured.others);
+        let n_disturbed = others.clone().filter(|others| **others > DISTURBED).count();
+        (others.count(), n_disturbed)
     }
 
     /// The subjects that a workload was tried with.
@@ -219,8 +261,10 @@ pub(crate) mod tests {
         for cpu in [4.0, 6.0] {
             let round =
                 |cpu| Figures::from([(Figure::CpuUsPerEcho, cpu), (Figure::PerSecond, 1e5)]);
-            results.add(Workload::Echo64, 0, Subject::Nginx, round(2.0 * cpu));
-            results.add(Workload::Echo64, 0, Subject::Pointsman, round(cpu));
+            let nginx = (Workload::Echo64, 0, Subject::Nginx);
+            results.add(nginx, round(2.0 * cpu), 0.01);
+            let pointsman = (Workload::Echo64, 0, Subject::Pointsman);
+            results.add(pointsman, round(cpu), 0.02 * cpu);
         }
         results
     }
@@ -234,6 +278,15 @@ pub(crate) mod tests {
         assert_eq!(median(Subject::Pointsman), Some(5.0));
         assert_eq!(median(Subject::Nginx), Some(10.0));
         assert_eq!(median(Subject::Envoy), None);
+    }
+
+    #[test]
+    fn the_range_and_the_disturbed_rounds_are_known() {
+        let results = sample();
+        let range = |subject| results.range(Workload::Echo64, 0, subject, Figure::CpuUsPerEcho);
+        assert_eq!(range(Subject::Pointsman), Some((4.0, 6.0)));
+        assert_eq!(range(Subject::Envoy), None);
+        assert_eq!(results.disturbed(), (4, 1));
     }
 
     #[test]
@@ -266,8 +319,8 @@ pub(crate) mod tests {
         let mut results = sample();
         let mut others = sample();
         let round = Figures::from([(Figure::CpuUsPerEcho, 99.0)]);
-        others.add(Workload::Echo64, 0, Subject::Nginx, round.clone());
-        others.add(Workload::Echo64, 0, Subject::Envoy, round);
+        others.add((Workload::Echo64, 0, Subject::Nginx), round.clone(), 0.0);
+        others.add((Workload::Echo64, 0, Subject::Envoy), round, 0.0);
         results.complete(others);
         let median = |subject| results.median(Workload::Echo64, 0, subject, Figure::CpuUsPerEcho);
         assert_eq!(median(Subject::Nginx), Some(10.0));

@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use super::{Results, picture, tables};
+use super::{DISTURBED, Results, picture, tables};
 use crate::workloads::Workload;
 
 const BEGIN: &str = "<!-- figures: begin -->\n";
@@ -39,6 +39,7 @@ pub fn full(results: &Results) -> String {
         "Machine: {}.\nEach figure is the median of {rounds} of {} s each, with the subjects in turn.\n\n",
         results.machine, results.seconds
     );
+    page += &disturbance(results);
     page += &tables::of_subjects(results);
     let sections = Workload::value_variants().iter().filter_map(|&workload| {
         let table = tables::of_workload(results, workload)?;
@@ -64,6 +65,20 @@ pub fn full(results: &Results) -> String {
         );
     }
     page
+}
+
+/// How far the machine was ours.
+fn disturbance(results: &Results) -> String {
+    let percent = 100.0 * DISTURBED;
+    match results.disturbed() {
+        (0, _) => String::new(),
+        (all, 0) => format!(
+            "In none of {all} runs did others keep over {percent:.0} % of a processor busy.\n\n"
+        ),
+        (all, n) => format!(
+            "In {n} of {all} runs others kept over {percent:.0} % of a processor busy, also when repeated.\n\n"
+        ),
+    }
 }
 
 fn put(file: &Path, text: &str) -> Result<()> {
@@ -104,6 +119,7 @@ mod tests {
         for wanted in [
             "A processor, 2 processors, 8 GiB of memory, Linux 6.1.0",
             "median of 2 rounds of 2 s",
+            "In 1 of 4 runs others kept over 10 % of a processor busy",
             "`taskset -c 0 nginx`",
             "### Echo of 64 bytes, 64 connections",
             "### Calls of a plugin",

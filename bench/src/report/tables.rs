@@ -33,6 +33,11 @@ pub fn of_workload(results: &Results, workload: Workload) -> Option<String> {
             figure.title().to_owned()
         }
     }));
+    let range = |subject| results.range(workload, case, subject, figure);
+    let has_ranges = subjects.iter().any(|subject| range(*subject).is_some());
+    if has_ranges {
+        head.insert(ratios, "rounds".to_owned());
+    }
     if best.is_some() {
         head.insert(ratios, "× best peer".to_owned());
     }
@@ -44,6 +49,11 @@ pub fn of_workload(results: &Results, workload: Workload) -> Option<String> {
             let nothing = if has_failed { "failed" } else { NOTHING };
             value.map_or_else(|| nothing.to_owned(), |value| figure.show(value))
         }));
+        if has_ranges {
+            let range = range(subject)
+                .map(|(least, most)| format!("{}–{}", figure.show(least), figure.show(most)));
+            row.insert(ratios, range.unwrap_or_else(|| NOTHING.to_owned()));
+        }
         if let Some(best) = best {
             let ratio = compared(subject).map(|value| format!("{:.2}", value / best));
             row.insert(ratios, ratio.unwrap_or_else(|| NOTHING.to_owned()));
@@ -153,19 +163,19 @@ mod tests {
         let table = of_workload(&sample(), Workload::Echo64).unwrap();
         let lines: Vec<&str> = table.lines().collect();
         assert!(
-            lines[0].starts_with("|           | CPU µs per echo | × best peer |"),
+            lines[0].starts_with("|           | CPU µs per echo | × best peer |    rounds |"),
             "{table}"
         );
         assert!(
-            lines[1].starts_with("| --------- | --------------: | ----------: |"),
+            lines[1].starts_with("| --------- | --------------: | ----------: | --------: |"),
             "{table}"
         );
         assert!(
-            lines[2].starts_with("| Pointsman |            5.00 |        0.50 |"),
+            lines[2].starts_with("| Pointsman |            5.00 |        0.50 | 4.00–6.00 |"),
             "{table}"
         );
         assert!(
-            lines[3].starts_with("| nginx     |            10.0 |        1.00 |"),
+            lines[3].starts_with("| nginx     |            10.0 |        1.00 | 8.00–12.0 |"),
             "{table}"
         );
         let lengths: Vec<usize> = lines.iter().map(|line| line.chars().count()).collect();

@@ -1,7 +1,7 @@
 //! What each peer is told: the text of its configuration.
 //!
 //! In comes a [`Setup`], out goes text; nothing here touches a file. All are equal where it matters:
-//! the same backends in turn, no access log, no limit that a run could reach.
+//! the same backends in turn, access logs everywhere or nowhere, no limit that a run could reach.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -23,6 +23,8 @@ pub struct Setup {
     pub cpu: Option<usize>,
     /// Folder that Pointsman watches for plugins.
     pub plugins: Option<PathBuf>,
+    /// A line of each session is written to a file.
+    pub has_access_log: bool,
 }
 
 /// What Pointsman does with a connection.
@@ -36,8 +38,8 @@ pub enum Job {
     Handle(&'static str),
 }
 
-/// A logger would make a comparison of loggers of what compares relays.
-const POINTSMAN_ACCESS_LOG: &str = "access_log = \"off\"";
+/// Where access logs are written, in the folder of the run.
+const ACCESS_LOG: &str = "access.log";
 
 /// Longest wait for a client's or a backend's handshake, in milliseconds, where a peer has a setting for it:
 /// nginx's default. Thousands that connect at once on one processor wait for each other.
@@ -49,6 +51,10 @@ const MAX_CONNECTIONS: usize = 20_000;
 /// `pointsman.toml`.
 pub fn pointsman(setup: &Setup, job: Job) -> String {
     let Setup { workers, .. } = setup;
+    let access_log = match setup.has_access_log {
+        true => format!("file:{ACCESS_LOG}"),
+        false => "off".to_owned(),
+    };
     let plugins = setup.plugins.as_ref().map_or_else(String::new, |folder| {
         format!("\n[plugins]\ndir = {:?}\n", folder.display().to_string())
     });
@@ -84,7 +90,7 @@ upstream = "backends"{filter}"#,
     format!(
         r#"workers = {workers}
 drain_timeout_secs = 1
-{POINTSMAN_ACCESS_LOG}
+access_log = "{access_log}"
 
 [admin]
 listen = "{}"
@@ -106,6 +112,10 @@ pub fn nginx(setup: &Setup, buffers: &str) -> String {
         .iter()
         .map(|backend| format!("        server {backend};\n"))
         .collect();
+    let access_log = match setup.has_access_log {
+        true => format!("{ACCESS_LOG} combined buffer=64k flush=1s"),
+        false => "off".to_owned(),
+    };
     format!(
         r#"daemon off;
 worker_processes {};
@@ -118,7 +128,7 @@ events {{
 }}
 
 http {{
-    access_log off;
+    access_log {access_log};
     client_body_temp_path body;
     proxy_temp_path proxy;
     fastcgi_temp_path fastcgi;
@@ -161,14 +171,22 @@ pub fn haproxy(setup: &Setup, max_connections: usize) -> String {
         .map(|(n, backend)| format!("    server backend{n} {backend}\n"))
         .collect();
     let max_connections = max_connections.min(MAX_CONNECTIONS);
+    // Its standard output is the file.
+    let (target, lines) = match setup.has_access_log {
+        true => (
+            "    log stdout format raw local0\n",
+            "    log global\n    option httplog\n",
+        ),
+        false => ("", ""),
+    };
     format!(
         "global
     nbthread {}
     maxconn {max_connections}
-
+{target}
 defaults
     mode http
-    timeout connect 5s
+{lines}    timeout connect 5s
     timeout http-request 60s
     timeout client 1h
     timeout server 1h
@@ -200,7 +218,7 @@ pub fn envoy(setup: &Setup) -> String {
         .iter()
         .map(|backend| json!({"endpoint": {"address": socket(backend)}}))
         .collect();
-    let manager = json!({
+    let mut manager = json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "clients",
         "upgrade_configs": [{"upgrade_type": "websocket"}],
@@ -221,6 +239,15 @@ pub fn envoy(setup: &Setup) -> String {
             },
         }],
     });
+    if setup.has_access_log {
+        manager["access_log"] = json!([{
+            "name": "envoy.access_loggers.file",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+                "path": ACCESS_LOG,
+            },
+        }]);
+    }
     let config = json!({"static_resources": {
         "listeners": [{
             "name": "clients",
@@ -267,6 +294,7 @@ mod tests {
             workers: 2,
             cpu: None,
             plugins: None,
+            has_access_log: false,
         }
     }
 
@@ -323,6 +351,20 @@ mod tests {
             &["\"upgrade_type\": \"websocket\"", "\"max_requests\": 20000"],
         );
         assert!(!envoy(&setup).contains("access_log"));
+    }
+
+    #[test]
+    fn every_relay_writes_an_access_log_where_all_do() {
+        let setup = Setup {
+            has_access_log: true,
+            ..setup()
+        };
+        let pointsman = pointsman(&setup, Job::Relay("round_robin"));
+        holds(&pointsman, &["access_log = \"file:access.log\""]);
+        holds(&nginx(&setup, ""), &["access_log access.log combined"]);
+        let haproxy = haproxy(&setup, 9000);
+        holds(&haproxy, &["log stdout format raw", "option httplog"]);
+        holds(&envoy(&setup), &["\"path\": \"access.log\""]);
     }
 
     #[test]

@@ -252,6 +252,7 @@ mod tests {
             workers: 2,
             cpu,
             plugins: None,
+            has_access_log: false,
         };
         subject
             .invocation(Path::new("/root"), &setup)

@@ -44,12 +44,13 @@ impl Running {
             fs::write(folder.path().join(name), text)?;
         }
         let log = File::create(folder.path().join(LOG))?;
+        let output = File::create(folder.path().join(OUTPUT))?;
         let (program, args) = invocation.words.split_first().context("an empty command")?;
         let child = Command::new(program)
             .args(args)
             .current_dir(folder.path())
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(output)
             .stderr(log)
             .spawn()
             .with_context(|| format!("cannot start {program}"))?;
@@ -128,6 +129,7 @@ impl Drop for Running {
 }
 
 const LOG: &str = "stderr.log";
+const OUTPUT: &str = "stdout.log";
 
 /// Whether the peer answers one upgrade. The connection is closed again.
 fn upgrades(listen: SocketAddr, path: &str) -> Result<bool> {

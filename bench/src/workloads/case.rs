@@ -28,6 +28,18 @@ pub enum Kind {
         /// How many.
         sessions: usize,
     },
+    /// As [`Kind::Load`], with a line of each session in an access log.
+    Logged {
+        /// Open WebSockets at a time.
+        connections: usize,
+        /// What they do.
+        shape: Shape,
+    },
+    /// Sessions whose backends end all connections: until all clients are back.
+    Storm {
+        /// How many.
+        sessions: usize,
+    },
     /// Echoes under `strace`.
     Calls,
     /// Sessions that wait; how they are spread over the workers.
@@ -48,6 +60,8 @@ pub const PACED: Kind = Kind::Load {
         messages_per_second: 8000,
     },
 };
+/// Clients that connect, have one message echoed and close, again and again.
+pub const CHURN: (usize, Shape) = (32, Shape::Churn { bytes: 64 });
 /// The echo that most other figures are compared with.
 pub const ECHO_64: Kind = echo(64, 64);
 

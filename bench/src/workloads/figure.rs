@@ -35,6 +35,10 @@ pub enum Figure {
     MegabytesPerSecond,
     /// Memory that an open session adds to the peer, in bytes.
     BytesPerSession,
+    /// From the end of all connections until the last client is served again, in seconds.
+    SecondsUntilBack,
+    /// Attempts to connect again that were refused.
+    Refused,
     /// System calls of the peer for one echo.
     CallsPerEcho,
     /// Those of them that read.
@@ -68,6 +72,8 @@ impl Figure {
             Self::CpuUsPerMegabyte => "CPU µs per MB",
             Self::MegabytesPerSecond => "MB per second",
             Self::BytesPerSession => "bytes per session",
+            Self::SecondsUntilBack => "s until all are back",
+            Self::Refused => "refused",
             Self::CallsPerEcho => "calls per echo",
             Self::ReadsPerEcho => "reads",
             Self::WritesPerEcho => "writes",

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::load::Shape;
 use crate::subjects::Subject;
-use case::{Case, ECHO_64, Kind, PACED, chat, echo, stream};
+use case::{CHURN, Case, ECHO_64, Kind, PACED, chat, echo, stream};
 use figure::Figure;
 
 /// A question; its answer is one table.
@@ -40,6 +40,11 @@ pub enum Workload {
     Growth,
     /// 32 clients connect, echo once and close, again and again.
     Churn,
+    /// The churn, with access logs.
+    #[value(name = "churn-log")]
+    ChurnLog,
+    /// 9,000 clients whose backends end all connections, and who all come back.
+    Storm,
     /// Memory of open sessions.
     Idle,
     /// Messages of 64 KiB to the backend.
@@ -122,6 +127,8 @@ impl Workload {
             Self::Paced => "8,000 messages of 64 bytes a second, 64 connections",
             Self::Growth => "Echo of 64 bytes, from 10 to 9,000 connections",
             Self::Churn => "Connect, upgrade, one echo, close",
+            Self::ChurnLog => "Connect, upgrade, one echo, close, with access logs",
+            Self::Storm => "All of 9,000 clients connect again",
             Self::Idle => "Open sessions that wait",
             Self::Upload64k => "Upload, messages of 64 KiB",
             Self::Download64k => "Download, messages of 64 KiB",
@@ -154,6 +161,14 @@ impl Workload {
             }
             Self::Growth => "CPU µs per echo, by the number of connections, all of them busy.",
             Self::Churn => "32 at a time; latency is that from connect to the 101.",
+            Self::ChurnLog => {
+                "The same, with a line of each session written to a file, in each program's own format."
+            }
+            Self::Storm => {
+                "The backends close all connections at once and go on listening, as programs do that are \
+                 restarted. Each client connects again as soon as it sees the end, and is back when a message \
+                 is echoed."
+            }
             Self::Idle => {
                 "Memory (PSS) that each session adds once it has echoed one message, in bytes, from \
                  100 open sessions to so many."
@@ -215,10 +230,15 @@ impl Workload {
                         .to_vec(),
                 )
             }
-            Self::Churn => one(Kind::Load {
-                connections: 32,
-                shape: Shape::Churn { bytes: 64 },
-            }),
+            Self::Churn => {
+                let (connections, shape) = CHURN;
+                one(Kind::Load { connections, shape })
+            }
+            Self::ChurnLog => {
+                let (connections, shape) = CHURN;
+                one(Kind::Logged { connections, shape })
+            }
+            Self::Storm => one(Kind::Storm { sessions: 9000 }),
             Self::Idle => {
                 let sizes = [(1000, "1,000"), (9000, "9,000")];
                 let memory = |(sessions, label): (usize, &str)| {
@@ -281,7 +301,10 @@ impl Workload {
                 F::P999Us,
             ]),
             Self::Growth => (0..4).map(|case| (case, F::CpuUsPerEcho)).collect(),
-            Self::Churn => of_one(&[F::CpuUsPerSession, F::PerSecond, F::P50Us, F::P99Us]),
+            Self::Storm => of_one(&[F::SecondsUntilBack, F::CpuUsPerSession, F::Refused]),
+            Self::Churn | Self::ChurnLog => {
+                of_one(&[F::CpuUsPerSession, F::PerSecond, F::P50Us, F::P99Us])
+            }
             Self::Idle => (0..2).map(|case| (case, F::BytesPerSession)).collect(),
             Self::Upload64k | Self::Download64k | Self::Upload1m | Self::Download1m => of_one(&[
                 F::CpuUsPerMegabyte,
@@ -336,7 +359,7 @@ impl Workload {
     /// Rounds unless the command line says otherwise. Memory varies little.
     pub fn rounds(self) -> usize {
         match self {
-            Self::Idle => 3,
+            Self::Idle | Self::Storm => 3,
             _ => 5,
         }
     }

@@ -76,12 +76,14 @@ pub fn run(subject: Subject, kind: Kind, settings: &Settings) -> Result<Figures>
         workers: settings.workers,
         cpu: is_pinned.then_some(PEER_CPU),
         plugins: matches!(kind, Kind::Reload).then(|| watched.path().to_owned()),
+        has_access_log: matches!(kind, Kind::Logged { .. }),
     };
     let running = subject.start(&settings.root, &setup, ECHO_PATH)?;
     let bench = Bench {
         subject,
         settings,
         setup: &setup,
+        backend: &backend,
         pid: running.pid(),
     };
     let figures = bench.measure(kind);
@@ -101,13 +103,17 @@ struct Bench<'a> {
     subject: Subject,
     settings: &'a Settings,
     setup: &'a Setup,
+    backend: &'a Backend,
     pid: u32,
 }
 
 impl Bench<'_> {
     fn measure(&self, kind: Kind) -> Result<Figures> {
         match kind {
-            Kind::Load { connections, shape } => self.load(connections, shape),
+            Kind::Load { connections, shape } | Kind::Logged { connections, shape } => {
+                self.load(connections, shape)
+            }
+            Kind::Storm { sessions } => self.storm(sessions),
             Kind::Memory { sessions } => self.memory(sessions),
             Kind::Calls => self.calls(),
             Kind::Placement { sessions } => self.placement(sessions),
@@ -124,10 +130,27 @@ impl Bench<'_> {
             |before| used = Some((before, usage::cpu(self.pid))),
         )?;
         let (before, after) = used.context("the load did not end")?;
-        let (before, after) = (before?, after?);
-        let user = after.user.saturating_sub(before.user);
-        let cpu = user + after.system.saturating_sub(before.system);
-        Ok(load_figures(shape, &outcome, cpu, user))
+        let used = after?.since(before?);
+        let cpu = used.user + used.system;
+        Ok(load_figures(shape, &outcome, cpu, used.user))
+    }
+
+    fn storm(&self, sessions: usize) -> Result<Figures> {
+        let mut used = None;
+        let storm = load::storm(
+            &self.plan(sessions, Shape::Storm),
+            || usage::cpu(self.pid),
+            || self.backend.cut(),
+            |before| used = Some((before, usage::cpu(self.pid))),
+        )?;
+        let (before, after) = used.context("the storm did not end")?;
+        let used = after?.since(before?);
+        let cpu_us = (used.user + used.system).as_secs_f64() * 1e6;
+        Ok(Figures::from([
+            (Figure::SecondsUntilBack, storm.duration.as_secs_f64()),
+            (Figure::CpuUsPerSession, cpu_us / count_of(sessions)),
+            (Figure::Refused, count(storm.refused)),
+        ]))
     }
 
     fn memory(&self, sessions: usize) -> Result<Figures> {
@@ -262,7 +285,7 @@ fn load_figures(shape: Shape, outcome: &Outcome, cpu: Duration, user: Duration) 
         Shape::Fanout { .. } => {
             figures.insert(Figure::CpuUsPerDelivery, us(cpu) / messages);
         }
-        Shape::Echo { .. } | Shape::Paced { .. } | Shape::Idle => {
+        Shape::Echo { .. } | Shape::Paced { .. } | Shape::Idle | Shape::Storm => {
             figures.insert(Figure::CpuUsPerEcho, us(cpu) / messages);
             figures.insert(Figure::UserUsPerEcho, us(user) / messages);
         }
