@@ -525,7 +525,7 @@ async fn a_reload_has_the_logs_go_elsewhere() -> Result<()> {
     }
     let to_files = IN_FILES.replace_all("logs/", "");
     site.reload(&to_files)?;
-    eventually_has(&site.path("error.log"), "configuration in force").await?;
+    eventually_has(&site.path("error.log"), "configuration applied").await?;
     site.open("to-file").await?.close(1000).await?;
     eventually_has(&site.path("access.log"), "to-file").await?;
     // Refused whole: nothing of it is done.

@@ -116,7 +116,7 @@ async fn a_refused_configuration_and_one_that_is_gone() -> Result<()> {
 
     let text = fs::read_to_string(balancer.config_file())?;
     fs::remove_file(balancer.config_file())?;
-    is_told(&balancer, "config", "it is gone, the one in force stays").await?;
+    is_told(&balancer, "config", "it is gone, the running one stays").await?;
     fs::write(balancer.config_file(), text)?;
     is_over(&balancer).await
 }

@@ -83,7 +83,7 @@ async fn a_drain_takes_the_time_of_the_configuration_in_force() -> Result<()> {
         clients.push(Client::connect(&balancer.url("/websocket")).await?);
     }
     balancer.reload(&toml(1))?;
-    balancer.logs("configuration in force").await?;
+    balancer.logs("configuration applied").await?;
     balancer.signal(Signal::TERM)?;
     let ended = balancer.wait_exit(Duration::from_secs(60)).await?;
     assert_eq!(ended.code(), Some(0));

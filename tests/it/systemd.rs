@@ -166,7 +166,7 @@ async fn a_manager_that_does_not_read_is_not_waited_for() -> Result<()> {
     // Two notices for each; a socket usually holds ten.
     for n in 1..=10 {
         write(n + 1)?;
-        has_said("configuration in force", n).await?;
+        has_said("configuration applied", n).await?;
     }
     let pid = process.id().and_then(|id| Pid::from_raw(id.cast_signed()));
     kill_process(pid.context("it runs")?, Signal::TERM)?;

@@ -196,7 +196,7 @@ async fn certificates_are_read_again_by_a_reload_and_wrong_ones_are_refused() ->
     let file = folder.path().join("ca.pem");
     fs::write(&file, second.certificate.pem())?;
     let answer = balancer.order("POST", "/api/reload").await?;
-    assert_eq!(answer.text().trim(), r#"{"done":"configuration in force"}"#);
+    assert_eq!(answer.text().trim(), r#"{"done":"configuration applied"}"#);
     let connected = eventually("it is trusted", PATIENCE, async || {
         Client::connect(&balancer.url("/websocket")).await.is_ok()
     });
@@ -211,7 +211,7 @@ async fn certificates_are_read_again_by_a_reload_and_wrong_ones_are_refused() ->
         answer.text()
     );
     let mut client = Client::connect(&balancer.url("/websocket")).await?;
-    client.echo_text("the one in force stays").await?;
+    client.echo_text("the running one stays").await?;
     let name = balancer.config_file().display().to_string();
     let checked = pointsman(&["check", "--config", &name]).await?;
     assert_eq!(checked.code, Some(1));

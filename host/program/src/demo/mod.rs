@@ -83,7 +83,7 @@ async fn show(stage: &Stage) -> Result<Crowd, DemoError> {
     say(format_args!("   {}", stage.folder.policy_file().display()))?;
     let took = stage.swap_policy("least_connections").await?;
     say(format_args!(
-        "   It is in force {} ms after the rename. New connections go where the fewest are:\n",
+        "   It serves {} ms after the rename. New connections go where the fewest are:\n",
         took.as_millis()
     ))?;
     place(stage, "ccccccccc").await?;

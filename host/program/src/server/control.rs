@@ -184,7 +184,7 @@ async fn run(setup: ControlSetup) {
         }
     }
     if !control.borrow().logs.access.finish(log::PATIENCE) {
-        tracing::warn!("the access log is not written to its end: nobody reads it");
+        tracing::warn!("access log not fully written: its reader does not keep up");
     }
 }
 
@@ -301,7 +301,7 @@ impl ControlPlane {
         let subject = Subject::Config(file.to_owned());
         self.last_reload.is_successful = !matches!(outcome, CommandOutcome::Refused(_));
         if let CommandOutcome::Refused(problems) = outcome {
-            let refused = |problem| format!("refused, the one in force stays: {problem}");
+            let refused = |problem| format!("refused, the running one stays: {problem}");
             let messages = problems.iter().map(refused).collect();
             self.problems.report(subject, messages);
         } else {
@@ -311,10 +311,10 @@ impl ControlPlane {
     }
 
     pub(super) fn config_gone(&mut self, file: PathBuf) {
-        tracing::warn!(file = %file.display(), "configuration file is gone: the one in force stays");
+        tracing::warn!(file = %file.display(), "configuration file is gone: the running one stays");
         // When it is back it is read, whatever it says.
         self.last_read = None;
-        let message = "it is gone, the one in force stays".to_owned();
+        let message = "it is gone, the running one stays".to_owned();
         self.problems.report(Subject::Config(file), vec![message]);
     }
 
@@ -414,7 +414,7 @@ impl ControlPlane {
         }
     }
 
-    /// Puts a configuration in force, in one step.
+    /// Puts a configuration applied, in one step.
     pub(super) fn apply(&mut self, proposed: Proposed) -> Result<ReloadResult, Vec<Problem>> {
         let Proposed {
             config,
@@ -554,7 +554,7 @@ impl ControlPlane {
             ("plugins.dir", old.plugins.dir == new.plugins.dir),
         ];
         let changed = fixed.into_iter().filter(|(_, is_same)| !is_same);
-        let message = "cannot change while the process runs: start it anew";
+        let message = "cannot change while the process runs: restart it";
         changed
             .map(|(key, _)| Problem {
                 key: key.to_owned(),

@@ -202,7 +202,7 @@ async fn update(control: &RefCell<ControlPlane>, upstream: &UpstreamName, path: 
                 .problems
                 .over(&Subject::BackendsFile(upstream.clone()));
             if control.found_backends(FoundBy::File, upstream, backends) {
-                tracing::info!(%upstream, path = %path.display(), backends = n, "file of backends in force");
+                tracing::info!(%upstream, path = %path.display(), backends = n, "backends file applied");
             }
             return;
         }

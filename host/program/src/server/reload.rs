@@ -184,18 +184,18 @@ async fn reload_now(control: &RefCell<ControlPlane>, file: &Path, cause: Cause) 
         Ok(ReloadResult::Unchanged) => (ReloadResult::Unchanged, nothing_new()),
         Ok(result) => (
             result,
-            CommandOutcome::Done("configuration in force".to_owned()),
+            CommandOutcome::Done("configuration applied".to_owned()),
         ),
         Err(problems) => {
             for problem in &problems {
                 tracing::error!(file = %file.display(), "{problem}");
             }
-            tracing::error!(file = %file.display(), problems = problems.len(), "configuration refused: the one in force stays");
+            tracing::error!(file = %file.display(), problems = problems.len(), "configuration refused: the running one stays");
             (ReloadResult::Failed, CommandOutcome::Refused(problems))
         }
     };
     if result == ReloadResult::Ok {
-        tracing::info!(file = %file.display(), "configuration in force");
+        tracing::info!(file = %file.display(), "configuration applied");
     }
     let mut control = control.borrow_mut();
     control.config_read(file, &outcome);
