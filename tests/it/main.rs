@@ -26,6 +26,7 @@ mod http_handlers;
 mod http_rules;
 mod http_timeouts;
 mod limits;
+mod liveness;
 mod logs;
 mod memory;
 mod messages;

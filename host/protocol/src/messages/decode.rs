@@ -176,6 +176,11 @@ impl Decoder {
         })
     }
 
+    /// Whether the last byte that came ended a frame: within one, its sender can say nothing else.
+    pub fn is_between_frames(&self) -> bool {
+        self.frame.is_none() && self.held.is_empty()
+    }
+
     /// Lets go of what it holds, for good: nothing is read any more.
     pub fn forget(&mut self) {
         self.inflater = None;

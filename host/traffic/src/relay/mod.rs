@@ -64,6 +64,23 @@ pub struct Moved {
     pub messages: u64,
 }
 
+/// How far one side is.
+#[derive(Debug, Clone, Copy)]
+pub struct RelaySide<'a> {
+    /// Its connection; none: it is in memory.
+    pub connection: Option<&'a TcpStream>,
+    /// The last Ping for it has not been written yet.
+    pub is_ping_unsent: bool,
+    /// Bytes for it were read and not written yet.
+    pub holds: bool,
+    /// Bytes for it that were written: those that pass.
+    pub n_written: u64,
+    /// It is in the middle of a frame, as far as it is read.
+    pub is_within_frame: bool,
+    /// It is read. Not while the other side has to take something first.
+    pub is_read: bool,
+}
+
 /// Why a relay ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RelayEnd {
@@ -183,11 +200,26 @@ where
         self.up.inject(Injection::Close(code));
     }
 
-    /// Puts a Ping into each direction at its next frame boundary. The Pongs pass on to the other
+    /// Puts a Ping for the client between two frames of the backend. The Pong passes on to the other
     /// side, where an unsolicited Pong is ignored (RFC 6455 section 5.5.3).
-    pub fn ping(&mut self) {
+    pub fn ping_client(&mut self) {
         self.down.inject(Injection::Ping);
+    }
+
+    /// The same for the backend.
+    pub fn ping_backend(&mut self) {
         self.up.inject(Injection::Ping);
+    }
+
+    /// How far the client is with what it is sent and what it sends.
+    pub fn client_side(&self) -> RelaySide<'_> {
+        self.down.to_destination(self.client.connection(), &self.up)
+    }
+
+    /// The same of the backend.
+    pub fn backend_side(&self) -> RelaySide<'_> {
+        self.up
+            .to_destination(self.backend.connection(), &self.down)
     }
 
     /// Once one side has closed or gone, or we have: the end that the relay is coming to.
@@ -251,6 +283,8 @@ struct Flow {
     /// How much of `held` has been taken.
     taken: usize,
     injection: Option<Injection>,
+    /// A Ping is in `held`.
+    holds_ping: bool,
     phase: RelayPhase,
     /// What the destination is sent where the source goes without a Close; none: nothing.
     code_of_loss: Option<u16>,
@@ -311,6 +345,7 @@ impl Flow {
             held: Vec::new(),
             taken: 0,
             injection: None,
+            holds_ping: false,
             phase: RelayPhase::Open,
             code_of_loss: None,
             loss: None,
@@ -526,7 +561,10 @@ impl Flow {
     fn put_in(&mut self) {
         let is_due = self.phase == RelayPhase::Open && self.tracker.is_between_frames();
         match self.injection {
-            Some(Injection::Ping) if is_due => write_ping(self.key(), &mut self.held),
+            Some(Injection::Ping) if is_due => {
+                write_ping(self.key(), &mut self.held);
+                self.holds_ping = true;
+            }
             Some(Injection::Close(code)) if is_due => {
                 self.hold_close(code);
                 self.phase = RelayPhase::Closing;
@@ -568,7 +606,21 @@ impl Flow {
         if ready!(destination.poll_clear(cx)).is_err() {
             self.destination_lost();
         }
+        self.holds_ping = false;
         Poll::Ready(())
+    }
+
+    /// How far its destination is, from which the other flow comes.
+    fn to_destination<'a>(&self, connection: Option<&'a TcpStream>, back: &Self) -> RelaySide<'a> {
+        let n_held = self.held.len() - self.taken;
+        RelaySide {
+            connection,
+            is_ping_unsent: self.holds_ping || self.injection == Some(Injection::Ping),
+            holds: n_held > 0,
+            n_written: self.bytes.saturating_sub(n_held as u64),
+            is_within_frame: !back.tracker.is_between_frames(),
+            is_read: back.held.is_empty(),
+        }
     }
 
     fn source_ended(&mut self) {
@@ -673,7 +725,10 @@ mod tests {
             let end = poll_fn(|cx| {
                 while let Poll::Ready(Some(order)) = taken.poll_recv(cx) {
                     match order {
-                        Injection::Ping => relay.ping(),
+                        Injection::Ping => {
+                            relay.ping_client();
+                            relay.ping_backend();
+                        }
                         Injection::Close(code) => relay.close(Ender::Operator, code),
                     }
                 }
@@ -1090,7 +1145,8 @@ mod tests {
         assert!(relay.is_parked());
         assert_eq!(exactly(&mut client, TEXT.len()).await, TEXT);
 
-        relay.ping();
+        relay.ping_client();
+        relay.ping_backend();
         assert!(!relay.is_parked(), "the Ping has to go out first");
         assert!(settle(&mut relay, 64).await.is_pending());
         assert!(relay.is_parked());

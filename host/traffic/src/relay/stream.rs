@@ -18,6 +18,11 @@ pub trait Stream: AsyncRead + AsyncWrite + Unpin {
     /// The socket below, if bytes can move from it and to it inside the kernel.
     fn socket(&self) -> Option<&TcpStream>;
 
+    /// The connection below, whatever is between; a pipe in memory has none.
+    fn connection(&self) -> Option<&TcpStream> {
+        self.socket()
+    }
+
     /// Reads what is there into `buffer`, which is not empty. 0: the end.
     ///
     /// # Errors

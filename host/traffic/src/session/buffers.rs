@@ -8,7 +8,8 @@
 //! Every worker has an equal share. One that is past its share is held to it only while all together are
 //! past the bound: what others leave is its own.
 
-use std::cell::{Cell, RefCell, RefMut};
+use std::cell::{Cell, OnceCell, RefCell, RefMut};
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -16,9 +17,11 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use pointsman_metrics::counters::WorkerCounters;
 use pointsman_protocol::messages::deflate::{Compressors, windows_in};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::SessionControl;
+use super::send_queue::{SendQueue, SendQueues};
 
 /// As large as the largest read that pays: at 64 KiB a system call's fixed cost is a few percent of
 /// the copy.
@@ -48,6 +51,8 @@ pub struct Buffers {
     seen_short: Cell<u64>,
     /// There was nobody to end when room was last looked for, and no sweep since.
     is_in_vain: Cell<bool>,
+    /// Opened when it is first asked; none: it cannot be.
+    send_queues: OnceCell<Option<SendQueues>>,
 }
 
 /// What the sessions of all workers hold.
@@ -101,7 +106,20 @@ impl Buffers {
             short: Notify::new(),
             seen_short: Cell::new(0),
             is_in_vain: Cell::new(false),
+            send_queues: OnceCell::new(),
         }
+    }
+
+    /// What waits in the kernel for a far end; none: nothing is known.
+    pub(super) fn send_queue(&self, stream: &TcpStream) -> Option<SendQueue> {
+        let open = || {
+            let opened = SendQueues::open();
+            let warn = |error: &io::Error| {
+                tracing::warn!(%error, "no netlink socket of sock_diag: of far ends that are pinged, only writes tell whether they read");
+            };
+            opened.inspect_err(warn).ok()
+        };
+        self.send_queues.get_or_init(open).as_ref()?.of(stream)
     }
 
     /// The sessions of all workers together may hold so much from now on.

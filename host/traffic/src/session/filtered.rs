@@ -38,6 +38,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::buffers::{Buffers, Held};
 use super::frame_writer::{FrameWriter, UNSENT_MAX_BYTES};
+use super::liveness::{FarEnd, PingStanding};
 use super::pace::Pace;
 use super::send_timeout::SendTimeout;
 use super::stats::SessionStats;
@@ -97,6 +98,8 @@ struct Side {
     writer: FrameWriter,
     /// Ours, waiting for the end of a message that passes to this side.
     queued: Vec<u8>,
+    /// A Ping is in `queued`.
+    is_ping_queued: bool,
     recv_state: RecvState,
     send_state: SendState,
 }
@@ -284,9 +287,33 @@ impl<C: Stream, B: Stream> Filtered<C, B> {
                 too_slow.get_or_insert(from);
             }
         }
+        self.look_at_pongs(is_heard);
         if let Some(from) = too_slow {
             self.held.buffers().counters.ended_by(Limit::MessageTimeout);
             self.give_up(from, Violation::TOO_SLOW);
+        }
+    }
+
+    /// `is_heard`: whether client and backend are read.
+    fn look_at_pongs(&self, is_heard: [bool; 2]) {
+        let control = &self.registration.control;
+        let client = self.client_stream.connection();
+        let client = (FarEnd::Client, &self.client, client);
+        let backend = self.backend_stream.connection();
+        let backend = (FarEnd::Backend, &self.backend, backend);
+        for ((far_end, side, stream), is_heard) in [client, backend].into_iter().zip(is_heard) {
+            if !control.owes_pong(far_end) {
+                continue;
+            }
+            let at = PingStanding {
+                is_unsent: side.writer.is_ping_unsent() || side.is_ping_queued,
+                holds: side.writer.rest().is_some(),
+                n_written: side.writer.n_taken(),
+                cannot_answer: !is_heard || !side.reader.is_between_its_frames(),
+            };
+            let buffers = self.held.buffers();
+            let queue = stream.and_then(|stream| buffers.send_queue(stream));
+            control.look_at_pong(far_end, at, queue);
         }
     }
 
@@ -487,13 +514,14 @@ impl<C: Stream, B: Stream> Filtered<C, B> {
 
     fn obey(&mut self, order: Order) {
         match order {
-            Order::Ping => {
-                for to in [Direction::FromClient, Direction::FromBackend] {
+            Order::Ping { client, backend } => {
+                for (to, is_asked) in [
+                    (Direction::FromClient, client),
+                    (Direction::FromBackend, backend),
+                ] {
                     let (side, feeding) = sides(&mut self.client, &mut self.backend, to);
-                    match side.send_state == SendState::Open {
-                        true if feeding.reader.is_between_messages() => side.writer.ping(&[]),
-                        true => side.writer.queue_ping(&mut side.queued),
-                        false => {}
+                    if is_asked && side.send_state == SendState::Open {
+                        side.ping(feeding.reader.is_between_messages());
                     }
                 }
             }
@@ -682,6 +710,7 @@ impl Side {
             pace: Pace::default(),
             writer: FrameWriter::new(encoder),
             queued: Vec::new(),
+            is_ping_queued: false,
             recv_state: RecvState::Open,
             send_state: SendState::Open,
         }
@@ -714,12 +743,29 @@ impl Side {
         }
     }
 
+    /// Asks it for a sign of life. `at_once`: no message is passing to it.
+    fn ping(&mut self, at_once: bool) {
+        match at_once {
+            true => {
+                self.writer.ping(&[]);
+                self.writer.note_ping();
+            }
+            false => {
+                self.writer.queue_ping(&mut self.queued);
+                self.is_ping_queued = true;
+            }
+        }
+    }
+
     /// A message has passed to this side: what waited for that may follow.
     fn put_aside_in(&mut self) {
         if self.queued.is_empty() {
             return;
         }
         self.writer.bytes(&std::mem::take(&mut self.queued));
+        if std::mem::take(&mut self.is_ping_queued) {
+            self.writer.note_ping();
+        }
         if self.send_state == SendState::Closing {
             self.send_state = SendState::Closed;
         }
@@ -744,6 +790,14 @@ impl Reader {
     fn is_between_frames(&self) -> bool {
         match self {
             Self::Messages(_) => true,
+            Self::Frames(tracker) => tracker.is_between_frames(),
+        }
+    }
+
+    /// Whether the far end could say something else now.
+    fn is_between_its_frames(&self) -> bool {
+        match self {
+            Self::Messages(decoder) => decoder.is_between_frames(),
             Self::Frames(tracker) => tracker.is_between_frames(),
         }
     }

@@ -13,6 +13,10 @@ pub(super) struct FrameWriter {
     /// Empty, without memory, while the far end takes what it is sent.
     unsent: Vec<u8>,
     sent: usize,
+    /// Taken before `unsent` began.
+    n_taken: u64,
+    /// Where in `unsent` the last Ping of ours ends.
+    ping_end: usize,
 }
 
 impl FrameWriter {
@@ -21,6 +25,8 @@ impl FrameWriter {
             encoder,
             unsent: Vec::new(),
             sent: 0,
+            n_taken: 0,
+            ping_end: 0,
         }
     }
 
@@ -51,6 +57,21 @@ impl FrameWriter {
 
     pub(super) fn close(&mut self, code: Option<u16>, reason: &str) {
         self.encoder.close(code, reason, &mut self.unsent);
+    }
+
+    /// A Ping of ours ends what there is to send.
+    pub(super) fn note_ping(&mut self) {
+        self.ping_end = self.unsent.len();
+    }
+
+    /// That Ping has not been taken yet.
+    pub(super) fn is_ping_unsent(&self) -> bool {
+        self.sent < self.ping_end
+    }
+
+    /// Bytes that were taken so far.
+    pub(super) fn n_taken(&self) -> u64 {
+        self.n_taken + self.sent as u64
     }
 
     /// A Ping that waits elsewhere for its turn.
@@ -90,7 +111,9 @@ impl FrameWriter {
     }
 
     pub(super) fn forget(&mut self) {
+        self.n_taken += self.sent as u64;
         self.unsent = Vec::new();
         self.sent = 0;
+        self.ping_end = 0;
     }
 }

@@ -32,6 +32,7 @@ use tokio::time::{Instant, Interval};
 
 use super::buffers::{Buffers, Held};
 use super::frame_writer::FrameWriter;
+use super::liveness::{FarEnd, PingStanding};
 use super::pace::Pace;
 use super::send_timeout::SendTimeout;
 use super::stats::SessionStats;
@@ -335,7 +336,10 @@ impl<C: Stream> Handled<C> {
     fn obey_order(&mut self, order: Order) {
         let is_open = self.phase == HandledPhase::Open;
         match order {
-            Order::Ping if is_open => self.writer.ping(&[]),
+            Order::Ping { .. } if is_open => {
+                self.writer.ping(&[]);
+                self.writer.note_ping();
+            }
             Order::Close(by, code) if is_open => self.close(
                 by,
                 CloseReason {
@@ -343,7 +347,7 @@ impl<C: Stream> Handled<C> {
                     reason: String::new(),
                 },
             ),
-            Order::Ping | Order::Close(..) => {}
+            Order::Ping { .. } | Order::Close(..) => {}
             Order::Look => self.look(),
             Order::Shed => self.shed(),
             Order::Cut(by) => self.cut(by),
@@ -362,6 +366,8 @@ impl<C: Stream> Handled<C> {
         let route = &self.registration.control.place.route;
         self.send_timeout
             .follow(self.stream.socket(), is_sending, route.send_timeout);
+        self.look_at_pong(is_sending);
+        let route = &self.registration.control.place.route;
         // While it has to take what it is sent first, the client is not heard.
         let under_way = self.decoder.under_way().filter(|_| !is_sending);
         let timeout = route.message_timeout;
@@ -369,6 +375,23 @@ impl<C: Stream> Handled<C> {
             self.held.buffers().counters.ended_by(Limit::MessageTimeout);
             self.give_up(Violation::TOO_SLOW);
         }
+    }
+
+    fn look_at_pong(&self, is_sending: bool) {
+        let control = &self.registration.control;
+        if !control.owes_pong(FarEnd::Client) {
+            return;
+        }
+        let at = PingStanding {
+            is_unsent: self.writer.is_ping_unsent(),
+            holds: is_sending,
+            n_written: self.writer.n_taken(),
+            cannot_answer: is_sending || !self.decoder.is_between_frames(),
+        };
+        let buffers = self.held.buffers();
+        let stream = self.stream.connection();
+        let queue = stream.and_then(|stream| buffers.send_queue(stream));
+        control.look_at_pong(FarEnd::Client, at, queue);
     }
 
     /// Lets go of what is held. A client that does not take what it is sent cannot be told.

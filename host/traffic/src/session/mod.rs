@@ -13,8 +13,10 @@ mod closing_handshake_tests;
 pub mod filtered;
 mod frame_writer;
 pub mod handled;
+mod liveness;
 mod pace;
 pub mod relayed;
+mod send_queue;
 mod send_timeout;
 mod stats;
 
@@ -31,6 +33,8 @@ use pointsman_contract::close;
 use pointsman_contract::session::{Ender, SessionId};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
+use self::liveness::{FarEnd, OwedPong, PingStanding};
+use self::send_queue::SendQueue;
 use crate::upstream::pool::Backend;
 
 /// How long both sides may take to end a session after a Close or after one of them has gone.
@@ -54,9 +58,14 @@ pub struct Place {
 /// What a session is told to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// Ask both sides for a sign of life.
-    Ping,
-    /// Look whether what is under way comes on, and whether what is held is needed still.
+    /// Ask for a sign of life whoever is silent.
+    Ping {
+        /// Whether the client is.
+        client: bool,
+        /// Whether the backend is.
+        backend: bool,
+    },
+    /// Look whether what is under way comes on, what is held is needed still, and who owes a Pong can answer.
     Look,
     /// Send this code to both sides, in this one's name.
     Close(Ender, u16),
@@ -84,8 +93,8 @@ pub struct SessionControl {
     client_heard_at: Cell<u32>,
     /// Likewise the backend; a handler is always heard.
     backend_heard_at: Cell<u32>,
-    /// When both were asked for a sign of life that one of them still owes.
-    pinged_at: Cell<Option<u32>>,
+    /// What the two owe, the client first; none: they are not pinged. In a box, for few are.
+    pongs: Option<Box<[OwedPong; 2]>>,
     /// Since when the session is ending.
     ending_at: Cell<Option<u32>>,
     /// Memory for what it has read and not yet sent, and for what its messages may refer to.
@@ -111,12 +120,13 @@ pub struct Registration {
 impl Sessions {
     /// Takes a session in.
     pub fn register(self: &Rc<Self>, id: SessionId, place: Place) -> Registration {
+        let is_pinged = place.route.ping_interval.is_some();
         let control = Rc::new(SessionControl {
             place,
             now: Rc::clone(&self.now),
             client_heard_at: Cell::new(self.now.get()),
             backend_heard_at: Cell::new(self.now.get()),
-            pinged_at: Cell::new(None),
+            pongs: is_pinged.then(Box::default),
             ending_at: Cell::new(None),
             held: Cell::new(0),
             is_shed: Cell::new(false),
@@ -265,23 +275,46 @@ impl SessionControl {
         if since(client.max(backend)) >= self.place.route.idle_timeout {
             return Some(Order::Close(Ender::Host, close::GOING_AWAY));
         }
-        let look = self.wants_looks.get().then_some(Order::Look);
-        let Some(ping) = self.place.route.ping_interval else {
+        let mut look = self.wants_looks.get().then_some(Order::Look);
+        let (Some(interval), Some(pongs)) = (self.place.route.ping_interval, &self.pongs) else {
             return look;
         };
-        let quietest = client.min(backend);
-        match self.pinged_at.get() {
-            Some(then) if quietest >= then => self.pinged_at.set(None),
-            Some(then) if since(then) >= ping => {
-                return Some(Order::Close(Ender::Host, close::GOING_AWAY));
+        let mut is_silent = [false; 2];
+        // A handler does not owe anything.
+        let n_far_ends = if self.place.backend.is_some() { 2 } else { 1 };
+        for (i, heard_at) in [client, backend].into_iter().enumerate().take(n_far_ends) {
+            match pongs[i].owed() {
+                Some((then, _)) if heard_at >= then => pongs[i].settle(),
+                Some((then, patience)) => {
+                    if since(then) >= interval.max(SWEEP_INTERVAL * patience) {
+                        return Some(Order::Close(Ender::Host, close::GOING_AWAY));
+                    }
+                    look = Some(Order::Look);
+                }
+                None if since(heard_at) >= interval => {
+                    pongs[i].ask(self.now.get());
+                    is_silent[i] = true;
+                }
+                None => {}
             }
-            None if since(quietest) >= ping => {
-                self.pinged_at.set(Some(self.now.get()));
-                return Some(Order::Ping);
-            }
-            Some(_) | None => {}
         }
-        look
+        match is_silent {
+            [false, false] => look,
+            [client, backend] => Some(Order::Ping { client, backend }),
+        }
+    }
+
+    /// Whether this one owes a Pong, so that a look should say how that stands.
+    fn owes_pong(&self, far_end: FarEnd) -> bool {
+        let pongs = self.pongs.as_deref();
+        pongs.is_some_and(|pongs| pongs[far_end as usize].owed().is_some())
+    }
+
+    /// How it stands.
+    fn look_at_pong(&self, far_end: FarEnd, at: PingStanding, queue: Option<SendQueue>) {
+        if let Some(pongs) = &self.pongs {
+            pongs[far_end as usize].look(self.now.get(), at, queue);
+        }
     }
 }
 
@@ -308,6 +341,12 @@ mod tests {
     use pointsman_config::Config;
 
     use super::*;
+
+    /// There is a handler at the other side.
+    const PING_CLIENT: Option<Order> = Some(Order::Ping {
+        client: true,
+        backend: false,
+    });
 
     fn sweeps(sessions: &Sessions, duration: Duration) {
         for _ in 0..duration.as_millis() / SWEEP_INTERVAL.as_millis() {
@@ -345,18 +384,16 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_leaves_a_ping_unanswered_is_closed_whichever_side_it_was() {
+    fn a_client_that_leaves_a_ping_unanswered_is_closed() {
         let (sessions, session) = registered(Some(5));
         let interval = Duration::from_secs(6);
         for _ in 0..3 {
             sweeps(&sessions, interval);
-            assert_eq!(session.control.order.take(), Some(Order::Ping));
+            assert_eq!(session.control.order.take(), PING_CLIENT);
             session.control.client_heard();
-            session.control.backend_heard();
         }
         sweeps(&sessions, interval);
-        assert_eq!(session.control.order.take(), Some(Order::Ping));
-        session.control.client_heard();
+        assert_eq!(session.control.order.take(), PING_CLIENT);
         sweeps(&sessions, interval);
         let close = Order::Close(Ender::Host, 1001);
         assert_eq!(session.control.order.take(), Some(close));
@@ -385,7 +422,8 @@ mod tests {
         sessions.sweep();
         assert_eq!(control.order.take(), Some(Order::Shed));
         sweeps(&sessions, Duration::from_secs(6));
-        assert_eq!(control.order.take(), Some(Order::Ping));
+        assert_eq!(control.order.take(), PING_CLIENT);
+        control.client_heard();
         sessions.sweep();
         assert_eq!(control.order.take(), Some(Order::Look));
     }

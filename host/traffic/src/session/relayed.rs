@@ -14,6 +14,7 @@ use pointsman_metrics::labels::Limit;
 use tokio::net::TcpStream;
 
 use super::buffers::{Buffers, Held};
+use super::liveness::{FarEnd, PingStanding};
 use super::stats::SessionStats;
 use super::{Order, Registration};
 use crate::relay::pipe::Pipe;
@@ -60,7 +61,14 @@ impl Relayed {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<RelayEnd> {
         while let Poll::Ready(order) = self.registration.control.poll_order(cx) {
             match order {
-                Order::Ping => self.relay.ping(),
+                Order::Ping { client, backend } => {
+                    if client {
+                        self.relay.ping_client();
+                    }
+                    if backend {
+                        self.relay.ping_backend();
+                    }
+                }
                 Order::Close(by, code) => self.relay.close(by, code),
                 // What is held goes with the side that does not take it, at the latest after a linger.
                 Order::Shed => {
@@ -68,7 +76,7 @@ impl Relayed {
                     self.relay.close(Ender::Host, close::TRY_AGAIN_LATER);
                 }
                 // A relay follows frames, and holds no message.
-                Order::Look => {}
+                Order::Look => self.look_at_pongs(),
                 Order::Cut(by) => {
                     return Poll::Ready(self.relay.end().unwrap_or(RelayEnd { by, code: None }));
                 }
@@ -83,6 +91,28 @@ impl Relayed {
             self.registration.control.ending();
         }
         polled
+    }
+
+    fn look_at_pongs(&self) {
+        let control = &self.registration.control;
+        for far_end in [FarEnd::Client, FarEnd::Backend] {
+            if !control.owes_pong(far_end) {
+                continue;
+            }
+            let side = match far_end {
+                FarEnd::Client => self.relay.client_side(),
+                FarEnd::Backend => self.relay.backend_side(),
+            };
+            let at = PingStanding {
+                is_unsent: side.is_ping_unsent,
+                holds: side.holds,
+                n_written: side.n_written,
+                cannot_answer: side.is_within_frame || !side.is_read,
+            };
+            let buffers = self.held.buffers();
+            let queue = side.connection.and_then(|side| buffers.send_queue(side));
+            control.look_at_pong(far_end, at, queue);
+        }
     }
 
     fn count(&mut self) {
