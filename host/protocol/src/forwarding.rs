@@ -159,7 +159,7 @@ fn is_for_all(name: &HeaderName) -> bool {
 pub fn client_ip(far_end: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let far_end = far_end.to_canonical();
     match is_in(trusted, far_end) {
-        true => Chain::read(headers).client(far_end, trusted).0,
+        true => ProxyChain::read(headers).client(far_end, trusted).0,
         false => far_end,
     }
 }
@@ -176,13 +176,13 @@ pub fn write_forwarded(
 ) {
     let far_end = far_end.ip().to_canonical();
     let chain = match is_in(trusted, far_end) {
-        true => Chain::read(headers),
+        true => ProxyChain::read(headers),
         false => {
             let spoken: Vec<_> = headers.keys().filter(speaks_of_client).cloned().collect();
             for name in spoken {
                 headers.remove(name);
             }
-            Chain::default()
+            ProxyChain::default()
         }
     };
     let (client, believed) = chain.client(far_end, trusted);
@@ -231,8 +231,8 @@ pub fn write_forwarded(
 
 /// What the proxies before us say of a request: the client first.
 #[derive(Debug, Default)]
-struct Chain {
-    hops: Vec<ChainHop>,
+struct ProxyChain {
+    hops: Vec<ProxyHop>,
     /// As `X-Forwarded-Proto` and `-Host` say.
     proto: Option<String>,
     host: Option<String>,
@@ -244,7 +244,7 @@ struct Chain {
 
 /// One of them, as whoever it has connected to describes it.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-struct ChainHop {
+struct ProxyHop {
     /// None: it is not told.
     ip: Option<IpAddr>,
     /// As it is written in `X-Forwarded-For`.
@@ -255,7 +255,7 @@ struct ChainHop {
     host: Option<String>,
 }
 
-impl Chain {
+impl ProxyChain {
     /// What a far end that is believed has written. Where the two families differ, `X-Forwarded-*` is believed: a
     /// proxy that writes only these passes on what its client says in `Forwarded`, and few write only that.
     fn read(headers: &HeaderMap) -> Self {
@@ -269,7 +269,7 @@ impl Chain {
             ..Self::default()
         };
         let x_forwarded = handshake::list(headers, X_FORWARDED_FOR).unwrap_or_default();
-        let x_forwarded: Vec<_> = x_forwarded.into_iter().map(ChainHop::named).collect();
+        let x_forwarded: Vec<_> = x_forwarded.into_iter().map(ProxyHop::named).collect();
         let forwarded = forwarded(headers).unwrap_or_default();
         if !x_forwarded.is_empty() {
             chain.is_x_forwarded = true;
@@ -284,15 +284,15 @@ impl Chain {
         } else if let Some(real) = handshake::only(headers, X_REAL_IP)
             && let Ok(real) = real.to_str()
         {
-            chain.hops.push(ChainHop::named(real.trim().to_owned()));
+            chain.hops.push(ProxyHop::named(real.trim().to_owned()));
         }
         chain
     }
 
     /// Whether `Forwarded` says nothing else than the other fields do.
-    fn agrees_with(&self, hops: &[ChainHop], forwarded: &[ChainHop]) -> bool {
-        let ips = |hops: &[ChainHop]| hops.iter().map(|hop| hop.ip).collect::<Vec<_>>();
-        let agrees = |told: &Option<String>, by: fn(&ChainHop) -> Option<&String>| {
+    fn agrees_with(&self, hops: &[ProxyHop], forwarded: &[ProxyHop]) -> bool {
+        let ips = |hops: &[ProxyHop]| hops.iter().map(|hop| hop.ip).collect::<Vec<_>>();
+        let agrees = |told: &Option<String>, by: fn(&ProxyHop) -> Option<&String>| {
             let said = forwarded.iter().find_map(by);
             said.is_none() || told.is_none() || said == told.as_ref()
         };
@@ -303,7 +303,7 @@ impl Chain {
 
     /// The elements of `Forwarded` as they came. The client's has what only the other fields say.
     fn as_forwarded(&self, believed: usize) -> impl Iterator<Item = String> {
-        let says = |by: fn(&ChainHop) -> bool| self.hops.iter().any(by);
+        let says = |by: fn(&ProxyHop) -> bool| self.hops.iter().any(by);
         let host = (self.host.as_deref()).filter(|_| !says(|hop| hop.host.is_some()));
         let proto = (self.proto.as_deref()).filter(|_| !says(|hop| hop.proto.is_some()));
         let hops = self.hops.iter().enumerate();
@@ -347,7 +347,7 @@ impl Chain {
     }
 }
 
-impl ChainHop {
+impl ProxyHop {
     /// As an element of `X-Forwarded-For` says.
     fn named(node: String) -> Self {
         Self {
@@ -359,17 +359,17 @@ impl ChainHop {
 }
 
 /// The elements of `Forwarded` (RFC 7239 section 4); none where it cannot be read.
-fn forwarded(headers: &HeaderMap) -> Option<Vec<ChainHop>> {
+fn forwarded(headers: &HeaderMap) -> Option<Vec<ProxyHop>> {
     let mut hops = Vec::new();
     for line in headers.get_all(header::FORWARDED) {
         for element in split_unquoted(line.to_str().ok()?, ',') {
             if element.is_empty() {
                 continue;
             }
-            let mut hop = ChainHop {
+            let mut hop = ProxyHop {
                 node: "unknown".to_owned(),
                 element: element.to_owned(),
-                ..ChainHop::default()
+                ..ProxyHop::default()
             };
             for pair in split_unquoted(element, ';') {
                 let Some((name, value)) = pair.split_once('=') else {
