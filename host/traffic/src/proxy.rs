@@ -21,6 +21,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::body::Body;
 use crate::body::passing::Passing;
 use crate::upstream::dial::{self, Deadlines, Destination, DialError};
+use crate::upstream::read_first::ReadFirst;
 
 /// Connections kept for one backend by one worker.
 const MAX_KEPT: usize = 64;
@@ -135,7 +136,7 @@ async fn connect(
 ) -> Result<SendRequest<Body>, DialError> {
     let stream = dial::connect(to, deadlines.connect).await?;
     let (sender, connection) = dial::client()
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(ReadFirst::new(stream)))
         .await
         .map_err(DialError::Exchange)?;
     // It ends with its sender and with the worker's runtime.
