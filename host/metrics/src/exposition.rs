@@ -21,7 +21,8 @@ use prometheus_client::registry::Registry;
 
 use crate::counters::{Metrics, TargetTotals, Totals};
 use crate::labels::{
-    ABORTED_BY, Format, Limit, ProblemKind, ReloadKind, ReloadResult, STATUS_CLASSES, UpgradeResult,
+    ABORTED_BY, Format, Limit, ProblemKind, ReloadKind, ReloadResult, STATUS_CLASSES,
+    UNROUTED_STATUSES, UpgradeResult,
 };
 use crate::process::Process;
 use crate::scrape::{BackendSample, CallSample, Scrape, UpstreamSample, UsageSample};
@@ -236,6 +237,13 @@ impl MetricsPage {
             "pointsman_http_requests",
             "Plain HTTP requests answered, by class of status",
             requests,
+        )?;
+        let unrouted = UNROUTED_STATUSES.into_iter().zip(self.totals.unrouted);
+        counters(
+            out,
+            "pointsman_http_unrouted",
+            "Plain requests answered without a route, and what was no request, by status",
+            unrouted.map(|(status, n)| ([("status", status)], n)),
         )?;
         let with_requests = self.totals.targets.iter();
         let with_requests = with_requests.filter(|(_, sums)| sums.has_requests);
