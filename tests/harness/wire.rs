@@ -106,6 +106,15 @@ impl Wire {
         })
     }
 
+    /// Where it comes from, as the other side sees it.
+    ///
+    /// # Errors
+    ///
+    /// The connection is gone.
+    pub fn address(&self) -> Result<SocketAddr> {
+        Ok(self.stream.local_addr()?)
+    }
+
     /// Sends `bytes` as they are.
     ///
     /// # Errors
@@ -113,6 +122,24 @@ impl Wire {
     /// The connection is gone, or takes nothing.
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<()> {
         in_time("a send", self.stream.write_all(bytes.as_ref())).await
+    }
+
+    /// Ends this side's half of the connection; the other goes on.
+    ///
+    /// # Errors
+    ///
+    /// The connection is gone.
+    pub async fn end_half(&mut self) -> Result<()> {
+        Ok(self.stream.shutdown().await?)
+    }
+
+    /// Ends the connection with a reset.
+    ///
+    /// # Errors
+    ///
+    /// The connection is gone.
+    pub fn reset(self) -> Result<()> {
+        Ok(self.stream.set_zero_linger()?)
     }
 
     /// The next answer with its body.

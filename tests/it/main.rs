@@ -14,6 +14,7 @@ mod control_plane;
 mod dns;
 mod drain;
 mod ejection;
+mod exchanges;
 mod fences;
 mod filters;
 mod forwarding;

@@ -316,6 +316,112 @@ async fn the_admin_page_answers_for_life_and_readiness() -> Result<()> {
 }
 
 #[tokio::test]
+async fn what_is_no_request_is_logged_with_its_reason_and_counted() -> Result<()> {
+    let toml = "
+[[listener]]
+bind = \"127.0.0.1:0\"
+handshake_timeout_ms = 500
+max_request_header_bytes = 131072
+
+[[route]]
+path = \"/echo\"
+handler = \"echo\"
+";
+    let balancer = Balancer::start(toml).await?;
+    let head = |target: &str, more: &str| format!("GET {target} HTTP/1.1\r\nHost: a\r\n{more}\r\n");
+    let long = "x".repeat(200_000);
+    let good = head("/nothing", "");
+    // What is sent, what comes back, and what the log says of the last of it.
+    for (sent, answers, (logged, reason)) in [
+        (head("/?x=\"", ""), &[400][..], (400, "invalid URI")),
+        (
+            head("/", "no field\r\n"),
+            &[400],
+            (400, "invalid HTTP header"),
+        ),
+        (
+            head("/", "Content-Length: 1\r\nContent-Length: 2\r\n"),
+            &[400],
+            (400, "content-length"),
+        ),
+        (
+            head("/", &format!("Cookie: {long}\r\n")),
+            &[431],
+            (431, "too large"),
+        ),
+        (
+            head("/", &"A: b\r\n".repeat(101)),
+            &[431],
+            (431, "too large"),
+        ),
+        (
+            head(&format!("/{}", &long[..70_000]), ""),
+            &[414],
+            (414, "too long"),
+        ),
+        (head("/", "")[..20].to_owned(), &[], (408, "timeout")),
+        // Behind a request that is one, on the same connection.
+        (
+            format!("{good}no request\r\n\r\n"),
+            &[404, 400],
+            (400, "invalid"),
+        ),
+    ] {
+        let before = balancer.access_log()?.len();
+        let mut wire = Wire::connect(balancer.address()).await?;
+        let client = wire.address()?.to_string();
+        wire.send(&sent).await?;
+        for status in answers {
+            assert_eq!(wire.answer().await?.status, *status, "{sent:.60}");
+        }
+        assert_eq!(wire.rest().await?, b"", "{sent:.60}");
+        let n = answers.len().max(1);
+        eventually("all of it is logged", PATIENCE, async || {
+            balancer
+                .access_log()
+                .is_ok_and(|lines| lines.len() == before + n)
+        })
+        .await?;
+        let lines = balancer.access_log()?;
+        let line = lines.last().context("a line")?;
+        assert_eq!(line["event"], "request", "{line}");
+        assert_eq!(
+            (&line["client"], &line["status"]),
+            (&client.into(), &logged.into())
+        );
+        let said = line["reason"].as_str().context("a reason")?;
+        ensure!(said.contains(reason), "{said}");
+        ensure!(
+            line.get("path").is_none() && line.get("method").is_none(),
+            "{line}"
+        );
+    }
+    let metrics = balancer.metrics().await?;
+    for (status, n) in [
+        ("400", 4.0),
+        ("404", 1.0),
+        ("408", 1.0),
+        ("414", 1.0),
+        ("431", 2.0),
+    ] {
+        let counted = metrics.sum("pointsman_http_unrouted_total", &[("status", status)]);
+        assert_eq!(counted, n, "{status}");
+    }
+    // One that has not begun to ask is nobody's answer.
+    let before = balancer.access_log()?.len();
+    let mut wire = Wire::connect(balancer.address()).await?;
+    assert_eq!(wire.rest().await?, b"");
+    assert_eq!(balancer.get("/nothing").await?.status, 404);
+    eventually("the next is logged", PATIENCE, async || {
+        balancer
+            .access_log()
+            .is_ok_and(|lines| lines.len() == before + 1)
+    })
+    .await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_before_the_answer_is_counted() -> Result<()> {
     let silent = ScriptedBackend::start(|_| Reply::Nothing).await?;
     let balancer = Balancer::start(&app("round_robin", &[silent.address()])).await?;

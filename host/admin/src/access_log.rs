@@ -68,7 +68,8 @@ pub struct Closed<'a> {
     pub reason: Option<&'a str>,
 }
 
-/// A request was answered without a session: plain HTTP, or an upgrade that was refused.
+/// A request was answered without a session: plain HTTP, an upgrade that was refused, or what could not be read
+/// as a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Requested<'a> {
     /// As in `X-Request-Id`.
@@ -77,10 +78,10 @@ pub struct Requested<'a> {
     pub client: SocketAddr,
     /// The client that the chain of trusted proxies vouches for; without one the far end.
     pub client_ip: IpAddr,
-    /// Of the request.
-    pub method: &'a str,
-    /// Of the request; what follows a `?` is not written.
-    pub path: &'a str,
+    /// Of the request; none: it could not be read.
+    pub method: Option<&'a str>,
+    /// Of the request; what follows a `?` is not written. None: it could not be read.
+    pub path: Option<&'a str>,
     /// As configured; none: no route matches.
     pub route: Option<&'a str>,
     /// Where the route leads.
@@ -91,8 +92,8 @@ pub struct Requested<'a> {
     pub status: u16,
     /// Why the host or a plugin refused.
     pub reason: Option<&'a str>,
-    /// From the request's head to the head of the answer.
-    pub duration: Duration,
+    /// From the request's head to the head of the answer; none: the head never was whole.
+    pub duration: Option<Duration>,
 }
 
 /// A plain answer broke off, after the line that its request has.
@@ -296,15 +297,15 @@ impl<'a> Requested<'a> {
     fn line(&self, now: SystemTime) -> Line<'a> {
         let (upstream, handler) = self.target.map_or((None, None), LoggedTarget::names);
         Line {
-            method: Some(self.method),
-            path: Some(without_query(self.path)),
+            method: self.method,
+            path: self.path.map(without_query),
             route: self.route,
             upstream,
             handler,
             backend: self.backend,
             status: Some(self.status),
             reason: self.reason,
-            duration_ms: Some(millis(self.duration)),
+            duration_ms: self.duration.map(millis),
             ..Line::new(
                 "request",
                 now,
@@ -473,6 +474,18 @@ mod tests {
             &refused.line(UNIX_EPOCH),
             r#"{"event":"request","time":"1970-01-01T00:00:00.000Z","request_id":"r-1","client":"[2001:db8::1]:5000","client_ip":"203.0.113.7","method":"GET","path":"/","status":404,"reason":"no route matches","duration_ms":1}"#,
         );
+        let unread = Requested {
+            method: None,
+            path: None,
+            duration: None,
+            status: 431,
+            reason: Some("message head is too large"),
+            ..requested()
+        };
+        check(
+            &unread.line(UNIX_EPOCH),
+            r#"{"event":"request","time":"1970-01-01T00:00:00.000Z","request_id":"r-1","client":"192.0.2.1:5000","client_ip":"203.0.113.7","status":431,"reason":"message head is too large"}"#,
+        );
         let answered = Requested {
             route: Some("/api/*"),
             target: Some(LoggedTarget::Http("hello")),
@@ -514,7 +527,7 @@ mod tests {
             ("/a\"\n", "/a\"\n"),
         ] {
             let requested = Requested {
-                path,
+                path: Some(path),
                 ..requested()
             };
             let line = serde_json::to_string(&requested.line(UNIX_EPOCH)).unwrap();
@@ -548,14 +561,14 @@ mod tests {
             request_id: "r-1",
             client: SocketAddr::from(([192, 0, 2, 1], 5000)),
             client_ip: IpAddr::from([203, 0, 113, 7]),
-            method: "GET",
-            path: "/",
+            method: Some("GET"),
+            path: Some("/"),
             route: None,
             target: None,
             backend: None,
             status: 200,
             reason: None,
-            duration: Duration::from_millis(1),
+            duration: Some(Duration::from_millis(1)),
         }
     }
 }

@@ -18,6 +18,8 @@ pub fn server(limits: &Listener) -> http1::Builder {
         .max_header_size(limits.max_request_header_bytes)
         .max_headers(MAX_HEADERS)
         .max_buf_size(limits.max_request_header_bytes.max(MAX_BUFFER_BYTES))
+        // That a client has left is found elsewhere: it may have ended only its half (RFC 9112 section 9.6).
+        .half_close(true)
         .preserve_header_case(true)
         .title_case_headers(true);
     builder

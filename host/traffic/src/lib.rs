@@ -10,6 +10,7 @@
 pub mod body;
 pub mod client_http;
 pub mod environment;
+pub mod interim;
 pub mod masking;
 pub mod overload;
 pub mod proxy;

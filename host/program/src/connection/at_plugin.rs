@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use http::{Request, StatusCode, request};
-use hyper::body::Incoming;
 use pointsman_config::Route;
 use pointsman_contract::names::PluginName;
 use pointsman_contract::session::Ender;
@@ -20,7 +19,6 @@ pub(super) async fn request(
     route: &Arc<Route>,
     plugin: &PluginName,
     mut head: request::Parts,
-    body: Incoming,
 ) -> Result<Answered, Box<Refused>> {
     exchange.forward_head(&mut head);
     let passing = Arc::clone(&exchange.passing);
@@ -40,8 +38,7 @@ pub(super) async fn request(
         )
     };
     let site = exchange.worker.site();
-    let body = exchange.passing.request(body, route.body_timeout);
-    let request = Request::from_parts(head, body);
+    let request = Request::from_parts(head, exchange.take_body(route));
     let answered = exchange.worker.guests.answer(&site, plugin, request).await;
     let mut response = answered.map_err(failed)?;
     *response.extensions_mut() = spelling::of_the_rfcs();

@@ -11,21 +11,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, StatusCode, request};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use pointsman_config::{OnBackendLoss, Route, UpstreamName};
 use pointsman_contract::close;
 use pointsman_contract::session::SessionId;
 use pointsman_metrics::labels::UpgradeResult;
 use pointsman_protocol::forwarding;
 use pointsman_protocol::handshake::Upgrade;
+use pointsman_traffic::body::{self, Body};
 use pointsman_traffic::proxy::ProxyError;
 use pointsman_traffic::relay::Relay;
 use pointsman_traffic::routing::chooser::Plan;
+use pointsman_traffic::session;
 use pointsman_traffic::session::relayed::Relayed;
 use pointsman_traffic::upstream::dial::{self, Deadlines, DialError, UpgradeAnswer};
 use pointsman_traffic::upstream::pool::{Active, Backend, PendingDial, Pool};
 use pointsman_traffic::upstream::tls::BackendStream;
-use pointsman_traffic::{body, session};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
@@ -70,7 +71,7 @@ pub(super) async fn upgrade(
     let mut choice = place(exchange, upstream, &head).await?;
     let pool = Arc::clone(&choice.pool);
     choice.strip_lookalikes(exchange, &mut to_backend.headers);
-    let to_backend = dial::upgrade_request(to_backend);
+    let to_backend = exchange.passing.relay(dial::upgrade_request(to_backend));
     let mut failures = DialFailures::default();
     while let Some(pending) = choice.next(&mut failures)? {
         let backend = &Arc::clone(pending.backend());
@@ -141,7 +142,6 @@ pub(super) async fn request(
     route: &Arc<Route>,
     upstream: &UpstreamName,
     head: request::Parts,
-    body: Incoming,
 ) -> Result<Answered, Box<Refused>> {
     let mut to_backend = head.clone();
     exchange.forward_head(&mut to_backend);
@@ -149,11 +149,12 @@ pub(super) async fn request(
     let mut choice = place(exchange, upstream, &head).await?;
     let pool = Arc::clone(&choice.pool);
     choice.strip_lookalikes(exchange, &mut to_backend.headers);
+    let body = exchange.take_body(route);
     forwarding::frame_body(&mut to_backend.headers, body.size_hint().exact());
     to_backend.uri = dial::origin_form(&to_backend.uri);
-    let again = may_send_again(&to_backend, &body).then(|| to_backend.clone());
     let passing = &exchange.passing;
-    let body = passing.request(body, route.body_timeout);
+    let to_backend = passing.relay(to_backend);
+    let again = may_send_again(&to_backend, &body).then(|| to_backend.clone());
     let mut request = Request::from_parts(to_backend, body);
     let mut failures = DialFailures::default();
     while let Some(pending) = choice.next(&mut failures)? {
@@ -203,7 +204,7 @@ pub(super) async fn request(
 
 /// Whether a request that a backend may have seen can go to another: it has no body to lose, and
 /// says itself that twice is as good as once (RFC 9110 section 9.2.2).
-fn may_send_again(head: &request::Parts, body: &Incoming) -> bool {
+fn may_send_again(head: &request::Parts, body: &Body) -> bool {
     head.method.is_idempotent() && body.is_end_stream()
 }
 

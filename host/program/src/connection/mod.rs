@@ -4,7 +4,7 @@
 //! In goes an accepted socket; it moves on, whole, into a session's task when a request was
 //! upgraded. `at_upstream`, `at_handler` and `at_plugin` each answer for one kind of target; `filters` are
 //! on the way to an upstream. `blame` is what becomes of clients for whom a plugin fails. `client_io` is the
-//! client's socket while HTTP is spoken over it.
+//! client's socket while HTTP is spoken over it: interim answers, clients that leave, and the end of a connection.
 
 mod at_handler;
 mod at_plugin;
@@ -22,11 +22,13 @@ use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode, request};
+use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -37,7 +39,7 @@ use pointsman_contract::session::Ender;
 use pointsman_metrics::labels::UpgradeResult;
 use pointsman_protocol::forwarding;
 use pointsman_protocol::handshake::{self, HandshakeError};
-use pointsman_traffic::body::passing::Passing;
+use pointsman_traffic::body::passing::{Passing, RequestBody};
 use pointsman_traffic::body::{self, Body};
 use pointsman_traffic::overload::handshakes::Waiting;
 use pointsman_traffic::routing::chooser::RequestFacts;
@@ -45,6 +47,7 @@ use pointsman_traffic::routing::paths;
 use pointsman_traffic::upstream::pool::Backend;
 use pointsman_traffic::{client_http, spelling};
 use tokio::net::TcpStream;
+use tokio::task::yield_now;
 use tokio::time::Instant;
 
 use self::client_io::{Answering, ClientIo};
@@ -54,6 +57,10 @@ use crate::site::Site;
 
 /// How long a client may take nothing of an answer that no route has a part in: the default of `send_timeout_ms`.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a client may send nothing of a body that no route has a part in.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How much of a body that nobody wants is read for the sake of its connection.
+const DRAIN_BYTES: usize = 64 * 1024;
 /// For a client that came when there was too much to do (RFC 9110 section 10.2.3).
 const RETRY_AFTER_SECS: RangeInclusive<u32> = 1..=5;
 
@@ -93,21 +100,69 @@ pub(crate) async fn serve(
             is_draining = true;
             Pin::new(&mut connection).graceful_shutdown();
         }
-        connection.poll_without_shutdown(cx)
+        Pin::new(&mut connection).poll(cx)
     });
     let served = served.await;
     cut.served();
+    let parts = connection.into_parts();
+    let io = parts.io.into_inner();
+    let mut is_unread = answering.is_request_unread() || !parts.read_buf.is_empty();
     if let Err(error) = served {
         tracing::debug!(client = %far_end, %error, "connection ended");
-        return;
+        let status = status_of_unread(&error, &answering, &parts.read_buf);
+        let Some(status) = status else { return };
+        unread(&worker, far_end, status, &error);
+        if error.is_timeout() {
+            return;
+        }
+        is_unread = true;
     }
-    let Some(next): Option<Next> = next.take() else {
+    let next: Option<Next> = next.take();
+    match next {
+        Some(next) => {
+            if let Some(stream) = io.into_stream() {
+                next.start(&worker, stream, parts.read_buf, count);
+            }
+        }
+        None if is_unread || io.has_unread() => io.linger().await,
+        None => {}
+    }
+}
+
+/// What the HTTP library has answered to a head that it could not read; None: that was not what has ended the
+/// connection. A head that has begun and does not come whole in time gets no answer, and counts as 408.
+fn status_of_unread(error: &hyper::Error, answering: &Answering, read: &[u8]) -> Option<u16> {
+    if error.is_timeout() {
+        return (!read.is_empty()).then_some(StatusCode::REQUEST_TIMEOUT.as_u16());
+    }
+    (error.is_parse() && !error.is_parse_version_h2()).then(|| answering.status())
+}
+
+/// Counts and logs what could not be read as a request.
+fn unread(worker: &WorkerContext, far_end: SocketAddr, status: u16, error: &hyper::Error) {
+    worker.counters.unrouted(status);
+    let Some(log) = worker.access_log() else {
         return;
     };
-    let parts = connection.into_parts();
-    if let Some(stream) = parts.io.into_inner().into_stream() {
-        next.start(&worker, stream, parts.read_buf, count);
-    }
+    let request_id = forwarding::request_id(&HeaderMap::new());
+    let client = canonical(far_end);
+    log.request(&Requested {
+        request_id: request_id.to_str().unwrap_or_default(),
+        client,
+        client_ip: client.ip(),
+        method: None,
+        path: None,
+        route: None,
+        target: None,
+        backend: None,
+        status,
+        reason: Some(&error.to_string()),
+        duration: None,
+    });
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Notes whose doing it is when a connection is dropped before it is served: only the end of a drain does so
@@ -172,6 +227,8 @@ struct Exchange {
     begun: Instant,
     /// What its two bodies share.
     passing: Arc<Passing>,
+    /// None once somebody reads it.
+    body: RefCell<Option<RequestBody>>,
     /// What a session that comes of it counts as.
     slot: Cell<Option<SessionSlot>>,
 }
@@ -226,17 +283,27 @@ async fn answer(
 ) -> Response<Body> {
     let (head, body) = request.into_parts();
     let is_upgrade = handshake::has_token(&head.headers, header::UPGRADE, "websocket");
+    let waits_for_continue = head.headers.contains_key(header::EXPECT);
     let (method, path) = (head.method.clone(), head.uri.path().to_owned());
     let site = worker.site();
-    let far_end = SocketAddr::new(far_end.ip().to_canonical(), far_end.port());
+    let far_end = canonical(far_end);
     let begun = Instant::now();
+    let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+    let passing = Arc::new(Passing::new(begun, waker));
+    let body = passing.request(body, BODY_TIMEOUT);
+    answering.ask(Arc::clone(&passing), is_upgrade);
+    if waits_for_continue {
+        // The library would write its 100 into the answer before.
+        answering.flushed().await;
+    }
     let mut exchange = Exchange {
         client_ip: forwarding::client_ip(far_end.ip(), &head.headers, &site.config.trusted_proxies),
         request_id: forwarding::request_id(&head.headers),
         host: String::new(),
         is_suspect: false,
         begun,
-        passing: Arc::new(Passing::new(begun)),
+        passing,
+        body: RefCell::new(Some(body)),
         slot: Cell::new(None),
         worker,
         far_end,
@@ -245,9 +312,22 @@ async fn answer(
     let unanswered = Unanswered(is_upgrade.then(|| Rc::clone(&exchange.worker)));
     let answered = match is_turned_away {
         true => Err(going_away()),
-        false => exchange.lead(head, body, &mut route).await,
+        false => exchange.lead(head, &mut route).await,
     };
-    let answered = answered.unwrap_or_else(|refused| refused.into_answer());
+    let mut answered = answered.unwrap_or_else(|refused| refused.into_answer());
+    let mut is_last = false;
+    if answered.next.is_none() {
+        let unread = exchange.body.take().filter(|_| !waits_for_continue);
+        if let Some(body) = unread {
+            drain(body).await;
+        }
+        is_last = !exchange.passing.is_request_whole() && !is_streamed(&answered.response);
+        if is_last {
+            close_behind(answered.response.headers_mut());
+        }
+    }
+    // What its backend has said before goes first.
+    answering.flushed().await;
     unanswered.answered();
     let status = answered.response.status().as_u16();
     let ends_at_http = |route: &Arc<Route>| matches!(route.target, Target::Http(_));
@@ -260,6 +340,8 @@ async fn answer(
             .worker
             .target_counters(&route.target)
             .request(status);
+    } else {
+        exchange.worker.counters.unrouted(status);
     }
     let log = exchange.worker.access_log();
     if let Some(log) = log.filter(|_| answered.next.is_none()) {
@@ -268,18 +350,18 @@ async fn answer(
             request_id: exchange.id(),
             client: exchange.far_end,
             client_ip: exchange.client_ip,
-            method: method.as_str(),
-            path: &path,
+            method: Some(method.as_str()),
+            path: Some(&path),
             route: pattern.as_deref(),
             target: route.as_ref().map(|route| log_target(&route.target)),
             backend: answered.backend.as_deref(),
             status,
             reason: answered.reason.as_deref(),
-            duration: exchange.begun.elapsed(),
+            duration: Some(exchange.begun.elapsed()),
         });
     }
     let send_timeout = route.map_or(SEND_TIMEOUT, |route| route.send_timeout);
-    answering.begin(exchange.passing, send_timeout);
+    answering.begin(send_timeout, is_last);
     *next.borrow_mut() = answered.next;
     answered.response
 }
@@ -289,7 +371,6 @@ impl Exchange {
     async fn lead(
         &mut self,
         mut head: request::Parts,
-        body: Incoming,
         found: &mut Option<Arc<Route>>,
     ) -> Result<Answered, Box<Refused>> {
         let site = self.worker.site();
@@ -317,9 +398,9 @@ impl Exchange {
         // Whoever is told of the request is told the same of its client: plugins and backends.
         forwarding::write_forwarded(&mut head.headers, self.far_end, trusted, &self.request_id);
         if let Target::Http(plugin) = &route.target {
-            return at_plugin::request(self, route, plugin, head, body).await;
+            return at_plugin::request(self, route, plugin, head).await;
         }
-        let upgrade = handshake::read_upgrade(&head, !body.is_end_stream())?;
+        let upgrade = handshake::read_upgrade(&head, !self.passing.is_request_whole())?;
         if upgrade.is_some() {
             check_origin(route, &head.headers)?;
         }
@@ -334,7 +415,7 @@ impl Exchange {
                 at_upstream::upgrade(self, route, upstream, asked, head).await
             }
             (Target::Upstream(upstream), None) => {
-                at_upstream::request(self, route, upstream, head, body).await
+                at_upstream::request(self, route, upstream, head).await
             }
             (Target::Handler(plugin), Some(asked)) => {
                 at_handler::upgrade(self, route, plugin, asked, head)
@@ -362,6 +443,14 @@ impl Exchange {
             }),
             false => Ok(()),
         }
+    }
+
+    /// The request's body, for whoever answers it.
+    fn take_body(&self, route: &Route) -> Body {
+        let body = self.body.take();
+        body.map_or_else(body::empty, |body| {
+            body.with_timeout(route.body_timeout).boxed_unsync()
+        })
     }
 
     fn facts<'a>(&'a self, head: &'a request::Parts) -> RequestFacts<'a> {
@@ -418,6 +507,46 @@ impl Exchange {
     fn forward_head(&self, head: &mut request::Parts) {
         forwarding::strip_lookalikes(&mut head.headers);
         forwarding::strip_hop_by_hop(&mut head.headers);
+    }
+}
+
+/// Reads what has come already of a body that nobody wants, so that its connection can be kept where that is all.
+async fn drain(mut body: RequestBody) {
+    let mut left = DRAIN_BYTES;
+    let mut has_waited = false;
+    loop {
+        let polled = poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
+        match polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                has_waited = false;
+                let n = frame.data_ref().map_or(0, Bytes::len);
+                match left.checked_sub(n) {
+                    Some(less) => left = less,
+                    None => return,
+                }
+            }
+            Poll::Ready(_) => return,
+            // The library hands on what it has read when it is asked the next time.
+            Poll::Pending if !has_waited => {
+                has_waited = true;
+                yield_now().await;
+            }
+            Poll::Pending => return,
+        }
+    }
+}
+
+/// Whether an answer may well go on for as long as its request does, as one does that sends back what comes.
+fn is_streamed(answer: &Response<Body>) -> bool {
+    answer.status().is_success()
+        && !answer.headers().contains_key(header::CONTENT_LENGTH)
+        && answer.body().size_hint().exact().is_none()
+}
+
+/// Says that nothing more is read behind this answer (RFC 9112 section 9.6).
+fn close_behind(headers: &mut HeaderMap) {
+    if !handshake::has_token(headers, header::CONNECTION, "close") {
+        headers.append(header::CONNECTION, HeaderValue::from_static("close"));
     }
 }
 

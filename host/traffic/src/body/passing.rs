@@ -7,22 +7,24 @@
 //! An idle timeout runs only while the other side waits for more. A client that does not read its answer is a
 //! matter of its socket.
 
+use std::fmt;
 use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Response;
 use http::header::CONTENT_LENGTH;
+use http::{Request, Response, Version, request};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use pointsman_contract::session::Ender;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::{Body, BoxError};
+use crate::interim::InterimAnswers;
 
 /// The state that the two bodies of one exchange share. One thread uses it; it is made of atomics because the
 /// HTTP library wants bodies that can move to another.
@@ -35,10 +37,18 @@ pub struct Passing {
     is_client_awaited: AtomicBool,
     /// The request's body ran into its idle timeout.
     is_body_late: AtomicBool,
+    /// The request's body is at its end, or there is none.
+    is_request_whole: AtomicBool,
+    /// The request is a backend's to answer, and to ask for its body (100).
+    is_relayed: AtomicBool,
     /// The answer's body has begun and is not at its end.
     is_answering: AtomicBool,
     /// Who was the first to end a body early.
     aborted_by: OnceLock<Ender>,
+    /// What the backend says before its answer.
+    interim: InterimAnswers,
+    /// Of the task that serves the client's connection.
+    client: Waker,
 }
 
 /// Called once, when an answer breaks off: by whom, and why.
@@ -46,13 +56,17 @@ pub trait OnAbort: FnOnce(Ender, &str) + Send + Unpin + 'static {}
 impl<F: FnOnce(Ender, &str) + Send + Unpin + 'static> OnAbort for F {}
 
 impl Passing {
-    /// Of an exchange whose request's head came at `begun`.
-    pub fn new(begun: Instant) -> Self {
+    /// Of an exchange whose request's head came at `begun`. `client`: wakes the task that serves its connection.
+    pub fn new(begun: Instant, client: Waker) -> Self {
         Self {
             begun,
+            client,
             last_came_us: AtomicU64::new(0),
             is_client_awaited: AtomicBool::new(false),
             is_body_late: AtomicBool::new(false),
+            is_request_whole: AtomicBool::new(false),
+            is_relayed: AtomicBool::new(false),
+            interim: InterimAnswers::default(),
             is_answering: AtomicBool::new(false),
             aborted_by: OnceLock::new(),
         }
@@ -66,6 +80,37 @@ impl Passing {
     /// Whether the request's body ran into its idle timeout.
     pub fn is_body_late(&self) -> bool {
         self.is_body_late.load(Relaxed)
+    }
+
+    /// Whether all of the request has come and gone on to whoever answers it.
+    pub fn is_request_whole(&self) -> bool {
+        self.is_request_whole.load(Relaxed)
+    }
+
+    /// Whether a backend says by its own 100 (Continue) that it wants the request's body.
+    pub fn is_relayed(&self) -> bool {
+        self.is_relayed.load(Relaxed)
+    }
+
+    /// What the backend has said so far before its answer.
+    pub fn interim(&self) -> &InterimAnswers {
+        &self.interim
+    }
+
+    /// Leaves a request to backends: what one says before its answer is passed on, but to clients of HTTP/1.0, who
+    /// know no interim answers (RFC 9110 section 15.2).
+    pub fn relay(self: &Arc<Self>, head: request::Parts) -> request::Parts {
+        self.is_relayed.store(true, Relaxed);
+        if head.version < Version::HTTP_11 {
+            return head;
+        }
+        let mut request = Request::from_parts(head, ());
+        let passing = Arc::clone(self);
+        hyper::ext::on_informational(&mut request, move |answer| {
+            passing.interim.push(answer.status(), answer.headers());
+            passing.client.wake_by_ref();
+        });
+        request.into_parts().0
     }
 
     /// Whether the answer's body has begun and is not at its end.
@@ -88,13 +133,13 @@ impl Passing {
     }
 
     /// A request's body. `timeout`: the longest silence of its client.
-    pub fn request(self: &Arc<Self>, body: Incoming, timeout: Duration) -> Body {
-        let request = RequestBody {
+    pub fn request(self: &Arc<Self>, body: Incoming, timeout: Duration) -> RequestBody {
+        self.is_request_whole.store(body.is_end_stream(), Relaxed);
+        RequestBody {
             body,
             idle: IdleTimeout::new(timeout),
             passing: Arc::clone(self),
-        };
-        request.boxed_unsync()
+        }
     }
 
     /// An answer's body. `from`: who sends it; `timeout`: the longest silence of that one, unless it has a
@@ -119,6 +164,12 @@ impl Passing {
             };
             answer.boxed_unsync()
         })
+    }
+
+    /// The request's body is at its end. From now on, that the client leaves is to be found without reading.
+    fn request_ends(&self) {
+        self.is_request_whole.store(true, Relaxed);
+        self.client.wake_by_ref();
     }
 
     fn came(&self) {
@@ -166,10 +217,28 @@ fn is_trailers<E>(frame: &Result<Frame<Bytes>, E>) -> bool {
     frame.as_ref().is_ok_and(Frame::is_trailers)
 }
 
-struct RequestBody {
+/// A request's body on its way from the client.
+pub struct RequestBody {
     body: Incoming,
     idle: IdleTimeout,
     passing: Arc<Passing>,
+}
+
+impl RequestBody {
+    /// Changes how long its client may be silent.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.idle = IdleTimeout::new(timeout);
+        self
+    }
+}
+
+impl fmt::Debug for RequestBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestBody")
+            .field("passing", &self.passing)
+            .finish_non_exhaustive()
+    }
 }
 
 impl hyper::body::Body for RequestBody {
@@ -187,10 +256,13 @@ impl hyper::body::Body for RequestBody {
         if let Poll::Ready(frame) = polled {
             this.idle.came();
             this.passing.came();
-            if matches!(frame, Some(Err(_))) {
-                this.passing.abort(Ender::Client);
-            }
             let frame = frame.filter(|frame| !is_trailers(frame));
+            match &frame {
+                Some(Err(_)) => this.passing.abort(Ender::Client),
+                None => this.passing.request_ends(),
+                Some(Ok(_)) if this.body.is_end_stream() => this.passing.request_ends(),
+                Some(Ok(_)) => {}
+            }
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
         let begun = this.passing.begun;
@@ -348,7 +420,7 @@ mod tests {
         }
 
         fn of_length(length: Option<u64>) -> Self {
-            let passing = Arc::new(Passing::new(Instant::now()));
+            let passing = Arc::new(Passing::new(Instant::now(), Waker::noop().clone()));
             let (pieces, mut sent) = mpsc::unbounded_channel();
             let body = StreamBody::new(stream::poll_fn(move |cx| sent.poll_recv(cx)));
             let said = Arc::<Mutex<Vec<String>>>::default();
@@ -377,7 +449,7 @@ mod tests {
 
         /// What comes next: a piece, an error, the end, or nothing yet.
         fn next(&mut self) -> String {
-            let cx = &mut Context::from_waker(std::task::Waker::noop());
+            let cx = &mut Context::from_waker(Waker::noop());
             match Pin::new(&mut self.body).poll_frame(cx) {
                 Poll::Pending => "nothing yet".to_owned(),
                 Poll::Ready(None) => "the end".to_owned(),
