@@ -10,16 +10,16 @@ use pointsman_tests::conformance::{breaches, page, run};
 const INTRODUCTION: &str = "\
 # Conformance
 
-Autobahn's fuzzing client against an echo server of the npm package `ws`, and against Pointsman: as a plain relay
-before that server, as a relay with two filters that look at every message, and with the `echo` handler.
-`cargo xtask conformance --write` writes this page; `cargo xtask conformance '1.*' '12.1.*'` shows some cases. The client is
-the PyPI package `kosoku` 0.1.0, a port of Autobahn's test suite to Python 3; one of its defects is mended
-in the installed copy (`MENDED` in `tests/harness/conformance.rs`): cases of compression are handed messages as strings and take them for bytes.
+Autobahn's fuzzing client, run against an echo server of the npm package `ws` and against Pointsman: as a plain relay
+in front of that server, as a relay with two filters that inspect every message, and with the `echo` handler.
+`cargo xtask conformance --write` writes this page; `cargo xtask conformance '1.*' '12.1.*'` shows selected cases. The client is
+the PyPI package `kosoku` 0.1.0, a port of Autobahn's test suite to Python 3. One of its bugs is patched
+in the installed copy (`MENDED` in `tests/harness/conformance.rs`): compression cases get messages as strings but treat them as bytes.
 
-What is promised, and checked by the test `conformance` for all but the longest groups: through a plain relay
-every verdict is the one that the backend gets by itself; with filters and at a handler nothing fails, and no more
-is NON-STRICT than with `ws`. INFORMATIONAL says that the standard leaves a choice. Compression is 12.* and 13.*; 9.* asks
-how fast large messages come back.
+The test `conformance` checks this promise for all but the longest groups: through a plain relay,
+every verdict equals the backend's own; with filters and at a handler nothing fails, and no more cases
+are NON-STRICT than with `ws`. INFORMATIONAL means that the standard leaves a choice. Groups 12.* and 13.* cover compression; 9.* measures
+how fast large messages return.
 
 ";
 

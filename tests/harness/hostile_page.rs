@@ -13,18 +13,18 @@ use pointsman_tests::hostile::{
 const INTRODUCTION: &str = "\
 # Hostile clients and lying backends
 
-What Pointsman, nginx and HAProxy do with requests that are no requests and with answers that are no
+What Pointsman, nginx and HAProxy do with malformed requests and malformed
 answers. `cargo xtask hostile --write` writes this page; `tests/harness/hostile/` holds the table, and the
-test `hostile` holds Pointsman to the column *wanted*. The peers are Debian's packages, set up as proxies
-for WebSockets as their manuals say (`tests/harness/hostile/peers.rs`), each with a deadline of one second
-for a head. An outcome that is not as wanted is in **bold**; that is a difference, not always a fault: a
-peer may be right by another reading of an RFC, or may leave to the backend what Pointsman decides.
-*forwarded* says that a backend heard of the request, *with* what it should not have heard.
+test `hostile` checks Pointsman against the column *wanted*. nginx and HAProxy are Debian's packages, configured
+as WebSocket proxies according to their manuals (`tests/harness/hostile/peers.rs`), each with a time limit of one second
+for a request head. Outcomes that differ from *wanted* are in **bold**. A difference is not always a fault: a
+proxy may follow another reading of an RFC, or leave to the backend what Pointsman decides.
+*forwarded* means that a backend received the request, *with* what it should not have received.
 
-Known, and left so: lines may end in a bare LF (RFC 9112 section 2.2 allows it), a fragment in a target is
-left out rather than refused, and of a length beside chunks only the chunks count, after which the connection
-is ended (section 6.3). The HTTP library decides these before Pointsman sees the request; what a backend is
-sent has CRLF, no fragment and one framing. A path that is escaped twice is read once.
+Known and accepted: lines may end in a bare LF (RFC 9112 section 2.2 allows it); a fragment in a target is
+removed rather than refused; with both a length and chunks, only the chunks count, and the connection
+is closed afterwards (section 6.3). The HTTP library decides these before Pointsman sees the request; backends
+get CRLF, no fragment and one framing. A path that is escaped twice is decoded once.
 
 ";
 
