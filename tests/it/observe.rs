@@ -404,7 +404,7 @@ handler = \"echo\"
         ("414", 1.0),
         ("431", 2.0),
     ] {
-        let counted = metrics.sum("pointsman_http_unrouted_total", &[("status", status)]);
+        let counted = metrics.sum("pointsman_requests_refused_total", &[("status", status)]);
         assert_eq!(counted, n, "{status}");
     }
     // One that has not begun to ask is nobody's answer.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use crate::labels::{
-    ABORTED_BY, Limit, ReloadKind, ReloadResult, STATUS_CLASSES, TargetKind, UNROUTED_STATUSES,
+    ABORTED_BY, Limit, REFUSED_STATUSES, ReloadKind, ReloadResult, STATUS_CLASSES, TargetKind,
     UpgradeResult,
 };
 
@@ -46,7 +46,7 @@ pub struct WorkerCounters {
     pub buffered_bytes: Count,
     upgrades: [Count; UpgradeResult::ALL.len()],
     ended_by_limit: [Count; Limit::ALL.len()],
-    unrouted: [Count; UNROUTED_STATUSES.len()],
+    requests_refused: [Count; REFUSED_STATUSES.len()],
     targets: Mutex<Vec<TargetCells>>,
 }
 
@@ -79,8 +79,8 @@ pub(super) struct Totals {
     pub(super) upgrades: [u64; UpgradeResult::ALL.len()],
     /// In the order of [`Limit::ALL`].
     pub(super) ended_by_limit: [u64; Limit::ALL.len()],
-    /// In the order of [`UNROUTED_STATUSES`].
-    pub(super) unrouted: [u64; UNROUTED_STATUSES.len()],
+    /// In the order of [`REFUSED_STATUSES`].
+    pub(super) requests_refused: [u64; REFUSED_STATUSES.len()],
     /// By name: an upstream and a handler of one name share their series.
     pub(super) targets: BTreeMap<String, TargetTotals>,
     /// Worker, open sessions, and its lag in nanoseconds.
@@ -227,10 +227,10 @@ impl WorkerCounters {
 
     /// A plain request that no route has a part in, or what was no request, was answered so. Called by the worker
     /// only.
-    pub fn unrouted(&self, status: u16) {
+    pub fn request_refused(&self, status: u16) {
         let is_it = |label: &&str| label.parse() == Ok(status);
-        let cell = UNROUTED_STATUSES.iter().position(is_it);
-        self.unrouted[cell.unwrap_or(UNROUTED_STATUSES.len() - 1)].add(1);
+        let cell = REFUSED_STATUSES.iter().position(is_it);
+        self.requests_refused[cell.unwrap_or(REFUSED_STATUSES.len() - 1)].add(1);
     }
 
     /// The cells of one target, made when they are first asked for. Ask once and keep the handle:
@@ -269,7 +269,7 @@ impl WorkerCounters {
         totals.buffered_bytes += self.buffered_bytes.value();
         add_all(&mut totals.upgrades, &self.upgrades);
         add_all(&mut totals.ended_by_limit, &self.ended_by_limit);
-        add_all(&mut totals.unrouted, &self.unrouted);
+        add_all(&mut totals.requests_refused, &self.requests_refused);
         for target in locked(&self.targets).iter() {
             let sums = totals.targets.entry(target.name.clone()).or_default();
             sums.has_sessions |= target.kind != TargetKind::Http;
@@ -393,9 +393,9 @@ mod tests {
     fn answers_without_a_route_are_counted_by_status() {
         let worker = WorkerCounters::default();
         for status in [404, 400, 418, 404, 505] {
-            worker.unrouted(status);
+            worker.request_refused(status);
         }
-        let by_status: Vec<u64> = worker.unrouted.iter().map(Count::value).collect();
+        let by_status: Vec<u64> = worker.requests_refused.iter().map(Count::value).collect();
         assert_eq!(by_status, [1, 2, 0, 0, 0, 0, 2]);
     }
 

@@ -21,8 +21,8 @@ use prometheus_client::registry::Registry;
 
 use crate::counters::{Metrics, TargetTotals, Totals};
 use crate::labels::{
-    ABORTED_BY, Format, Limit, ProblemKind, ReloadKind, ReloadResult, STATUS_CLASSES,
-    UNROUTED_STATUSES, UpgradeResult,
+    ABORTED_BY, Format, Limit, ProblemKind, REFUSED_STATUSES, ReloadKind, ReloadResult,
+    STATUS_CLASSES, UpgradeResult,
 };
 use crate::process::Process;
 use crate::scrape::{BackendSample, CallSample, Scrape, UpstreamSample, UsageSample};
@@ -238,12 +238,14 @@ impl MetricsPage {
             "Plain HTTP requests answered, by class of status",
             requests,
         )?;
-        let unrouted = UNROUTED_STATUSES.into_iter().zip(self.totals.unrouted);
+        let requests_refused = REFUSED_STATUSES
+            .into_iter()
+            .zip(self.totals.requests_refused);
         counters(
             out,
-            "pointsman_http_unrouted",
+            "pointsman_requests_refused",
             "Plain requests answered without a route, and what was no request, by status",
-            unrouted.map(|(status, n)| ([("status", status)], n)),
+            requests_refused.map(|(status, n)| ([("status", status)], n)),
         )?;
         let with_requests = self.totals.targets.iter();
         let with_requests = with_requests.filter(|(_, sums)| sums.has_requests);

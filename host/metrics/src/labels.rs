@@ -189,8 +189,8 @@ impl Format {
 /// The labels of `pointsman_http_requests_total`, in the order of the cells.
 pub(crate) const STATUS_CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 
-/// The labels of `pointsman_http_unrouted_total`, in the order of the cells; the last is for all others.
-pub(crate) const UNROUTED_STATUSES: [&str; 7] = ["400", "404", "408", "414", "431", "503", "other"];
+/// The labels of `pointsman_requests_refused_total`, in the order of the cells; the last is for all others.
+pub(crate) const REFUSED_STATUSES: [&str; 7] = ["400", "404", "408", "414", "431", "503", "other"];
 
 /// What a problem of the status is about, gravest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -29,7 +29,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// A client that ends its half in the middle of an answer which then pauses for so long has left. One that is still
 /// there has ended its half behind its request, before the answer.
-const LEFT_AFTER: Duration = Duration::from_millis(150);
+const LEFT_AFTER: Duration = Duration::from_millis(100);
 /// How long a client may go on sending, in all and with a pause, after an answer that did not wait for all of its
 /// request. As nginx's `lingering_time` and `lingering_timeout`.
 const LINGER: Duration = Duration::from_secs(30);

@@ -140,7 +140,7 @@ fn status_of_unread(error: &hyper::Error, answering: &Answering, read: &[u8]) ->
 
 /// Counts and logs what could not be read as a request.
 fn unread(worker: &WorkerContext, far_end: SocketAddr, status: u16, error: &hyper::Error) {
-    worker.counters.unrouted(status);
+    worker.counters.request_refused(status);
     let Some(log) = worker.access_log() else {
         return;
     };
@@ -341,7 +341,7 @@ async fn answer(
             .target_counters(&route.target)
             .request(status);
     } else {
-        exchange.worker.counters.unrouted(status);
+        exchange.worker.counters.request_refused(status);
     }
     let log = exchange.worker.access_log();
     if let Some(log) = log.filter(|_| answered.next.is_none()) {
