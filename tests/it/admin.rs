@@ -22,6 +22,17 @@ async fn ask(address: SocketAddr, request: &str, lines: &[&str]) -> Result<Answe
 }
 
 #[tokio::test]
+async fn who_ends_one_half_behind_an_order_hears_what_came_of_it() -> Result<()> {
+    let balancer = Balancer::start(&app("round_robin", &[NOBODY])).await?;
+    let mut wire = Wire::connect(balancer.admin_address()).await?;
+    wire.send("POST /api/reload HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .await?;
+    wire.end_half().await?;
+    assert_eq!(wire.answer().await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
 async fn probes_and_scrapes_pass_through_a_flood_of_heads_that_never_end() -> Result<()> {
     let backend = Backend::start().await?;
     let token = "0123456789abcdef";

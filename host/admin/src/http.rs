@@ -125,6 +125,8 @@ async fn answer_one(stream: TcpStream, door: Rc<AdminService>, connection: Rc<Ad
     });
     let served = http1::Builder::new()
         .keep_alive(false)
+        // One that ends its half behind its request waits for the answer all the same.
+        .half_close(true)
         // The connection has one deadline for each of its stages.
         .header_read_timeout(None)
         .max_buf_size(REQUEST_HEAD_MAX_BYTES)
