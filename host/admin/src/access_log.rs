@@ -19,9 +19,9 @@ pub struct AccessLog(LogWriter);
 pub struct Session<'a> {
     /// As in `X-Request-Id`.
     pub request_id: &'a str,
-    /// The far end of the TCP connection.
+    /// The peer of the TCP connection.
     pub client: SocketAddr,
-    /// The client that the chain of trusted proxies vouches for; without one the far end.
+    /// The client that the chain of trusted proxies vouches for; without one, the peer.
     pub client_ip: IpAddr,
     /// As configured.
     pub route: &'a str,
@@ -74,9 +74,9 @@ pub struct Closed<'a> {
 pub struct Requested<'a> {
     /// As in `X-Request-Id`.
     pub request_id: &'a str,
-    /// The far end of the TCP connection.
+    /// The peer of the TCP connection.
     pub client: SocketAddr,
-    /// The client that the chain of trusted proxies vouches for; without one the far end.
+    /// The client that the chain of trusted proxies vouches for; without one, the peer.
     pub client_ip: IpAddr,
     /// Of the request; none: it could not be read.
     pub method: Option<&'a str>,
@@ -101,9 +101,9 @@ pub struct Requested<'a> {
 pub struct Aborted<'a> {
     /// As in `X-Request-Id`.
     pub request_id: &'a str,
-    /// The far end of the TCP connection.
+    /// The peer of the TCP connection.
     pub client: SocketAddr,
-    /// The client that the chain of trusted proxies vouches for; without one the far end.
+    /// The client that the chain of trusted proxies vouches for; without one, the peer.
     pub client_ip: IpAddr,
     /// As configured.
     pub route: &'a str,

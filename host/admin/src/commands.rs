@@ -39,7 +39,7 @@ pub enum Drainable {
     Route(String),
 }
 
-/// A configuration that is not in force.
+/// A configuration that is not active.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proposal {
     /// The file's content.

@@ -118,7 +118,7 @@ impl AdminConnections {
 }
 
 impl AdminConnection {
-    /// Its request has come, and is one of this stage. Its time begins anew.
+    /// Its request has come, and is one of this stage. Its time starts over.
     pub(super) fn enter(&self, stage: RequestStage) {
         let open = self
             .connections

@@ -99,7 +99,7 @@ pub struct UpstreamStatus {
 pub struct PolicyStatus {
     /// The plugin's name.
     pub name: String,
-    /// The one in force; 0: none, the host's own round robin decides.
+    /// The active one; 0: none, the host's own round robin decides.
     pub generation: u64,
 }
 

@@ -241,10 +241,10 @@ pub struct Route {
     pub origins: Vec<OriginPattern>,
     /// A session without a byte for so long is closed. Default 1 h.
     pub idle_timeout: Duration,
-    /// How often a silent far end is pinged; none: never. `ping_interval_secs`, default 0.
+    /// How often a silent peer is pinged; none: never. `ping_interval_secs`, default 0.
     pub ping_interval: Option<Duration>,
     /// How long a message may take to come whole, where it is held: at a handler, and for what filters look
-    /// at. It begins anew as long as the message comes on. `message_timeout_ms`, default 30 s.
+    /// at. It starts over as long as the message comes on. `message_timeout_ms`, default 30 s.
     pub message_timeout: Duration,
     /// How long a client may take nothing of what it is sent: of plain answers, and where messages are held.
     /// `send_timeout_ms`, default 60 s.

@@ -4,9 +4,9 @@
 pub const NORMAL: u16 = 1000;
 /// A server goes down, or a page is left. Also for silence, which has no code of its own.
 pub const GOING_AWAY: u16 = 1001;
-/// The far end broke the protocol.
+/// The peer broke the protocol.
 pub const PROTOCOL_ERROR: u16 = 1002;
-/// The far end sent a kind of data that is not taken.
+/// The peer sent a kind of data that is not taken.
 pub const UNSUPPORTED_DATA: u16 = 1003;
 /// Reported where a Close had no code; never sent.
 pub const NO_STATUS: u16 = 1005;

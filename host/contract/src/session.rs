@@ -10,7 +10,7 @@ pub struct SessionId(pub u64);
 /// Whose doing an end was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ender {
-    /// The far end that connected to us.
+    /// The peer that connected to us.
     Client,
     /// The server that we connected to.
     Backend,

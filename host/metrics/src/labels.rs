@@ -74,7 +74,7 @@ pub enum ReloadKind {
 /// How a reload ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReloadResult {
-    /// The new one is in force.
+    /// The new one is active.
     Ok,
     /// Refused; the old one serves.
     Failed,
@@ -200,9 +200,9 @@ pub enum ProblemKind {
     Upstream,
     /// A policy that is not loaded.
     Policy,
-    /// The configuration file is not what is in force.
+    /// The configuration file is not the active configuration.
     Config,
-    /// A `backends_file` is not what is in force.
+    /// A `backends_file` does not hold the active backends.
     BackendsFile,
     /// A name of `dns` is not resolved.
     Dns,

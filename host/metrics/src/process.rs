@@ -1,6 +1,6 @@
 //! What the system says of this process: memory, descriptors, time on the CPU.
 //!
-//! Read from `/proc/self` when somebody asks; what a system does not offer is left out.
+//! Read from `/proc/self` on request; what a system does not offer is left out.
 
 use std::{fs, io};
 

@@ -1,4 +1,4 @@
-//! The figures that others own and bring along when somebody asks for the page.
+//! The figures that others own and bring along when the page is requested.
 
 use std::time::SystemTime;
 
@@ -36,7 +36,7 @@ pub struct Scrape {
 /// What came of reading the configuration last; the start counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConfigReload {
-    /// It is in force, or was already.
+    /// It was applied, or was active already.
     pub is_successful: bool,
     /// When that was so last.
     pub succeeded_at: SystemTime,

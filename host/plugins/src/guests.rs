@@ -66,7 +66,7 @@ const WASI: &str = r#"
     }
 "#;
 
-/// What every core module of ours begins with: two pages, and an allocator that begins anew when it
+/// What every core module of ours begins with: two pages, and an allocator that starts over when it
 /// has handed out half a page. `$dawdle` takes 40 to 80 ms, between once and five times [`limits`]'
 /// call timeout on any machine.
 const PREAMBLE: &str = r#"

@@ -45,7 +45,7 @@ const WALL_CLOCK_FACTOR: u64 = 50;
 /// how long: it may wait for its client's body, and gives way to others at each tick.
 const HEAD_FACTOR: u32 = 30;
 const HEAD_TIMEOUT_MIN: Duration = Duration::from_secs(1);
-/// As other servers give a far end that is silent.
+/// As other servers give a peer that is silent.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Some runtimes make a pollable for each write and let go of none before the end: enough for bodies of some
 /// 500 MB in pieces of 8 KiB, in 8 MB of memory.

@@ -106,7 +106,7 @@ impl GuestPolicy {
         }
     }
 
-    /// Whether it has to be made anew.
+    /// Whether it has to be recreated.
     pub fn is_dead(&self) -> bool {
         self.guest.is_dead()
     }

@@ -28,7 +28,7 @@ pub(crate) struct Site {
     pub pools: HashMap<UpstreamName, Arc<Pool>>,
     /// What the instances of plugins may take.
     pub limits: AllLimits,
-    /// Every plugin's generation in force.
+    /// Every plugin's active generation.
     pub plugins: Arc<Catalog>,
     /// What takes nothing new.
     pub drained: Arc<Drained>,

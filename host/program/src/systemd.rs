@@ -53,7 +53,7 @@ impl Drop for Inherited {
     }
 }
 
-/// Sockets are accepted from, and the configuration is in force.
+/// Connections are accepted, and the configuration is active.
 pub fn ready() {
     tell(&[NotifyState::Ready]);
 }

@@ -154,7 +154,7 @@ fn is_for_all(name: &HeaderName) -> bool {
         || speaks_of_client(&name)
 }
 
-/// Who the client is: the far end, or, as long as that is a trusted proxy, whom it names last: in
+/// Who the client is: the peer, or, as long as that is a trusted proxy, whom it names last: in
 /// `X-Forwarded-For`, else in `Forwarded`, else in `X-Real-IP`.
 pub fn client_ip(far_end: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let far_end = far_end.to_canonical();
@@ -165,7 +165,7 @@ pub fn client_ip(far_end: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpA
 }
 
 /// Writes `X-Forwarded-For/-Proto/-Host`, `Forwarded`, `X-Real-IP` and `X-Request-Id`. What a stranger has
-/// written is replaced, by nothing in the case of other fields of the family. Of a trusted far end there is one
+/// written is replaced, by nothing in the case of other fields of the family. Of a trusted peer there is one
 /// chain (see [`client_ip`]): the family that it has written is extended, and the other is written so that it says
 /// the same.
 pub fn write_forwarded(
@@ -256,7 +256,7 @@ struct ProxyHop {
 }
 
 impl ProxyChain {
-    /// What a far end that is believed has written. Where the two families differ, `X-Forwarded-*` is believed: a
+    /// What a trusted peer has written. Where the two families differ, `X-Forwarded-*` is believed: a
     /// proxy that writes only these passes on what its client says in `Forwarded`, and few write only that.
     fn read(headers: &HeaderMap) -> Self {
         let first = |name| {

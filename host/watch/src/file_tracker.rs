@@ -81,7 +81,7 @@ impl FileTracker {
         files.map(|(name, _)| name.as_os_str())
     }
 
-    /// Something happened to this name: the wait begins anew.
+    /// Something happened to this name: the wait starts over.
     pub(super) fn note(&mut self, name: OsString, mut pending: PendingFile) {
         if let Some(before) = self.pending.get_mut(&name) {
             pending.is_certain |= before.is_certain;

@@ -126,7 +126,7 @@ impl Filters {
         Ok(())
     }
 
-    /// For what the far end of `direction` sends; `sees`: filters look at it.
+    /// For what the peer of `direction` sends; `sees`: filters look at it.
     fn reader(&self, route: &Route, end: End, sees: bool) -> Reader {
         let max = usize::try_from(self.max_message_bytes).unwrap_or(usize::MAX);
         match sees {
@@ -141,7 +141,7 @@ impl Filters {
         }
     }
 
-    /// For what that far end is sent. What we put between frames that pass is not compressed: it would
+    /// For what that peer is sent. What we put between frames that pass is not compressed: it would
     /// change what these refer to.
     fn encoder(&self, end: End, sees: bool, compressors: &Compressors) -> Encoder {
         let deflate = self.deflate.filter(|_| sees);

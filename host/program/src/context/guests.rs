@@ -196,7 +196,7 @@ impl Guests {
             .unwrap_or_default()
     }
 
-    /// Tells the policy in force of the end of a session that it, or one before it, has placed.
+    /// Tells the active policy of the end of a session that it, or one before it, has placed.
     pub(crate) fn session_ended(&self, pool: &Pool, backend: &Backend, report: &EndReport) {
         let mut policies = self.policies.borrow_mut();
         let is_same = |policy: &&mut PolicyAtWork| policy.label.name == pool.config.policy;

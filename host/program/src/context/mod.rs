@@ -39,7 +39,7 @@ use crate::site::{Retention, Site};
 pub(crate) struct WorkerContext {
     /// From 0.
     pub index: usize,
-    /// The snapshot in force.
+    /// The active snapshot.
     pub(crate) site: RefCell<Arc<Site>>,
     /// Where sessions may stay by that.
     pub(crate) keeps: RefCell<Rc<Retention>>,
@@ -112,7 +112,7 @@ impl Drop for ConnectionCount {
 }
 
 impl WorkerContext {
-    /// The snapshot in force.
+    /// The active snapshot.
     pub(crate) fn site(&self) -> Arc<Site> {
         Arc::clone(&self.site.borrow())
     }

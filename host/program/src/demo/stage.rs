@@ -106,7 +106,7 @@ impl Stage {
     }
 
     /// Puts the embedded plugin `name` in the place of the policy while it runs. How long it took
-    /// from there until the new generation was in force.
+    /// from there until the new generation served.
     pub(super) async fn swap_policy(&self, name: &'static str) -> Result<Duration, DemoError> {
         let before = policy(&self.status().await?)?.generation;
         let written = self.folder.plugins().join(format!(".{POLICY}.wasm"));

@@ -82,7 +82,7 @@ pub(super) struct ControlPlane {
     pub(super) checks: HealthChecks,
     /// The text of `file`, as it was read last.
     pub(super) last_read: Option<String>,
-    /// Held while it is read and put in force.
+    /// Held while it is read and applied.
     pub(super) reload_turn: Arc<Mutex<()>>,
 }
 
@@ -260,7 +260,7 @@ pub(super) enum FoundBy {
 }
 
 impl ControlPlane {
-    /// The snapshot in force.
+    /// The active snapshot.
     pub(super) fn site(&self) -> Arc<Site> {
         Arc::clone(&self.site.borrow())
     }

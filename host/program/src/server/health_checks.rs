@@ -1,5 +1,5 @@
-//! Which backends are being probed: those of every upstream with `[upstream.health]`, as the snapshot
-//! in force has them.
+//! Which backends are being probed: those of every upstream with `[upstream.health]`, as the active
+//! snapshot has them.
 
 use std::collections::HashMap;
 use std::sync::Arc;

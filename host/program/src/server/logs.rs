@@ -1,4 +1,4 @@
-//! The two logs of a server: what the configuration has them written to is opened before it is in force, and
+//! The two logs of a server: what the configuration has them written to is opened before it is active, and
 //! opened again when an operator has renamed the files.
 
 use std::io;
@@ -40,7 +40,7 @@ pub(super) fn open(new: &Config, old: Option<&Config>) -> Result<Outputs, Vec<Pr
     }
 }
 
-/// Opens the files of a configuration that is in force; what cannot be opened is told beside. May block.
+/// Opens the files of a configuration that is active; what cannot be opened is told beside. May block.
 pub(super) fn reopen(config: &Config) -> (Outputs, Vec<Problem>) {
     let mut problems = Vec::new();
     let mut opened = |output: Result<_, Problem>| output.map_err(|p| problems.push(p)).ok();

@@ -1,4 +1,4 @@
-//! What a configuration would change, compared with the one in force, and how many open sessions each
+//! What a configuration would change, compared with the active one, and how many open sessions each
 //! change would end.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -133,7 +133,7 @@ fn is_at(place: &Place, upstream: &str, address: &str) -> bool {
     is_of_upstream && backend == Some(address)
 }
 
-/// Where sessions may stay by a configuration that is not in force.
+/// Where sessions may stay by a configuration that is not active.
 pub(super) fn keeps(site: &Site, new: &Config, outside: &Discovered) -> Retention {
     let config = Arc::new(new.clone());
     let (plugins, drained) = (Arc::clone(&site.plugins), Arc::clone(&site.drained));

@@ -199,7 +199,7 @@ async fn build(control: &RefCell<ControlPlane>, job: Job) -> Result<(), LoadErro
     Ok(())
 }
 
-/// Tries a generation for the configuration that is in force, and says which that was.
+/// Tries a generation for the configuration that is active, and says which that was.
 async fn try_for_current(
     control: &RefCell<ControlPlane>,
     generation: &Arc<Generation>,

@@ -1,4 +1,4 @@
-//! Reading the configuration again and putting it in force, and saying what that would change.
+//! Reading the configuration again and applying it, and saying what that would change.
 //!
 //! Files are read and plugins are compiled and tried on threads of the background, which may take minutes.
 //! Meanwhile pages are answered, orders carried out, backends found, plugins replaced, and a drain may begin.
@@ -48,7 +48,7 @@ const TRIES_MAX: usize = 8;
 /// How long all files together that a configuration names are waited for.
 const FILES_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A configuration that is to be put in force.
+/// A configuration that is to be applied.
 pub(super) struct Proposed {
     pub(super) config: Arc<Config>,
     /// What it leads to, as it was read with it.
@@ -129,7 +129,7 @@ async fn next_change(changes: &mut Option<mpsc::Receiver<Change>>) -> Option<Cha
     }
 }
 
-/// Reads the configuration again and puts it in force, or says everything that is wrong with it.
+/// Reads the configuration again and applies it, or says everything that is wrong with it.
 pub(super) async fn reload(control: &RefCell<ControlPlane>, cause: Cause) -> CommandOutcome {
     let Some(file) = control.borrow().file.clone() else {
         let reason = "nothing to reload: the configuration came from flags";
@@ -144,7 +144,7 @@ pub(super) async fn reload(control: &RefCell<ControlPlane>, cause: Cause) -> Com
         )
     };
     let reloading = async {
-        // One after the other, so that what was read last is in force last.
+        // One after the other, so that what was read last is applied last.
         let _turn = turn.lock().await;
         reload_now(control, &file, cause).await
     };
@@ -204,7 +204,7 @@ async fn reload_now(control: &RefCell<ControlPlane>, file: &Path, cause: Cause) 
     outcome
 }
 
-/// Puts in force what the file says.
+/// Applies what the file says.
 async fn change_to(
     control: &RefCell<ControlPlane>,
     file: &Path,

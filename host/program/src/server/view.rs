@@ -1,4 +1,4 @@
-//! What the admin pages show: figures of all rooms, gathered when somebody asks.
+//! What the admin pages show: figures of all rooms, gathered on request.
 
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -23,11 +23,11 @@ pub enum Incoming<'a> {
     Ping(&'a [u8]),
     /// An answer, or a sign of life.
     Pong(&'a [u8]),
-    /// The far end sends nothing more; its code and reason, if it has said one.
+    /// The peer sends nothing more; its code and reason, if it has said one.
     Close(Option<CloseReason>),
 }
 
-/// The far end has broken the protocol: it is told this code, and no more of it is read.
+/// The peer has broken the protocol: it is told this code, and no more of it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Violation {
     /// A protocol error, an invalid payload or too big a message; another where it is a limit of ours.
@@ -36,7 +36,7 @@ pub struct Violation {
     pub reason: &'static str,
 }
 
-/// Reads what comes from one far end.
+/// Reads what comes from one peer.
 #[derive(Debug)]
 pub struct Decoder {
     end: End,

@@ -469,7 +469,7 @@ impl Inflater {
             }
             match status {
                 Err(_) => return Err(InflateError::Corrupt),
-                // A final block within a message: legal, and the stream begins anew behind it.
+                // A final block within a message: legal, and the stream starts over behind it.
                 Ok(Status::StreamEnd) => stream.reset(false),
                 Ok(Status::Ok | Status::BufError) => {}
             }
@@ -504,7 +504,7 @@ impl Inflater {
     }
 }
 
-/// The last bytes of what a far end has sent, in a ring.
+/// The last bytes of what a peer has sent, in a ring.
 struct Window {
     max: usize,
     /// Grows to `max`, and has its oldest byte at `oldest` then.
@@ -901,7 +901,7 @@ mod tests {
             (words, 500, Ok(())),
         ] {
             let (mut inflater, mut out) = (Inflater::new(32 << 10, Some(ratio)), Vec::new());
-            // The second message begins to count anew.
+            // The second message starts counting from zero.
             for _ in 0..2 {
                 out.clear();
                 let inflated = inflater.piece(&small(&payload), &mut out, 1 << 20);

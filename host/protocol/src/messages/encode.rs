@@ -8,7 +8,7 @@ use crate::header::{CONTROL_MAX_BYTES, Header, KeySource, Opcode};
 /// Shorter messages are sent as they are, which the extension allows: they gain less than they cost.
 const DEFLATE_FROM_BYTES: usize = 1024;
 
-/// Writes what goes to one far end.
+/// Writes what goes to one peer.
 #[derive(Debug)]
 pub struct Encoder {
     /// None: ours are the frames of a server, which are not masked.

@@ -1,6 +1,6 @@
 //! Whole WebSocket messages: bytes in, messages out, and back (RFC 6455, RFC 7692).
 //!
-//! Pure state machines that know no socket: a [`Decoder`] for what comes from one far end, an
+//! Pure state machines that know no socket: a [`Decoder`] for what comes from one peer, an
 //! [`Encoder`] for what goes there, and [`deflate`] for the one extension that there is. They are for
 //! sessions whose messages somebody looks at; a plain relay only follows frames.
 

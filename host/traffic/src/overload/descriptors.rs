@@ -45,7 +45,7 @@ impl Descriptors {
         number.saturating_add(soon as u64) >= self.limit - reserve
     }
 
-    /// As [`Descriptors::is_scarce`], looked at anew for one that was taken before.
+    /// As [`Descriptors::is_scarce`], looked at again for one that was taken before.
     pub fn is_scarce_still(&self, taken: impl AsFd, soon: usize) -> bool {
         // None left is too few.
         fcntl_dupfd_cloexec(taken, 0).map_or(true, |lowest_free| self.is_scarce(lowest_free, soon))

@@ -88,7 +88,7 @@ impl Stream for tokio::io::DuplexStream {
     }
 }
 
-/// Has the kernel end a connection whose far end takes nothing of what waits for it, for so long: the next
+/// Has the kernel end a connection whose peer takes nothing of what waits for it, for so long: the next
 /// write fails with [`io::ErrorKind::TimedOut`] then. None: never. The kernel sees each byte that is taken;
 /// whether a write would succeed tells of a third of its buffer at a time only.
 ///

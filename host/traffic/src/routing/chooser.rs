@@ -21,7 +21,7 @@ use super::fallback;
 use crate::environment::Environment;
 use crate::upstream::pool::{Backend, NoBackend, Pool, Tier};
 
-/// After so many failures in a row a policy is given a rest before it is made anew.
+/// After so many failures in a row a policy is given a rest before it is made again.
 const FAILURES_BEFORE_REST: u32 = 3;
 /// How long the fallback stands in then. Long enough that a policy which always runs into its time
 /// limit costs a worker one percent at most.

@@ -110,7 +110,7 @@ impl Buffers {
         }
     }
 
-    /// What waits in the kernel for a far end; none: nothing is known.
+    /// What waits in the kernel for a peer; none: nothing is known.
     pub(super) fn send_queue(&self, stream: &TcpStream) -> Option<SendQueue> {
         let open = || {
             let opened = SendQueues::open();

@@ -31,7 +31,7 @@ use super::{Order, SessionControl, Sessions};
 /// Of a message, in bytes.
 const MAX_BYTES: usize = 100;
 
-/// A session under way, seen from its far ends.
+/// A session under way, seen from its peers.
 struct UnderTest<Ends> {
     ends: Ends,
     control: Rc<SessionControl>,

@@ -87,7 +87,7 @@ pub enum Reader {
     Frames(FrameTracker),
 }
 
-/// One far end, but for its stream.
+/// One peer, but for its stream.
 #[derive(Debug)]
 struct Side {
     reader: Reader,
@@ -794,7 +794,7 @@ impl Reader {
         }
     }
 
-    /// Whether the far end could say something else now.
+    /// Whether the peer could say something else now.
     fn is_between_its_frames(&self) -> bool {
         match self {
             Self::Messages(decoder) => decoder.is_between_frames(),

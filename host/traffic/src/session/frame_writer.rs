@@ -3,14 +3,14 @@
 use pointsman_contract::message::Received;
 use pointsman_protocol::messages::Encoder;
 
-/// What a session may have had sent before its far end has taken any of it; then what feeds it waits.
+/// What a session may have had sent before its peer has taken any of it; then what feeds it waits.
 pub(super) const UNSENT_MAX_BYTES: usize = 64 * 1024;
 
-/// Says things to one far end.
+/// Says things to one peer.
 #[derive(Debug)]
 pub(super) struct FrameWriter {
     encoder: Encoder,
-    /// Empty, without memory, while the far end takes what it is sent.
+    /// Empty, without memory, while the peer takes what it is sent.
     unsent: Vec<u8>,
     sent: usize,
     /// Taken before `unsent` began.
@@ -48,7 +48,7 @@ impl FrameWriter {
         self.encoder.ping(payload, &mut self.unsent);
     }
 
-    /// Pongs to a far end that does not read are not piled up (RFC 6455 section 5.5.3).
+    /// Pongs to a peer that does not read are not piled up (RFC 6455 section 5.5.3).
     pub(super) fn pong(&mut self, payload: &[u8]) {
         if !self.is_behind() {
             self.encoder.pong(payload, &mut self.unsent);

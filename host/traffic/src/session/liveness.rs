@@ -1,8 +1,8 @@
-//! The Ping that a far end owes an answer to, where its route has silent ones pinged: when it counts as dead. Pure: times
+//! The Ping that a peer owes an answer to, where its route has silent ones pinged: when it counts as dead. Pure: times
 //! are sweeps, which are handed in, and so is what the kernel says.
 //!
 //! Bytes are life. Those that come settle everything. A Ping waits behind what was to be sent before it; it has no
-//! deadline until it has arrived, as long as its far end's kernel takes some of that: a slow reader lives. Nor has it one
+//! deadline until it has arrived, as long as its peer's kernel takes some of that: a slow reader lives. Nor has it one
 //! while nothing is in its way but a frame that passes, or while no answer can come: within a frame of its own a far
 //! end cannot answer (RFC 6455 section 5.4), and one that is not read is not heard.
 
@@ -28,11 +28,11 @@ pub(super) struct OwedPong {
     patience: Cell<u32>,
     /// What was seen at the last look.
     seen: Cell<Option<Progress>>,
-    /// How many bytes the far end's kernel has to acknowledge until the Ping has arrived.
+    /// How many bytes the peer's kernel has to acknowledge until the Ping has arrived.
     end_of_ping: Cell<Option<u64>>,
 }
 
-/// What a far end has taken so far.
+/// What a peer has taken so far.
 #[derive(Debug, Clone, Copy)]
 struct Progress {
     /// As its kernel says; none: nothing is known.
@@ -41,7 +41,7 @@ struct Progress {
     n_written: u64,
 }
 
-/// How a session stands with a far end.
+/// How a session stands with a peer.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct PingStanding {
     /// The Ping is in memory of ours.
@@ -101,7 +101,7 @@ impl OwedPong {
             self.queued_for.set(queued_for);
             self.since.set(Some(now));
         }
-        // What the far end has to read before the Ping may be as much again as what its kernel has taken.
+        // What the peer has to read before the Ping may be as much again as what its kernel has taken.
         let is_long = !has_arrived && (at.holds || n_waiting >= STEP_BYTES);
         let least = if is_long { STEP_PATIENCE } else { 0 };
         self.patience.set(self.queued_for.get().max(least));

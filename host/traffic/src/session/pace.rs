@@ -1,7 +1,7 @@
-//! Whether what a far end sends of a message comes on. Pure: the time is handed in.
+//! Whether what a peer sends of a message comes on. Pure: the time is handed in.
 //!
 //! A message that has begun has a time to come whole in. Each time that as much of it has come as a slow
-//! client brings in that time, the time begins anew: so a client that is slow but steady is not ended
+//! client brings in that time, the time starts over: so a client that is slow but steady is not ended
 //! whatever it sends, and one that has stopped, or brings a byte now and then, is. Only payload counts, and
 //! no more of it than a message may have, so that no stream of nothing goes on for ever.
 
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 /// carries; a byte now and then is not it.
 const MIN_BYTES_PER_SEC: f64 = 64.0;
 
-/// The pace of one far end.
+/// The pace of one peer.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     /// When the time began that runs, and where the message was then.

@@ -1,4 +1,4 @@
-//! How much of what was written to a connection its far end's kernel has acknowledged: asked of our kernel, by
+//! How much of what was written to a connection its peer's kernel has acknowledged: asked of our kernel, by
 //! sock_diag(7). Nothing else tells of a byte: a write that succeeds, or a socket that becomes writable, says that a third of a
 //! large buffer is free.
 //!
@@ -15,7 +15,7 @@ use rustix::net::{
 };
 use tokio::net::TcpStream;
 
-/// What waits for one far end.
+/// What waits for one peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SendQueue {
     /// Bytes that its kernel has acknowledged, since the connection began.
