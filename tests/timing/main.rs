@@ -4,6 +4,7 @@
 
 mod backends;
 mod drain;
+mod exchanges;
 mod faults;
 mod filters;
 mod overload;
