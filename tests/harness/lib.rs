@@ -38,7 +38,7 @@ pub use metrics::{Metrics, documented_metrics};
 pub use node::{NodeServers, NodeStory, example, node, script};
 pub use process::{BackendProcess, Ended, binary, pointsman};
 pub use promtool::Promtool;
-pub use scripted::{Reply, ScriptedBackend, accept_upgrade};
+pub use scripted::{Nth, Reply, ScriptedBackend, accept_upgrade};
 pub use skip::skip;
 pub use tasks::{Panics, Tasks};
 pub use wait::{PATIENCE, eventually, in_time};

@@ -7,12 +7,15 @@ use std::time::Duration;
 
 use anyhow::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::tasks::{Panics, Tasks};
+
+/// A free port.
+const ANY: &str = "127.0.0.1:0";
 
 /// What to do when the head of a request is in.
 #[derive(Clone, Debug)]
@@ -38,6 +41,17 @@ pub enum Reply {
         /// Whether the end is a reset.
         by_reset: bool,
     },
+    /// The same, read slowly.
+    SayWhenReadSlowly {
+        /// Bytes.
+        n: usize,
+        /// Bytes between two pauses.
+        at_a_time: usize,
+        /// How long each is.
+        pause: Duration,
+        /// Written at the end.
+        then: String,
+    },
     /// Write this, and close the connection.
     SayAndHangUp(String),
     /// Close the connection with nothing said.
@@ -55,7 +69,16 @@ pub struct ScriptedBackend {
     _server: Tasks,
 }
 
-type Script = dyn Fn(&str) -> Reply + Send + Sync;
+/// Which request of a backend this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nth {
+    /// Of the backend's connections, from 0.
+    pub connection: usize,
+    /// Of the connection's requests, from 0.
+    pub request: usize,
+}
+
+type Script = dyn Fn(&str, Nth) -> Reply + Send + Sync;
 
 impl ScriptedBackend {
     /// Starts one on a free port. `script` gets the head of the first request of each connection,
@@ -65,11 +88,47 @@ impl ScriptedBackend {
     ///
     /// There is no port.
     pub async fn start(script: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Self::start_with(
+            TcpListener::bind(ANY).await?,
+            move |head, _| script(head),
+            false,
+        )
+    }
+
+    /// The same, where little waits to be read.
+    ///
+    /// # Errors
+    ///
+    /// There is no port.
+    pub async fn start_narrow(
+        script: impl Fn(&str) -> Reply + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_recv_buffer_size(64 * 1024)?;
+        socket.bind(ANY.parse()?)?;
+        Self::start_with(socket.listen(128)?, move |head, _| script(head), false)
+    }
+
+    /// The same, for all requests of each connection. They have no body, or one that is read.
+    ///
+    /// # Errors
+    ///
+    /// There is no port.
+    pub async fn start_keeping(
+        script: impl Fn(&str, Nth) -> Reply + Send + Sync + 'static,
+    ) -> Result<Self> {
+        Self::start_with(TcpListener::bind(ANY).await?, script, true)
+    }
+
+    fn start_with(
+        listener: TcpListener,
+        script: impl Fn(&str, Nth) -> Reply + Send + Sync + 'static,
+        keeps: bool,
+    ) -> Result<Self> {
         let address = listener.local_addr()?;
         let heads = Arc::<Mutex<Vec<String>>>::default();
         let n_open = Arc::<AtomicUsize>::default();
-        let script: Arc<Script> = Arc::new(script);
+        let script: (Arc<Script>, bool) = (Arc::new(script), keeps);
         let (of_server, open) = (Arc::clone(&heads), Arc::clone(&n_open));
         let server = Tasks::start(|panics| serve(listener, script, of_server, open, panics));
         Ok(Self {
@@ -120,19 +179,22 @@ pub fn accept_upgrade(head: &str, more: &[&str]) -> String {
 
 async fn serve(
     listener: TcpListener,
-    script: Arc<Script>,
+    (script, keeps): (Arc<Script>, bool),
     heads: Arc<Mutex<Vec<String>>>,
     n_open: Arc<AtomicUsize>,
     panics: Panics,
 ) {
     let mut connections = JoinSet::new();
+    let mut n_accepted = 0;
     loop {
         tokio::select! {
             accepted = listener.accept() => if let Ok((stream, _)) = accepted {
+                let place = n_accepted;
+                n_accepted += 1;
                 n_open.fetch_add(1, Ordering::SeqCst);
                 let (script, heads, n_open) = (Arc::clone(&script), Arc::clone(&heads), Arc::clone(&n_open));
                 connections.spawn(panics.watch(async move {
-                    connection(stream, script, heads).await;
+                    connection(stream, place, (script, keeps), heads).await;
                     n_open.fetch_sub(1, Ordering::SeqCst);
                 }));
             },
@@ -141,22 +203,44 @@ async fn serve(
     }
 }
 
-async fn connection(mut stream: TcpStream, script: Arc<Script>, heads: Arc<Mutex<Vec<String>>>) {
-    let Ok(head) = read_head(&mut stream).await else {
-        return;
-    };
-    heads
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .push(head.clone());
-    let reply = script(&head);
+async fn connection(
+    mut stream: TcpStream,
+    connection: usize,
+    (script, keeps): (Arc<Script>, bool),
+    heads: Arc<Mutex<Vec<String>>>,
+) {
+    for request in 0.. {
+        let Ok(head) = read_head(&mut stream).await else {
+            return;
+        };
+        heads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(head.clone());
+        let nth = Nth {
+            connection,
+            request,
+        };
+        if !reply(&mut stream, script(&head, nth)).await {
+            return;
+        }
+        if !keeps {
+            let mut room = [0; 4096];
+            while stream.read(&mut room).await.is_ok_and(|n| n > 0) {}
+            return;
+        }
+    }
+}
+
+/// Whether there may be another request.
+async fn reply(stream: &mut TcpStream, reply: Reply) -> bool {
     if let Reply::SayLate(after, _) = &reply {
         sleep(*after).await;
     }
     if let Reply::SayInPieces(pieces, pause) = &reply {
         for piece in pieces {
             if stream.write_all(piece.as_bytes()).await.is_err() {
-                return;
+                return false;
             }
             sleep(*pause).await;
         }
@@ -164,7 +248,22 @@ async fn connection(mut stream: TcpStream, script: Arc<Script>, heads: Arc<Mutex
     if let Reply::SayWhenRead(n, _) = &reply {
         let mut room = vec![0; *n];
         if stream.read_exact(&mut room).await.is_err() {
-            return;
+            return false;
+        }
+    }
+    if let Reply::SayWhenReadSlowly {
+        n,
+        at_a_time,
+        pause,
+        ..
+    } = &reply
+    {
+        let mut room = vec![0; *at_a_time];
+        for _ in 0..n / at_a_time {
+            if stream.read_exact(&mut room).await.is_err() {
+                return false;
+            }
+            sleep(*pause).await;
         }
     }
     if let Reply::EndWhenRead { first, n, .. } = &reply {
@@ -172,7 +271,7 @@ async fn connection(mut stream: TcpStream, script: Arc<Script>, heads: Arc<Mutex
         if stream.write_all(first.as_bytes()).await.is_err()
             || stream.read_exact(&mut room).await.is_err()
         {
-            return;
+            return false;
         }
     }
     if let Reply::EndWhenRead { by_reset: true, .. } = &reply {
@@ -180,6 +279,7 @@ async fn connection(mut stream: TcpStream, script: Arc<Script>, heads: Arc<Mutex
         stream.set_zero_linger().expect("it is a socket");
     }
     let (bytes, reads_on) = match reply {
+        Reply::SayWhenReadSlowly { then, .. } => (then.into_bytes(), true),
         Reply::Say(text) | Reply::SayLate(_, text) | Reply::SayWhenRead(_, text) => {
             (text.into_bytes(), true)
         }
@@ -189,11 +289,7 @@ async fn connection(mut stream: TcpStream, script: Arc<Script>, heads: Arc<Mutex
         Reply::HangUp => (Vec::new(), false),
         Reply::SayInPieces(..) | Reply::Nothing => (Vec::new(), true),
     };
-    if stream.write_all(&bytes).await.is_err() || !reads_on {
-        return;
-    }
-    let mut room = [0; 4096];
-    while stream.read(&mut room).await.is_ok_and(|n| n > 0) {}
+    stream.write_all(&bytes).await.is_ok() && reads_on
 }
 
 async fn read_head(stream: &mut TcpStream) -> std::io::Result<String> {
