@@ -108,7 +108,8 @@ pub struct ChoiceRequest<'a> {
 pub enum Decision {
     /// This one first, then any other.
     Prefer(u32),
-    /// These in this order, no others.
+    /// These in this order, no others but those that the policy was not shown where it names all. The request
+    /// belongs to the first, by its key or cookie: what one may have seen does not go to the next.
     Ranked(Vec<u32>),
     /// Answer the client so.
     Refuse(Refusal),

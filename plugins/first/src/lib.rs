@@ -1,6 +1,6 @@
-//! Policy `first`: the first backend in the order written that works, and the others in that order
-//! behind it. One that failed within the last ten seconds goes behind those that did not, so that
-//! clients do not wait for its dial each time.
+//! Policy `first`: the first backend in the order written that has not failed within the last ten
+//! seconds, so that clients do not wait for its dial each time; where all have, the first. Should it
+//! fail now, the host goes on in the order written.
 
 use pointsman_sdk::{
     NoConfig,
@@ -28,9 +28,9 @@ impl Policy for First {
     fn backends_changed(&mut self, _backends: &[Backend]) {}
 
     fn choose(&mut self, request: &Request) -> Decision {
-        let mut places: Vec<u32> = (0..).take(request.figures.len()).collect();
-        places.sort_by_key(|&place| request.figures[place as usize].recent_failures > 0);
-        Decision::Ranked(places)
+        let mut figures = request.figures.iter();
+        let works = figures.position(|figures| figures.recent_failures == 0);
+        Decision::Prefer(works.unwrap_or(0) as u32)
     }
 }
 
@@ -47,23 +47,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn backends_are_tried_in_the_order_written_and_failing_ones_last() {
+    fn the_first_that_has_not_failed_is_tried() {
         let mut host =
             PolicyHost::<First>::start(json!({}), &["c", "a", "b", "d"].map(backend)).unwrap();
-        let mut check = |failures: [u32; 4], expected: [u32; 4]| {
+        let mut check = |failures: [u32; 4], expected: u32| {
             host.set_figures(&failures.map(|recent_failures| Figures {
                 active: 9 - recent_failures,
                 pending: 0,
                 recent_failures,
                 latency_us: 100,
             }));
-            let expected = Decision::Ranked(expected.to_vec());
+            let expected = Decision::Prefer(expected);
             assert_eq!(host.choose(request()), expected, "{failures:?}");
         };
-        check([0, 0, 0, 0], [0, 1, 2, 3]);
-        check([1, 0, 0, 0], [1, 2, 3, 0]);
-        check([7, 0, 1, 0], [1, 3, 0, 2]);
-        check([7, 1, 2, 3], [0, 1, 2, 3]);
+        check([0, 0, 0, 0], 0);
+        check([1, 0, 0, 0], 1);
+        check([7, 0, 1, 0], 1);
+        check([7, 1, 2, 0], 3);
+        check([7, 1, 2, 3], 0);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Policy `ip_hash`: the same backend for the same client address, by weight. This is weighted
 //! rendezvous hashing (Schindelhauer and Schomaker, "Weighted distributed hash tables", 2005): each
-//! backend draws a score from its own address and the client's, and the best score wins. So the order
-//! of the list does not matter, and a backend that comes or goes moves only its own clients.
+//! backend draws a score from its own address and the client's, and the best score wins; the others are
+//! for when that one cannot be reached. So the order of the list does not matter, and a backend that comes
+//! or goes moves only its own clients.
 
 use pointsman_sdk::{
     NoConfig,
@@ -38,22 +39,19 @@ impl Policy for IpHash {
     }
 
     fn choose(&mut self, request: &Request) -> Decision {
-        Decision::Prefer(best(&self.candidates, &request.client_ip))
+        Decision::Ranked(ranked(&self.candidates, &request.client_ip))
     }
 }
 
 pointsman_sdk::export!(IpHash: policy);
 
-/// The place of the best score.
-fn best(candidates: &[Candidate], client_ip: &str) -> u32 {
+/// All places, the best score first.
+fn ranked(candidates: &[Candidate], client_ip: &str) -> Vec<u32> {
     let client_hash = hash(client_ip.as_bytes());
-    let scores = candidates
-        .iter()
-        .map(|candidate| candidate.score(client_hash));
-    (0..)
-        .zip(scores)
-        .max_by(|(_, a), (_, b)| a.total_cmp(b))
-        .map_or(0, |(place, _)| place)
+    let scores = candidates.iter().map(|one| one.score(client_hash));
+    let mut scored: Vec<(f64, u32)> = scores.zip(0..).collect();
+    scored.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+    scored.into_iter().map(|(_, place)| place).collect()
 }
 
 impl Candidate {

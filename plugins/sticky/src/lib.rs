@@ -132,7 +132,10 @@ impl Policy for Sticky {
 
     fn choose(&mut self, request: &Request) -> Decision {
         if let Some((_, place)) = self.known(request) {
-            return Decision::Prefer(place);
+            // The others are for when that one cannot be reached.
+            let n = self.codes.len() as u32;
+            let others = (1..n).map(|i| (place + i) % n);
+            return Decision::Ranked(std::iter::once(place).chain(others).collect());
         }
         let pairs = request.figures.iter().zip(&self.weights);
         let loads: Vec<f64> = pairs
@@ -295,7 +298,8 @@ mod tests {
             active[place as usize] = 1000;
             host.set_active(&active);
             let back = with_cookies(&["a=b", &format!("c=d; {cookie}")]);
-            assert_eq!(host.choose(back), Decision::Prefer(place));
+            let order = [0, 1, 2].map(|i| (place + i) % 3);
+            assert_eq!(host.choose(back), Decision::Ranked(order.to_vec()));
         }
     }
 
@@ -359,7 +363,7 @@ mod tests {
         let mut host = start(json!({"secret": SECRET}));
         let [first, second] = [0, 1].map(|place| cookie(&mut host, request(), place).unwrap());
         let several = || with_cookies(&["pointsman=forged", &format!("{second}; {first}")]);
-        assert_eq!(host.choose(several()), Decision::Prefer(1));
+        assert_eq!(host.pick(several()), Some("10.0.0.2:80"));
         assert_eq!(cookie(&mut host, several(), 1), None);
         assert!(cookie(&mut host, several(), 0).is_some());
     }
@@ -373,7 +377,7 @@ mod tests {
         host.set_active(&[1, 0]);
         assert_eq!(host.choose(with_cookies(&[&gone])), Decision::Prefer(1));
         assert!(cookie(&mut host, with_cookies(&[&gone]), 1).is_some());
-        assert_eq!(host.choose(with_cookies(&[&stays])), Decision::Prefer(0));
+        assert_eq!(host.pick(with_cookies(&[&stays])), Some("10.0.0.3:80"));
         assert_eq!(cookie(&mut host, with_cookies(&[&stays]), 0), None);
     }
 
@@ -384,7 +388,7 @@ mod tests {
         let mut host =
             start(json!({"secret": SECRET, "previous_secrets": ["x".repeat(16), OTHER_SECRET]}));
         host.set_active(&[9, 0, 0]);
-        assert_eq!(host.choose(with_cookies(&[&old])), Decision::Prefer(0));
+        assert_eq!(host.pick(with_cookies(&[&old])), Some("10.0.0.1:80"));
         assert_eq!(
             cookie(&mut host, with_cookies(&[&old]), 0).as_ref(),
             Some(&new)
@@ -393,7 +397,7 @@ mod tests {
 
         let mut host = start(json!({"secret": SECRET}));
         host.set_active(&[9, 0, 0]);
-        assert_ne!(host.choose(with_cookies(&[&old])), Decision::Prefer(0));
+        assert_ne!(host.pick(with_cookies(&[&old])), Some("10.0.0.1:80"));
     }
 
     #[test]

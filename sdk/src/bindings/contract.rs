@@ -1084,9 +1084,12 @@ pub mod policy {
   /// Backends are named by their place in the list of `backends-changed`.
   #[derive(Clone, PartialEq)]
   pub enum Decision {
-    /// This one first; should it fail, any other in an order that the host picks.
+    /// This one first; should it fail, any other in an order that the host picks: those behind it in the
+    /// list, then those before it, and last those that have failed lately.
     Prefer(u32),
-    /// These in this order and no others.
+    /// These in this order and no others. The request belongs to the first, by its key or cookie:
+    /// one that is only slow keeps it, and what it may have seen of a plain request no other gets.
+    /// Where all backends are named, the host goes on with backups, which are not in the list.
     Ranked(_rt::Vec::<u32>),
     /// None: answer the client so.
     Refuse(Refusal),
