@@ -1,13 +1,13 @@
 // One Socket.IO server: says its name to whoever connects, and echoes.
 //
-//   node server.js [PORT]      3001 without it, 0 for a free one
+//   node server.js [PORT] [PING_MS]      3001 without it, 0 for a free one; how often it pings, 25000 without it
 
 import { createServer } from 'node:http'
 import { Server } from 'socket.io'
 
 const port = Number(process.argv[2] ?? 3001)
 const http = createServer()
-const io = new Server(http)
+const io = new Server(http, { pingInterval: Number(process.argv[3] ?? 25000) })
 
 http.listen(port, '127.0.0.1', () => {
   const name = `127.0.0.1:${http.address().port}`

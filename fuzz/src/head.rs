@@ -17,7 +17,7 @@ use hyper_util::rt::TokioIo;
 use pointsman_config::{Config, Listener};
 use pointsman_protocol::forwarding;
 use pointsman_protocol::handshake::{self, Upgrade};
-use pointsman_traffic::client_http;
+use pointsman_traffic::client_http::{self, HeadClock};
 use pointsman_traffic::upstream::dial;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
@@ -77,8 +77,8 @@ fn accepted(data: &[u8]) -> Option<(request::Parts, Upgrade)> {
             }
             async { Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())) }
         });
-        let connection =
-            client_http::server(&LIMITS).serve_connection(TokioIo::new(server), service);
+        let connection = client_http::server(&LIMITS, &HeadClock::new(&LIMITS))
+            .serve_connection(TokioIo::new(server), service);
         client.write_all(data).await.expect("a pipe takes all");
         client.shutdown().await.expect("a pipe ends");
         let _ = connection.await;

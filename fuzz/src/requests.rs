@@ -11,8 +11,9 @@ use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use pointsman_protocol::{forwarding, handshake};
+use pointsman_traffic::body;
+use pointsman_traffic::client_http::{self, HeadClock};
 use pointsman_traffic::upstream::dial;
-use pointsman_traffic::{body, client_http};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
 use crate::head::{LIMITS, PIPE_BYTES, check_fields, forward, origin_form};
@@ -27,8 +28,8 @@ pub(crate) fn run(data: &[u8]) {
     until_idle(async {
         let (mut client, server) = duplex(PIPE_BYTES);
         let service = service_fn(|request| answer(request, &sent));
-        let connection =
-            client_http::server(&LIMITS).serve_connection(TokioIo::new(server), service);
+        let connection = client_http::server(&LIMITS, &HeadClock::new(&LIMITS))
+            .serve_connection(TokioIo::new(server), service);
         client.write_all(data).await.expect("a pipe takes all");
         client.shutdown().await.expect("a pipe ends");
         let _ = connection.await;

@@ -35,9 +35,19 @@ impl NodeServers {
     ///
     /// Node is missing, or a server does not come up.
     pub async fn start(example: &str, n: usize) -> Result<Self> {
+        Self::start_with(example, n, &[]).await
+    }
+
+    /// The same, with arguments behind the port.
+    ///
+    /// # Errors
+    ///
+    /// Node is missing, or a server does not come up.
+    pub async fn start_with(example: &str, n: usize, args: &[&str]) -> Result<Self> {
+        let args = [&["0"], args].concat();
         let mut servers = Vec::with_capacity(n);
         for _ in 0..n {
-            servers.push(start_listening(&mut script(example, "server.js", &["0"])).await?);
+            servers.push(start_listening(&mut script(example, "server.js", &args)).await?);
         }
         Ok(Self { servers })
     }

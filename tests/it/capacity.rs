@@ -129,8 +129,10 @@ async fn a_wait_is_over_in_time_and_a_reload_makes_room() -> Result<()> {
 #[tokio::test]
 async fn without_a_budget_a_burst_is_retried_ten_times_a_second() -> Result<()> {
     let good = Backend::start().await?;
-    let toml = app("round_robin", &[NOBODY, good.address()])
-        .replace_once("[[route]]", "retry_budget_percent = 0\n\n[[route]]");
+    let toml = app("round_robin", &[NOBODY, good.address()]).replace_once(
+        "[[route]]",
+        "retry_budget_percent = 0\n[upstream.ejection]\nmax_ejected_percent = 0\n\n[[route]]",
+    );
     let balancer = Balancer::start(&toml).await?;
     let mut refused = 0;
     let began = Instant::now();

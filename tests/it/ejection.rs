@@ -1,18 +1,24 @@
 //! The promise: live traffic that fails puts a backend out for a while, each time longer, and never
 //! more of them than allowed.
 
-use anyhow::Result;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
 use pointsman_tests::{
     Backend, Balancer, Client, Edit, NOBODY, PATIENCE, Reply, ScriptedBackend, app, eventually,
 };
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 const EJECTION: &str = "[upstream.ejection]\nfailures = 3\nwindow_secs = 10\neject_secs = 3\nmax_ejected_percent = 50\n\n[[route]]";
 
-fn ejecting(backends: &[std::net::SocketAddr]) -> String {
+fn ejecting(backends: &[SocketAddr]) -> String {
     app("round_robin", backends).replace_once("[[route]]", EJECTION)
 }
 
-async fn ejections(balancer: &Balancer, backend: std::net::SocketAddr) -> Result<f64> {
+async fn ejections(balancer: &Balancer, backend: SocketAddr) -> Result<f64> {
     let address = backend.to_string();
     let metrics = balancer.metrics().await?;
     Ok(metrics.sum(
@@ -92,5 +98,110 @@ async fn no_more_than_half_are_put_out() -> Result<()> {
     }
     let n = ejections(&balancer, dead[0]).await? + ejections(&balancer, dead[1]).await?;
     assert_eq!(n, 1.0, "half of three is one");
+    Ok(())
+}
+
+/// Takes no connection and refuses none: packets to it are dropped, because nobody accepts and its queue is full.
+struct BlackHole {
+    listener: TcpListener,
+    address: SocketAddr,
+    _queued: Vec<TcpStream>,
+}
+
+impl BlackHole {
+    async fn open() -> Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind("127.0.0.1:0".parse()?)?;
+        let listener = socket.listen(1)?;
+        let address = listener.local_addr()?;
+        let mut queued = Vec::new();
+        while let Ok(connected) =
+            timeout(Duration::from_millis(300), TcpStream::connect(address)).await
+        {
+            queued.push(connected?);
+            ensure!(queued.len() < 100, "its queue has no end");
+        }
+        Ok(Self {
+            listener,
+            address,
+            _queued: queued,
+        })
+    }
+
+    /// From now on it takes connections, and says nothing.
+    async fn accept_all(self) {
+        let mut held = Vec::new();
+        while let Ok(accepted) = self.listener.accept().await {
+            held.push(accepted);
+        }
+    }
+}
+
+async fn failures(balancer: &Balancer, backend: SocketAddr) -> Result<f64> {
+    let address = backend.to_string();
+    let metrics = balancer.metrics().await?;
+    Ok(metrics.sum("pointsman_backend_failures_total", &[("backend", &address)]))
+}
+
+#[tokio::test]
+async fn a_backend_that_drops_packets_is_out_until_it_can_be_connected_to() -> Result<()> {
+    let hole = BlackHole::open().await?;
+    let good = Backend::start().await?;
+    let toml = app("round_robin", &[hole.address, good.address()])
+        .replace_once("[[route]]", "connect_timeout_ms = 400\n\n[[route]]");
+    let balancer = Balancer::start(&toml).await?;
+    for _ in 0..40 {
+        let mut client = Client::connect(&balancer.url("/websocket")).await?;
+        client.echo_text("not lost").await?;
+    }
+    let n = failures(&balancer, hole.address).await?;
+    assert_eq!(n, 1.0, "one handshake has waited for it, and no other");
+    let reason = balancer.backend_state(hole.address, "ejected").await?;
+    ensure!(reason.starts_with("no connection after 400ms"), "{reason}");
+    let address = hole.address;
+    let mut accepting = JoinSet::new();
+    accepting.spawn(hole.accept_all());
+    balancer.backend_state(address, "up").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_last_backend_is_never_out() -> Result<()> {
+    let dead = ["127.0.0.1:1", "127.0.0.1:2"].map(|a| a.parse().expect("an address"));
+    let balancer = Balancer::start(&app("round_robin", &dead)).await?;
+    for _ in 0..10 {
+        let refused = Client::connect(&balancer.url("/websocket")).await;
+        ensure!(refused.is_err(), "nobody is there");
+    }
+    let ejected = balancer
+        .metrics()
+        .await?
+        .sum("pointsman_backend_ejected", &[]);
+    assert_eq!(ejected, 1.0);
+    // Both are tried each time: one that could not be reached is better than none.
+    for backend in dead {
+        assert_eq!(failures(&balancer, backend).await?, 10.0, "{backend}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_that_was_out_serves_when_all_others_fail() -> Result<()> {
+    let mut backends = Backend::start_many(2).await?;
+    let second = backends.pop().context("two")?;
+    let first = backends.pop().context("two")?;
+    let gone = first.address();
+    drop(first);
+    let balancer = Balancer::start(&app("round_robin", &[gone, second.address()])).await?;
+    for _ in 0..4 {
+        Client::connect(&balancer.url("/websocket")).await?;
+    }
+    balancer.backend_state(gone, "ejected").await?;
+    let _back = Backend::start_at(gone).await?;
+    drop(second);
+    for _ in 0..4 {
+        let mut client = Client::connect(&balancer.url("/websocket")).await?;
+        client.echo_text("it is back").await?;
+    }
     Ok(())
 }

@@ -100,6 +100,7 @@ const FENCES: &[Fence] = &[
             "program/",
             "protocol/",
             "traffic/body/",
+            "traffic/client_http.rs",
             "traffic/environment.rs",
             "traffic/overload/",
             "traffic/proxy.rs",

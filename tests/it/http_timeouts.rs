@@ -21,7 +21,7 @@ workers = 1
 [[upstream]]
 name = "app"
 backends = ["{backend}"]
-response_timeout_ms = 500
+head_timeout_ms = 500
 retries = 0
 
 [[route]]
@@ -223,6 +223,79 @@ async fn a_slow_upload_has_its_time() -> Result<()> {
         sleep(Duration::from_millis(200)).await;
         wire.send([b'x'; 10]).await?;
     }
+    assert_eq!(wire.answer().await?.status, 200);
+    assert_eq!(backend_failures(&balancer).await?, 0.0);
+    Ok(())
+}
+
+/// Half of an upload.
+const HALF: &str = "POST /half HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nhalf";
+
+#[tokio::test]
+async fn half_sent_and_abandoned_requests_eject_nobody() -> Result<()> {
+    // Backends lose patience in different ways: some hang up, some answer.
+    let too_late = "HTTP/1.1 503 Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    for half in [
+        Reply::HangUp,
+        Reply::SayAndHangUp(too_late.to_owned()),
+        Reply::Nothing,
+    ] {
+        let reply = half.clone();
+        let backend = ScriptedBackend::start(move |head| match head.contains("/half") {
+            true => reply.clone(),
+            false => Reply::Say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_owned()),
+        })
+        .await?;
+        let other = ScriptedBackend::start(|_| Reply::HangUp).await?;
+        let toml = plain(&backend.address())
+            .replace_once(
+                "\"]\n",
+                &format!("\", \"{}\"]\npolicy = \"first\"\n", other.address()),
+            )
+            .replace_once(
+                "[[route]]",
+                "[upstream.ejection]\nfailures = 1\n\n[[route]]",
+            );
+        let balancer = Balancer::start(&toml).await?;
+        let mut wires = Vec::new();
+        for _ in 0..10 {
+            let mut wire = Wire::connect(balancer.address()).await?;
+            wire.send(HALF).await?;
+            wires.push(wire);
+        }
+        for (i, mut wire) in wires.into_iter().enumerate() {
+            // Every second client leaves.
+            if i % 2 == 0 {
+                let status = wire.answer().await?.status;
+                ensure!(matches!(status, 408 | 502 | 503), "{half:?}: {status}");
+            }
+        }
+        balancer.backend_state(backend.address(), "up").await?;
+        assert_eq!(backend_failures(&balancer).await?, 0.0, "{half:?}");
+        assert_eq!(balancer.get("/").await?.status, 200);
+        assert_eq!(other.heads().len(), 0, "the first is still the first");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_backend_that_takes_an_upload_slowly_has_its_time() -> Result<()> {
+    const SIZE: usize = 16 * MIB;
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let backend = ScriptedBackend::start_narrow(|_| Reply::SayWhenReadSlowly {
+        n: SIZE,
+        at_a_time: MIB / 4,
+        pause: Duration::from_millis(60),
+        then: answer.to_owned(),
+    })
+    .await?;
+    let balancer = Balancer::start(&plain(&backend.address())).await?;
+    let mut wire = Wire::connect(balancer.address()).await?;
+    wire.send(format!(
+        "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {SIZE}\r\n\r\n"
+    ))
+    .await?;
+    wire.send(vec![b'x'; SIZE]).await?;
     assert_eq!(wire.answer().await?.status, 200);
     assert_eq!(backend_failures(&balancer).await?, 0.0);
     Ok(())

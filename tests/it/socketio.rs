@@ -4,11 +4,15 @@
 use std::collections::BTreeMap;
 use std::process::Stdio;
 
-use anyhow::{Context, Result};
-use pointsman_tests::{Balancer, NodeServers, example, in_time, node, script};
+use anyhow::{Context, Result, ensure};
+use pointsman_tests::{Balancer, Edit, NodeServers, example, in_time, node, script};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 async fn behind(servers: &NodeServers) -> Result<Balancer> {
+    Balancer::start(&site(servers)?).await
+}
+
+fn site(servers: &NodeServers) -> Result<String> {
     let addresses = servers.addresses();
     let ports = ["3001", "3002", "3003"];
     let mut replaced = vec![("127.0.0.1:8080", "127.0.0.1:0".to_owned())];
@@ -20,7 +24,7 @@ async fn behind(servers: &NodeServers) -> Result<Balancer> {
         replaced.push((name, address.to_string()));
     }
     let toml = example("socketio", &replaced)?;
-    Balancer::start(&format!("drain_timeout_secs = 2\n{toml}")).await
+    Ok(format!("drain_timeout_secs = 2\n{toml}"))
 }
 
 #[tokio::test]
@@ -53,6 +57,45 @@ async fn without_stickiness_the_same_clients_fail() -> Result<()> {
     let ended = node("socketio", "client.js", &[&url, "3"]).await?;
     assert_ne!(ended.code, Some(0), "{ended:?}");
     Ok(())
+}
+
+/// For so long, with one server and with three.
+async fn poll_for(seconds: u32, ping_ms: u32) -> Result<()> {
+    for n in [1, 3] {
+        let servers = NodeServers::start_with("socketio", n, &[&ping_ms.to_string()]).await?;
+        let addresses: Vec<_> = servers.addresses();
+        let all = ["3001", "3002", "3003"].map(|port| format!("\"127.0.0.1:{port}\""));
+        let listed: Vec<_> = addresses.iter().map(|at| format!("\"{at}\"")).collect();
+        let toml = example("socketio", &[("127.0.0.1:8080", "127.0.0.1:0".to_owned())])?
+            .replace_once(&all.join(", "), &listed.join(", "))
+            .replace_once("policy =", "response_timeout_ms = 500\npolicy =");
+        let balancer = Balancer::start(&toml).await?;
+        let url = format!("http://{}", balancer.address());
+        let seconds = seconds.to_string();
+        let args = [&url, "6", "--polling", &seconds];
+        let mut client = script("socketio", "client.js", &args);
+        let ended = client.output().await?;
+        let said = String::from_utf8_lossy(&ended.stdout);
+        ensure!(ended.status.success(), "{n} servers: {ended:?}");
+        let ok = said.lines().filter(|line| line.contains(" polling for "));
+        assert_eq!(ok.count(), 6, "{n} servers: {said}");
+        for line in balancer.access_log()? {
+            assert_eq!(line["status"], 200, "{line}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn clients_that_only_poll_stay_connected_at_one_server() -> Result<()> {
+    // Longer than an upgrade may take.
+    poll_for(4, 1500).await
+}
+
+#[tokio::test]
+#[ignore = "takes two minutes: cargo test --package pointsman-tests --test it -- --ignored a_minute_of_polling"]
+async fn a_minute_of_polling() -> Result<()> {
+    poll_for(60, 25_000).await
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use pointsman_contract::outbox::{QueueSettings, SlowConsumer};
 use super::entry::Spot;
 use super::names::{self, NETWORK, SOCKET_ADDRESS};
 use super::nearest::nearest;
-use super::reader::{self, BYTES, MAX_TIMEOUT_MS, MILLISECONDS, Section, Taken};
+use super::reader::{self, BYTES, MAX_SILENCE_MS, MAX_TIMEOUT_MS, MILLISECONDS, Section, Taken};
 use super::{
     AccessLogTarget, Admin, Config, ErrorLogSettings, HostPattern, HttpLimitsConfig, Isolation,
     Listener, LogFormat, OnBackendLoss, OnFailure, OriginPattern, Overload, PathPattern,
@@ -50,8 +50,6 @@ const MAX_QUEUE_BYTES: usize = 1 << 30;
 
 const MAX_WORKERS: usize = 256;
 const MAX_CONNECTIONS: usize = 10_000_000;
-/// Longest silence in the middle of something: a day.
-const MAX_SILENCE_MS: u64 = 86_400_000;
 /// The least is what a request without a body needs, many times over; the most takes some 130 MB.
 const HTTP_RESOURCES: RangeInclusive<usize> = 256..=1_000_000;
 const MAX_DRAIN_SECS: u64 = 86_400;
@@ -226,6 +224,7 @@ pub(super) fn listener_at(s: &mut Section<'_, '_>, bind: Option<SocketAddr>) -> 
         max_connections_per_client: Some(per_client).filter(|max| *max > 0),
         max_handshakes: s.number("max_handshakes", connections, 1..=MAX_CONNECTIONS, 10_000),
         handshake_timeout: s.millis("handshake_timeout_ms", 1..=MAX_TIMEOUT_MS, 5000),
+        keep_alive_timeout: s.millis("keep_alive_timeout_ms", 1..=MAX_SILENCE_MS, 75_000),
         max_request_header_bytes: s.number(
             "max_request_header_bytes",
             BYTES,
@@ -385,6 +384,9 @@ pub(super) fn route_to(
         ping_interval: Some(ping_interval).filter(|interval| !interval.is_zero()),
         message_timeout: s.millis("message_timeout_ms", 1..=MAX_SILENCE_MS, 30_000),
         send_timeout: s.millis("send_timeout_ms", 1..=MAX_SILENCE_MS, 60_000),
+        head_timeout: s
+            .number_if_written("head_timeout_ms", MILLISECONDS, 1..=MAX_SILENCE_MS)
+            .map(Duration::from_millis),
         read_timeout: s.millis("read_timeout_ms", 1..=MAX_SILENCE_MS, 60_000),
         body_timeout: s.millis("body_timeout_ms", 1..=MAX_SILENCE_MS, 60_000),
         max_message_bytes: s.number_if_written("max_message_bytes", BYTES, 1..=MAX_MESSAGE_BYTES),
@@ -497,6 +499,7 @@ max_connections_per_client = 200
 max_handshakes = 5000
 proxy_protocol = "off"
 handshake_timeout_ms = 5000
+keep_alive_timeout_ms = 10000
 max_request_header_bytes = 16384
 
 [plugins]
@@ -525,6 +528,8 @@ policy_config = { of = ["a", 2.5, true] }
 backends = ["127.0.0.1:3001", { address = "App:3002", weight = 2, max_sessions = 5000, backup = true, labels = { zone = "a" } }]
 connect_timeout_ms = 1000
 response_timeout_ms = 5000
+head_timeout_ms = 90000
+retry_on_timeout = true
 retries = 2
 slow_start_secs = 30
 retry_budget_percent = 20
@@ -542,6 +547,7 @@ headers = { Authorization = "Bearer of-probes" }
 expect = "101, 401-403"
 [upstream.ejection]
 failures = 3
+eject_on_timeout = true
 
 [[route]]
 host = "*.Example.org"
@@ -556,6 +562,7 @@ idle_timeout_secs = 3600
 ping_interval_secs = 20
 message_timeout_ms = 10000
 send_timeout_ms = 86400000
+head_timeout_ms = 86400000
 read_timeout_ms = 20000
 body_timeout_ms = 40000
 max_message_bytes = 1048576
@@ -660,6 +667,7 @@ handler = 'echo'
                 max_connections_per_client: Some(200),
                 max_handshakes: 5000,
                 handshake_timeout: Duration::from_secs(5),
+                keep_alive_timeout: Duration::from_secs(10),
                 max_request_header_bytes: 16_384,
             }],
             plugins: Plugins {
@@ -709,6 +717,8 @@ handler = 'echo'
                 ],
                 connect_timeout: Duration::from_secs(1),
                 response_timeout: Duration::from_secs(5),
+                head_timeout: Duration::from_secs(90),
+                retry_on_timeout: true,
                 retries: 2,
                 backends_file: Some(PathBuf::from("/etc/pointsman/backends.toml")),
                 dns: Some(Dns {
@@ -746,6 +756,7 @@ handler = 'echo'
                     window: Duration::from_secs(10),
                     eject: Duration::from_secs(10),
                     max_ejected_percent: 50,
+                    eject_on_timeout: true,
                 }),
             }],
             routes: vec![
@@ -762,6 +773,7 @@ handler = 'echo'
                     ping_interval: Some(Duration::from_secs(20)),
                     message_timeout: Duration::from_secs(10),
                     send_timeout: Duration::from_secs(86_400),
+                    head_timeout: Some(Duration::from_secs(86_400)),
                     read_timeout: Duration::from_secs(20),
                     body_timeout: Duration::from_secs(40),
                     max_message_bytes: Some(1 << 20),
@@ -781,6 +793,7 @@ handler = 'echo'
                     ping_interval: None,
                     message_timeout: Duration::from_secs(30),
                     send_timeout: Duration::from_secs(60),
+                    head_timeout: None,
                     read_timeout: Duration::from_secs(60),
                     body_timeout: Duration::from_secs(60),
                     max_message_bytes: None,
@@ -800,6 +813,7 @@ handler = 'echo'
                     ping_interval: None,
                     message_timeout: Duration::from_secs(30),
                     send_timeout: Duration::from_secs(60),
+                    head_timeout: None,
                     read_timeout: Duration::from_secs(60),
                     body_timeout: Duration::from_secs(60),
                     max_message_bytes: None,

@@ -123,8 +123,11 @@ pub struct Listener {
     pub max_connections_per_client: Option<usize>,
     /// Connections whose first request has not come whole, over all workers. Default 10,000.
     pub max_handshakes: usize,
-    /// From the accepted connection to the end of the request's head. Default 5 s.
+    /// From the accepted connection to the end of the first request's head, and from the first byte of a later
+    /// head to its end. Default 5 s.
     pub handshake_timeout: Duration,
+    /// How long a connection may be idle between two requests. Default 75 s.
+    pub keep_alive_timeout: Duration,
     /// Default 16,384; 8,192 to 1,048,576 (the HTTP library reads no smaller).
     pub max_request_header_bytes: usize,
 }
@@ -249,6 +252,9 @@ pub struct Route {
     /// How long a client may take nothing of what it is sent: of plain answers, and where messages are held.
     /// `send_timeout_ms`, default 60 s.
     pub send_timeout: Duration,
+    /// From the end of a plain request to the head of its backend's answer; none: as the upstream says.
+    /// `head_timeout_ms`, default none.
+    pub head_timeout: Option<Duration>,
     /// How long a backend may be silent in the middle of a plain answer. `read_timeout_ms`, default 60 s.
     pub read_timeout: Duration,
     /// How long a client may be silent in the middle of a request's body. `body_timeout_ms`, default 60 s.

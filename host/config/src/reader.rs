@@ -22,6 +22,8 @@ pub(super) const BYTES: &str = "a number of bytes";
 
 /// Longest wait before a client has its answer: ten minutes.
 pub(super) const MAX_TIMEOUT_MS: u64 = 600_000;
+/// Longest silence in the middle of something: a day.
+pub(super) const MAX_SILENCE_MS: u64 = 86_400_000;
 
 /// What `toml_edit` says of a key that is written twice.
 const DUPLICATE_KEY: &str = "duplicate key";

@@ -16,7 +16,7 @@ use super::entry::{Entry, Spot};
 use super::names::{
     self, BACKEND_ADDRESS, DNS_NAME, FREE_FIELD, HOST_FIELD, SERVER_NAME, SOCKET_ADDRESS,
 };
-use super::reader::{self, MAX_TIMEOUT_MS, Section, Taken, one_of};
+use super::reader::{self, MAX_SILENCE_MS, MAX_TIMEOUT_MS, Section, Taken, one_of};
 use super::{Problem, UpstreamName, nearest};
 
 const PERCENT: &str = "a percentage";
@@ -49,8 +49,12 @@ pub struct Upstream {
     pub tls: Option<BackendTls>,
     /// Default 1 s.
     pub connect_timeout: Duration,
-    /// From the request to the head of the answer. Default 5 s.
+    /// From an upgrade's request to the head of its answer. Default 5 s.
     pub response_timeout: Duration,
+    /// From the end of a plain request to the head of its answer, where its route does not say. Default 60 s.
+    pub head_timeout: Duration,
+    /// Whether a plain request whose answer did not come in time goes to another backend. Default false.
+    pub retry_on_timeout: bool,
     /// Other backends tried before the client is answered. Default 2; 0 to 100.
     pub retries: u32,
     /// Retries over requests, in percent, above which nothing is tried again. Default 100.
@@ -64,7 +68,7 @@ pub struct Upstream {
     pub panic_threshold_percent: u32,
     /// `[upstream.health]`; none: backends are not probed.
     pub health: Option<Health>,
-    /// `[upstream.ejection]`; none: live traffic takes no backend out.
+    /// `[upstream.ejection]`; none: live traffic takes out only backends that cannot be connected to.
     pub ejection: Option<Ejection>,
 }
 
@@ -148,6 +152,8 @@ pub struct Ejection {
     pub eject: Duration,
     /// Share of the backends that may be out at a time. Default 50.
     pub max_ejected_percent: u32,
+    /// Whether an answer that did not come in time is a failure. Default false.
+    pub eject_on_timeout: bool,
 }
 
 /// `dns`: addresses that a name resolves to.
@@ -223,6 +229,8 @@ pub(super) fn upstream_of(
         tls: found.tls,
         connect_timeout: s.millis("connect_timeout_ms", 1..=MAX_TIMEOUT_MS, 1000),
         response_timeout: s.millis("response_timeout_ms", 1..=MAX_TIMEOUT_MS, 5000),
+        head_timeout: s.millis("head_timeout_ms", 1..=MAX_SILENCE_MS, 60_000),
+        retry_on_timeout: s.flag("retry_on_timeout"),
         retries: s.number("retries", "a number of backends", 0..=100, 2),
         retry_budget_percent: s.number("retry_budget_percent", PERCENT, 0..=1000, 100),
         queue: QueueConfig {
@@ -338,6 +346,7 @@ fn ejection(s: &mut Section<'_, '_>) -> Option<Ejection> {
         window: s.secs("window_secs", 1..=MAX_WINDOW_SECS, 10),
         eject: s.secs("eject_secs", 1..=MAX_WINDOW_SECS, 10),
         max_ejected_percent: s.number("max_ejected_percent", PERCENT, 0..=100, 50),
+        eject_on_timeout: s.flag("eject_on_timeout"),
     })
 }
 

@@ -50,6 +50,11 @@ impl Drainer {
 }
 
 impl Drain {
+    /// Whether the signal has been given.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.0.borrow().is_some()
+    }
+
     /// Waits for the signal.
     ///
     /// # Cancel safety

@@ -49,6 +49,7 @@ name = "app"
 policy = "round_robin"
 backends = ["{first}"]
 response_timeout_ms = {millis}
+head_timeout_ms = {millis}
 [upstream.ejection]
 max_ejected_percent = 0
 
@@ -57,6 +58,7 @@ name = "two"
 policy = "round_robin"
 backends = ["{first}", "{second}"]
 response_timeout_ms = {millis}
+head_timeout_ms = {millis}
 [upstream.ejection]
 max_ejected_percent = 0
 

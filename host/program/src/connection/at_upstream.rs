@@ -19,16 +19,19 @@ use pointsman_metrics::labels::UpgradeResult;
 use pointsman_protocol::forwarding;
 use pointsman_protocol::handshake::Upgrade;
 use pointsman_traffic::body::{self, Body};
-use pointsman_traffic::proxy::ProxyError;
+use pointsman_traffic::proxy::{ProxyError, Sending};
 use pointsman_traffic::relay::Relay;
 use pointsman_traffic::routing::chooser::Plan;
 use pointsman_traffic::session;
 use pointsman_traffic::session::relayed::Relayed;
 use pointsman_traffic::upstream::dial::{self, Deadlines, DialError, UpgradeAnswer};
-use pointsman_traffic::upstream::pool::{Active, Backend, PendingDial, Pool};
+use pointsman_traffic::upstream::fitness::ConnectTrial;
+use pointsman_traffic::upstream::pool::{
+    Active, Backend, BackendFailure, Ejected, PendingDial, Pool,
+};
 use pointsman_traffic::upstream::tls::BackendStream;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::filters::{self, FilteredUpgrade, Filters};
 use super::record::{Record, SessionTarget};
@@ -79,7 +82,7 @@ pub(super) async fn upgrade(
             pool.way_to(backend),
             to_backend.clone(),
             &asked,
-            deadlines(&pool),
+            upgrade_deadlines(&pool),
         )
         .await;
         match answer {
@@ -92,8 +95,9 @@ pub(super) async fn upgrade(
                     .as_mut()
                     .map_or(Ok(()), |filters| filters.agreed(&answer.headers));
                 if let Err(reason) = agreed {
+                    let failure = BackendFailure::BadAnswer;
                     let error = DialError::BadHandshake(reason);
-                    failures.note(exchange, &pool, backend, error);
+                    failures.note(exchange, &pool, backend, failure, error);
                     continue;
                 }
                 let active = pending.answered(true);
@@ -119,7 +123,8 @@ pub(super) async fn upgrade(
             Ok(UpgradeAnswer::Refused(mut response)) => {
                 let status = response.status();
                 if status.is_server_error() {
-                    failed(&pool, backend, &format!("it answered {status}"));
+                    let reason = format!("it answered {status}");
+                    pool.failed(backend, BackendFailure::BadAnswer, &reason);
                 }
                 drop(pending.answered(!status.is_server_error()));
                 let headers = response.headers_mut();
@@ -130,7 +135,14 @@ pub(super) async fn upgrade(
                     ..Answered::plain(response, Some(backend.address()))
                 });
             }
-            Err(error) => failures.note(exchange, &pool, backend, error),
+            Err(error) => {
+                let failure = failure(&error, BackendFailure::LateUpgrade);
+                failures.note(exchange, &pool, backend, failure, error);
+                // A slow backend still has what this client belongs to.
+                if choice.is_by_key && failure == BackendFailure::LateUpgrade {
+                    break;
+                }
+            }
         }
     }
     Err(failures.into_refused())
@@ -147,6 +159,7 @@ pub(super) async fn request(
     exchange.forward_head(&mut to_backend);
     filters::admit_plain(exchange, route, &head, &mut to_backend.headers)?;
     let mut choice = place(exchange, upstream, &head).await?;
+    choice.stay_bound(exchange);
     let pool = Arc::clone(&choice.pool);
     choice.strip_lookalikes(exchange, &mut to_backend.headers);
     let body = exchange.take_body(route);
@@ -156,24 +169,33 @@ pub(super) async fn request(
     let to_backend = passing.relay(to_backend);
     let again = may_send_again(&to_backend, &body).then(|| to_backend.clone());
     let mut request = Request::from_parts(to_backend, body);
+    let sending = Sending {
+        again: again.as_ref(),
+        deadlines: Deadlines {
+            connect: pool.config.connect_timeout,
+            response: route.head_timeout.unwrap_or(pool.config.head_timeout),
+        },
+        passing,
+        bound: &exchange.bound,
+    };
     let mut failures = DialFailures::default();
-    while let Some(pending) = choice.next(&mut failures)? {
+    while let Some(mut pending) = choice.next(&mut failures)? {
         let backend = &Arc::clone(pending.backend());
         match exchange
             .worker
             .connections
-            .send(pool.way_to(backend), request, deadlines(&pool), passing)
+            .send(pool.way_to(backend), request, sending)
             .await
         {
             Ok(response) => {
-                let is_gateway_error = matches!(response.status().as_u16(), 502..=504);
+                let is_owing = passing.is_client_owing();
+                // Of half a request a backend may make what it likes.
+                let is_gateway_error = matches!(response.status().as_u16(), 502..=504) && !is_owing;
                 if is_gateway_error {
-                    failed(
-                        &pool,
-                        backend,
-                        &format!("it answered {}", response.status()),
-                    );
+                    let reason = format!("it answered {}", response.status());
+                    pool.failed(backend, BackendFailure::BadAnswer, &reason);
                 }
+                pending.held_up_until((!is_owing).then(|| passing.client_held_up_until()));
                 let active = pending.answered(!is_gateway_error);
                 let hold = |answer| body::holding(body::incoming(answer), active);
                 let mut response = response.map(hold);
@@ -183,18 +205,36 @@ pub(super) async fn request(
                 return Ok(Answered::plain(response, Some(backend.address())));
             }
             Err(ProxyError::NotSent(error, unsent)) => {
-                failures.note(exchange, &pool, backend, error);
+                let failure = failure(&error, BackendFailure::LateAnswer);
+                failures.note(exchange, &pool, backend, failure, error);
                 request = *unsent;
             }
             // Counted against the backend, it would let any client have a good one ejected.
             Err(ProxyError::Lost(DialError::Exchange(error))) if error.is_user() => {
                 return Err(bad_body(passing).into());
             }
+            // Nor when it gave up on a client that did not go on, or had closed a kept connection.
+            Err(ProxyError::Lost(error)) if passing.is_client_owing() => {
+                failures.note_innocent(error);
+                break;
+            }
+            Err(ProxyError::Stale(error)) => {
+                failures.note_innocent(error);
+                break;
+            }
             Err(ProxyError::Lost(error)) => {
-                failures.note(exchange, &pool, backend, error);
+                let failure = failure(&error, BackendFailure::LateAnswer);
+                failures.note(exchange, &pool, backend, failure, error);
+                let may_repeat = match failure {
+                    // No proof that nothing happened.
+                    BackendFailure::LateAnswer => pool.config.retry_on_timeout,
+                    _ => true,
+                };
                 match &again {
-                    Some(head) => request = Request::from_parts(head.clone(), body::empty()),
-                    None => break,
+                    Some(head) if may_repeat && !choice.is_by_key => {
+                        request = Request::from_parts(head.clone(), body::empty());
+                    }
+                    _ => break,
                 }
             }
         }
@@ -253,7 +293,20 @@ impl RelayedUpgrade {
     }
 }
 
-fn deadlines(pool: &Pool) -> Deadlines {
+/// What it means for a backend that this came of a dial. `late`: an answer that did not come in time.
+fn failure(error: &DialError, late: BackendFailure) -> BackendFailure {
+    match error {
+        DialError::Connect(_) | DialError::ConnectTimeout(_) | DialError::Tls(_) => {
+            BackendFailure::Unreachable
+        }
+        DialError::ResponseTimeout(_) => late,
+        DialError::Resolve(_) | DialError::Exchange(_) | DialError::BadHandshake(_) => {
+            BackendFailure::BadAnswer
+        }
+    }
+}
+
+fn upgrade_deadlines(pool: &Pool) -> Deadlines {
     Deadlines {
         connect: pool.config.connect_timeout,
         response: pool.config.response_timeout,
@@ -265,6 +318,8 @@ struct Choice {
     /// Its place is taken already.
     first: Option<PendingDial>,
     others: std::vec::IntoIter<Arc<Backend>>,
+    /// The first is where the request belongs: what it may have seen, no other gets.
+    is_by_key: bool,
     policy: Arc<PolicyLabel>,
     pool: Arc<Pool>,
 }
@@ -275,6 +330,23 @@ impl Choice {
         let guests = &exchange.worker.guests;
         for name in guests.shown_headers(&self.policy, &self.pool) {
             forwarding::strip_lookalikes_of(headers, &name);
+        }
+    }
+
+    /// Leads to the backend that has authenticated this client's connection, if there is one.
+    fn stay_bound(&mut self, exchange: &Exchange) {
+        if exchange.bound.is_empty() {
+            return;
+        }
+        let pool = &self.pool;
+        let is_bound = |backend: &&Arc<Backend>| {
+            !backend.config.is_draining && exchange.bound.has(pool.way_to(backend))
+        };
+        let bound = self.pool.backends.iter().find(is_bound);
+        if let Some(dial) = bound.and_then(Backend::dialling) {
+            self.first = Some(dial);
+            self.others = Vec::new().into_iter();
+            self.is_by_key = true;
         }
     }
 
@@ -349,13 +421,14 @@ fn choose(
     let guests = &exchange.worker.guests;
     let (plan, policy) = guests.choose(&site, &pool, &exchange.facts(head));
     match plan {
-        Plan::Dial(order) => {
+        Plan::Dial { order, is_by_key } => {
             let mut others = order.into_iter();
             // Another worker may have taken the last place since.
             let first = others.next().and_then(|backend| backend.dialling());
             Ok(first.map(|first| Choice {
                 first: Some(first),
                 others,
+                is_by_key,
                 policy,
                 pool,
             }))
@@ -391,17 +464,28 @@ fn full() -> Box<Refused> {
     refused
 }
 
-/// Counts a failure of a backend, and says if that put it out.
-fn failed(pool: &Pool, backend: &Backend, reason: &str) {
-    if let Some(out_for) = pool.failed(backend, reason) {
-        let upstream = pool.config.name.as_str();
-        tracing::warn!(
-            upstream,
-            backend = backend.address(),
-            reason,
-            ?out_for,
-            "backend ejected"
-        );
+/// Connects to a backend that is out because that failed, until it works, or the backend is no more. So no client
+/// waits for it.
+async fn find_again(
+    worker: Rc<WorkerContext>,
+    upstream: UpstreamName,
+    backend: Arc<Backend>,
+    mut trial: ConnectTrial,
+) {
+    loop {
+        sleep(trial.delay()).await;
+        let pool = worker.site().pools.get(&upstream).cloned();
+        let pool = pool.filter(|pool| pool.has(&backend));
+        let Some(pool) = pool.filter(|_| backend.fitness().is_due(&trial)) else {
+            return;
+        };
+        match dial::connect(pool.way_to(&backend), pool.config.connect_timeout).await {
+            Ok(_) => return backend.reached(),
+            Err(error) => {
+                let now = Instant::now();
+                (backend.fitness()).still_unreachable(error.to_string(), &trial, now);
+            }
+        }
     }
 }
 
@@ -448,7 +532,14 @@ struct DialFailures {
 }
 
 impl DialFailures {
-    fn note(&mut self, exchange: &Exchange, pool: &Pool, backend: &Backend, error: DialError) {
+    fn note(
+        &mut self,
+        exchange: &Exchange,
+        pool: &Pool,
+        backend: &Arc<Backend>,
+        failure: BackendFailure,
+        error: DialError,
+    ) {
         let reason = error.to_string();
         tracing::debug!(
             backend = backend.address(),
@@ -458,8 +549,25 @@ impl DialFailures {
         );
         match error.is_ours() {
             true => pool.not_dialled(backend, &reason),
-            false => failed(pool, backend, &reason),
+            false => {
+                let out = pool.failed(backend, failure, &reason);
+                if let Some(Ejected::UntilReached(trial)) = out {
+                    let worker = Rc::clone(&exchange.worker);
+                    let upstream = pool.config.name.clone();
+                    tokio::task::spawn_local(find_again(
+                        worker,
+                        upstream,
+                        Arc::clone(backend),
+                        trial,
+                    ));
+                }
+            }
         }
+        self.note_innocent(error);
+    }
+
+    /// One that is not the backend's doing.
+    fn note_innocent(&mut self, error: DialError) {
         self.last = Some(error);
         self.n_tried += 1;
     }

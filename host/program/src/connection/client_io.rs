@@ -20,6 +20,7 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes};
 use pointsman_contract::session::Ender;
 use pointsman_traffic::body::passing::Passing;
+use pointsman_traffic::client_http::HeadClock;
 use pointsman_traffic::relay::stream::set_send_timeout;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
@@ -72,6 +73,7 @@ pub(super) struct ClientIo {
     /// None once it was taken out.
     stream: Option<TcpStream>,
     answering: Rc<Answering>,
+    clock: Arc<HeadClock>,
     /// The timeout that the kernel has been given.
     set: Option<Duration>,
     /// The last write found no room, so that something waits to be sent.
@@ -169,10 +171,11 @@ impl Answering {
 }
 
 impl ClientIo {
-    pub(super) fn new(stream: TcpStream, answering: Rc<Answering>) -> Self {
+    pub(super) fn new(stream: TcpStream, answering: Rc<Answering>, clock: Arc<HeadClock>) -> Self {
         Self {
             stream: Some(stream),
             answering,
+            clock,
             set: None,
             is_blocked: false,
             interim: Bytes::new(),
@@ -366,7 +369,11 @@ impl AsyncRead for ClientIo {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(self.stream()?.poll_read(cx, buffer))?;
-        self.client_end = match buffer.filled().len() > before {
+        let has_come = buffer.filled().len() > before;
+        if has_come {
+            self.clock.read();
+        }
+        self.client_end = match has_come {
             true => ClientEnd::Open,
             false => ClientEnd::HalfClosed {
                 is_silent: false,

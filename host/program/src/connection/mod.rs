@@ -41,11 +41,13 @@ use pointsman_protocol::forwarding;
 use pointsman_protocol::handshake::{self, HandshakeError};
 use pointsman_traffic::body::passing::{Passing, RequestBody};
 use pointsman_traffic::body::{self, Body};
+use pointsman_traffic::client_http::{self, HeadClock};
 use pointsman_traffic::overload::handshakes::Waiting;
+use pointsman_traffic::proxy::BoundConnections;
 use pointsman_traffic::routing::chooser::RequestFacts;
 use pointsman_traffic::routing::paths;
+use pointsman_traffic::spelling;
 use pointsman_traffic::upstream::pool::Backend;
-use pointsman_traffic::{client_http, spelling};
 use tokio::net::TcpStream;
 use tokio::task::yield_now;
 use tokio::time::Instant;
@@ -75,19 +77,38 @@ pub(crate) async fn serve(
 ) {
     let next = Rc::<RefCell<Option<Next>>>::default();
     let answering = Rc::new(Answering::new(SEND_TIMEOUT));
+    let bound = Rc::<BoundConnections>::default();
     let waiting = Cell::new(Some(waiting));
     let is_turned_away = count.is_turned_away();
+    let keep_alive_timeout = limits.keep_alive_timeout;
     let service = service_fn(|request| {
         drop(waiting.take());
         let (worker, next) = (Rc::clone(&worker), Rc::clone(&next));
-        let answering = Rc::clone(&answering);
+        let (answering, bound) = (Rc::clone(&answering), Rc::clone(&bound));
         Box::pin(async move {
-            let answer = answer(worker, far_end, request, is_turned_away, &next, &answering).await;
+            let answering = &answering;
+            let kept_for = told_keep_alive(&request, keep_alive_timeout);
+            let context = Rc::clone(&worker);
+            let answer = answer(
+                worker,
+                far_end,
+                request,
+                is_turned_away,
+                &next,
+                answering,
+                bound,
+            );
+            let mut answer = answer.await;
+            let is_ending = is_turned_away || context.drain.has_begun();
+            if let Some(kept_for) = kept_for.filter(|_| !is_ending) {
+                tell_keep_alive(answer.headers_mut(), kept_for);
+            }
             Ok::<_, Infallible>(answer)
         })
     });
-    let io = ClientIo::new(stream, Rc::clone(&answering));
-    let mut connection = client_http::server(&limits)
+    let clock = HeadClock::new(&limits);
+    let io = ClientIo::new(stream, Rc::clone(&answering), Arc::clone(&clock));
+    let mut connection = client_http::server(&limits, &clock)
         .keep_alive(!is_turned_away)
         .serve_connection(TokioIo::new(io), service);
     let cut = Cut(Some(&answering));
@@ -165,6 +186,23 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
+/// What a client that asks for a kept connection is told of how long it is kept (RFC 2068 section 19.7.1.1); none
+/// where it does not ask.
+fn told_keep_alive(request: &Request<Incoming>, timeout: Duration) -> Option<HeaderValue> {
+    let says = |token| handshake::has_token(request.headers(), header::CONNECTION, token);
+    let is_asked = says("keep-alive") && !says("close") && !says("upgrade");
+    (is_asked && timeout.as_secs() > 0)
+        .then(|| HeaderValue::try_from(format!("timeout={}", timeout.as_secs())).ok())?
+}
+
+fn tell_keep_alive(headers: &mut HeaderMap, kept_for: HeaderValue) {
+    if !headers.contains_key(header::CONNECTION) {
+        let keep_alive = HeaderValue::from_static("keep-alive");
+        headers.insert(header::CONNECTION, keep_alive);
+        headers.insert(HeaderName::from_static("keep-alive"), kept_for);
+    }
+}
+
 /// Notes whose doing it is when a connection is dropped before it is served: only the end of a drain does so
 /// while an answer is sent.
 struct Cut<'a>(Option<&'a Answering>);
@@ -229,6 +267,8 @@ struct Exchange {
     passing: Arc<Passing>,
     /// None once somebody reads it.
     body: RefCell<Option<RequestBody>>,
+    /// Of this client's connection.
+    bound: Rc<BoundConnections>,
     /// What a session that comes of it counts as.
     slot: Cell<Option<SessionSlot>>,
 }
@@ -280,6 +320,7 @@ async fn answer(
     is_turned_away: bool,
     next: &RefCell<Option<Next>>,
     answering: &Answering,
+    bound: Rc<BoundConnections>,
 ) -> Response<Body> {
     let (head, body) = request.into_parts();
     let is_upgrade = handshake::has_token(&head.headers, header::UPGRADE, "websocket");
@@ -304,6 +345,7 @@ async fn answer(
         begun,
         passing,
         body: RefCell::new(Some(body)),
+        bound,
         slot: Cell::new(None),
         worker,
         far_end,

@@ -190,6 +190,8 @@ fn upstream_details(before: &Upstream, after: &Upstream) -> Vec<String> {
         tls,
         connect_timeout,
         response_timeout,
+        head_timeout,
+        retry_on_timeout,
         retries,
         retry_budget_percent,
         queue,
@@ -215,6 +217,9 @@ fn upstream_details(before: &Upstream, after: &Upstream) -> Vec<String> {
     changed("connect_timeout_ms", is_same);
     let is_same = *response_timeout == after.response_timeout;
     changed("response_timeout_ms", is_same);
+    changed("head_timeout_ms", *head_timeout == after.head_timeout);
+    let is_same = *retry_on_timeout == after.retry_on_timeout;
+    changed("retry_on_timeout", is_same);
     changed("retries", *retries == after.retries);
     let is_same = *retry_budget_percent == after.retry_budget_percent;
     changed("retry_budget_percent", is_same);

@@ -197,6 +197,10 @@ fn why_down(backend: &Backend) -> String {
             let secs = left.as_secs() + 1;
             format!("backend {address} is ejected ({reason}; back in {secs} s)")
         }
+        Some(Unfit::Unreachable(reason, left)) => {
+            let secs = left.as_secs() + 1;
+            format!("backend {address} is unreachable ({reason}; tried again in {secs} s)")
+        }
         None => {
             let n = backend.failures_in_a_row();
             format!("backend {address} is down ({n} failures in a row)")

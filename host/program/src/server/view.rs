@@ -189,6 +189,10 @@ fn state(backend: &Backend) -> (BackendState, Option<String>) {
             let reason = format!("{reason}; back in {} s", left.as_secs() + 1);
             (BackendState::Ejected, Some(reason))
         }
+        Some(Unfit::Unreachable(reason, left)) => {
+            let reason = format!("{reason}; tried again in {} s", left.as_secs() + 1);
+            (BackendState::Ejected, Some(reason))
+        }
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Passing {
     is_request_whole: AtomicBool,
     /// The request is a backend's to answer, and to ask for its body (100).
     is_relayed: AtomicBool,
+    /// The request's body was given up while the other side waited for more of it.
+    is_half_sent: AtomicBool,
     /// The answer's body has begun and is not at its end.
     is_answering: AtomicBool,
     /// Who was the first to end a body early.
@@ -67,6 +69,7 @@ impl Passing {
             is_request_whole: AtomicBool::new(false),
             is_relayed: AtomicBool::new(false),
             interim: InterimAnswers::default(),
+            is_half_sent: AtomicBool::new(false),
             is_answering: AtomicBool::new(false),
             aborted_by: OnceLock::new(),
         }
@@ -111,6 +114,11 @@ impl Passing {
             passing.client.wake_by_ref();
         });
         request.into_parts().0
+    }
+
+    /// Whether the other side waits for more of the request's body, or did so until it gave up.
+    pub fn is_client_owing(&self) -> bool {
+        self.is_client_awaited.load(Relaxed) || self.is_half_sent.load(Relaxed)
     }
 
     /// Whether the answer's body has begun and is not at its end.
@@ -286,7 +294,8 @@ impl hyper::body::Body for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        self.passing.is_client_awaited.store(false, Relaxed);
+        let was_awaited = self.passing.is_client_awaited.swap(false, Relaxed);
+        self.passing.is_half_sent.store(was_awaited, Relaxed);
     }
 }
 

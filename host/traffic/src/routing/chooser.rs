@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::fallback;
 use crate::environment::Environment;
-use crate::upstream::pool::{Backend, NoBackend, Pool, Tier};
+use crate::upstream::pool::{Backend, NoBackend, Pool, ShownBackends, Tier};
 
 /// After so many failures in a row a policy is given a rest before it is made again.
 const FAILURES_BEFORE_REST: u32 = 3;
@@ -39,6 +39,8 @@ pub struct Chooser<P> {
     candidates: Vec<(Arc<Backend>, u32)>,
     failures_in_a_row: u32,
     rests_until: Option<Instant>,
+    /// Whom the policy is shown: one that has ranked before goes by keys.
+    shown: ShownBackends,
 }
 
 /// What of a request matters to a policy.
@@ -57,8 +59,14 @@ pub struct RequestFacts<'a> {
 /// What to do with a request.
 #[derive(Debug)]
 pub enum Plan {
-    /// Dial these in this order until one accepts. Never empty.
-    Dial(Vec<Arc<Backend>>),
+    /// Dial these in this order until one accepts.
+    Dial {
+        /// Never empty.
+        order: Vec<Arc<Backend>>,
+        /// The first is where the request belongs, by its key or cookie: another may have it only if the first
+        /// cannot have seen it.
+        is_by_key: bool,
+    },
     /// Answer the client so.
     Refuse(Refusal),
     /// Send the client elsewhere.
@@ -87,6 +95,7 @@ impl<P: Policy> Chooser<P> {
             candidates: Vec::new(),
             failures_in_a_row: 0,
             rests_until: None,
+            shown: ShownBackends::Fit,
         }
     }
 
@@ -115,10 +124,11 @@ impl<P: Policy> Chooser<P> {
         let request = choice_request(&self.environment, pool.next_sequence(), facts, &[]);
         let decision = self.ask(&request, make);
         let n = self.candidates.len();
-        self.plan(
-            decision.unwrap_or_else(|| fallback::round_robin(request.sequence, n)),
-            pool,
-        )
+        let decision = decision.unwrap_or_else(|| fallback::round_robin(request.sequence, n));
+        if matches!(decision, Decision::Ranked(_)) {
+            self.shown = ShownBackends::Lasting;
+        }
+        self.plan(decision, pool, request.sequence)
     }
 
     /// A backend has accepted: what the policy adds to the client's answer.
@@ -161,11 +171,11 @@ impl<P: Policy> Chooser<P> {
             .iter()
             .map(|(backend, weight)| (Arc::as_ptr(backend), *weight));
         let is_same = pool
-            .eligible(tier, now)
+            .eligible(tier, self.shown, now)
             .map(|(backend, weight)| (Arc::as_ptr(backend), weight))
             .eq(known);
         if !is_same {
-            let eligible = pool.eligible(tier, now);
+            let eligible = pool.eligible(tier, self.shown, now);
             self.candidates = eligible
                 .map(|(b, weight)| (Arc::clone(b), weight))
                 .collect();
@@ -247,13 +257,13 @@ impl<P: Policy> Chooser<P> {
         result.ok()
     }
 
-    fn plan(&self, decision: Decision, pool: &Pool) -> Plan {
-        let mut order: Vec<_> = match decision {
-            Decision::Prefer(first) => self.others_behind(first as usize, pool),
-            Decision::Ranked(places) => places
-                .iter()
-                .map(|&place| Arc::clone(&self.candidates[place as usize].0))
-                .collect(),
+    fn plan(&self, decision: Decision, pool: &Pool, sequence: u64) -> Plan {
+        let (mut order, is_by_key) = match decision {
+            Decision::Prefer(first) => {
+                let first = self.reachable(first as usize, sequence);
+                (self.others_behind(first, pool), false)
+            }
+            Decision::Ranked(places) => (self.ranked(&places, pool), true),
             Decision::Refuse(refusal) => return Plan::Refuse(refusal),
             Decision::Redirect { status, location } => return Plan::Redirect { status, location },
         };
@@ -261,8 +271,21 @@ impl<P: Policy> Chooser<P> {
         if order.is_empty() {
             Plan::NoBackend
         } else {
-            Plan::Dial(order)
+            Plan::Dial { order, is_by_key }
         }
+    }
+
+    /// This one; where it is out for a moment, another by turns: it has the least to do, and would be preferred
+    /// each time.
+    fn reachable(&self, preferred: usize, sequence: u64) -> usize {
+        let is_out = |place: usize| self.candidates[place].0.is_unreachable();
+        if !is_out(preferred) {
+            return preferred;
+        }
+        let n = self.candidates.len();
+        let turn = (sequence % n as u64) as usize;
+        let mut places = (0..n).map(|i| (turn + i) % n);
+        places.find(|&place| !is_out(place)).unwrap_or(preferred)
     }
 
     /// The first, then its successors in the order written, those that failed last at the end, and
@@ -271,13 +294,46 @@ impl<P: Policy> Chooser<P> {
         let n = self.candidates.len();
         let successors = (0..n).map(|i| &self.candidates[(first + i) % n].0);
         let mut order: Vec<_> = successors.cloned().collect();
-        let backups = pool.eligible(Tier::Backups, self.environment.now());
+        order.extend(self.backups(pool));
+        order[1..].sort_by_key(|backend| {
+            let is_out = backend.is_unreachable();
+            let has_failed = backend.failures_in_a_row() > 0;
+            (is_out, has_failed, backend.config.is_backup)
+        });
+        self.add_unreachable(&mut order, pool);
+        order
+    }
+
+    /// These, first those that are not out for a moment. Where they are all that the policy knows of, it leaves
+    /// nobody out: then behind them those that it was not shown.
+    fn ranked(&self, places: &[u32], pool: &Pool) -> Vec<Arc<Backend>> {
+        let named = places
+            .iter()
+            .map(|&place| &self.candidates[place as usize].0);
+        let mut order: Vec<_> = named.cloned().collect();
+        if order.len() == self.candidates.len() {
+            order.extend(self.backups(pool));
+            self.add_unreachable(&mut order, pool);
+        }
+        order.sort_by_key(|backend| backend.is_unreachable());
+        order
+    }
+
+    /// Those that are fit, and no candidates.
+    fn backups(&self, pool: &Pool) -> impl Iterator<Item = Arc<Backend>> {
+        let backups = pool.eligible(Tier::Backups, ShownBackends::Fit, self.environment.now());
         let others = backups
             .filter(|(backup, _)| !self.candidates.iter().any(|(c, _)| Arc::ptr_eq(backup, c)));
-        order.extend(others.map(|(backup, _)| Arc::clone(backup)));
-        order[1..]
-            .sort_by_key(|backend| (backend.failures_in_a_row() > 0, backend.config.is_backup));
-        order
+        others.map(|(backup, _)| Arc::clone(backup))
+    }
+
+    /// One that could not be connected to a moment ago may be back, and is better than none.
+    fn add_unreachable(&self, order: &mut Vec<Arc<Backend>>, pool: &Pool) {
+        for backend in pool.unreachable() {
+            if !order.iter().any(|known| Arc::ptr_eq(known, backend)) {
+                order.push(Arc::clone(backend));
+            }
+        }
     }
 }
 
@@ -320,6 +376,7 @@ mod tests {
     use pointsman_contract::policy::PolicyWants;
 
     use super::*;
+    use crate::upstream::pool::BackendFailure;
 
     /// Answers as it is told, and notes what it is told of.
     #[derive(Debug, Clone, Default)]
@@ -388,6 +445,8 @@ mod tests {
         chooser: Chooser<Scripted>,
         policy: Scripted,
         n_made: Cell<u32>,
+        /// What the last order said.
+        is_by_key: bool,
     }
 
     impl Chosen {
@@ -398,6 +457,7 @@ mod tests {
                 chooser: Chooser::new(&pool("'a:1'")),
                 policy,
                 n_made: Cell::new(0),
+                is_by_key: false,
             }
         }
 
@@ -412,7 +472,8 @@ mod tests {
         /// Whom to dial, in order.
         fn order(&mut self, pool: &Pool) -> String {
             match self.plan(pool) {
-                Plan::Dial(order) => {
+                Plan::Dial { order, is_by_key } => {
+                    self.is_by_key = is_by_key;
                     let names: Vec<_> = order.iter().map(|b| &b.address()[..1]).collect();
                     names.join(" ")
                 }
@@ -436,7 +497,7 @@ mod tests {
         let pool = pool(THREE);
         let mut chosen = Chosen::new(&[Decision::Prefer(1), Decision::Prefer(1)]);
         assert_eq!(chosen.order(&pool), "b c a");
-        pool.failed(&pool.backends[2], "reset");
+        pool.failed(&pool.backends[2], BackendFailure::BadAnswer, "reset");
         assert_eq!(chosen.order(&pool), "b a c");
     }
 
@@ -445,7 +506,60 @@ mod tests {
         let pool = pool(THREE);
         let mut chosen = Chosen::new(&[Decision::Ranked(vec![2, 0]), Decision::Ranked(vec![])]);
         assert_eq!(chosen.order(&pool), "c a");
+        assert!(chosen.is_by_key);
         assert_eq!(chosen.order(&pool), "NoBackend");
+    }
+
+    #[test]
+    fn behind_a_ranking_of_all_stand_those_that_were_not_shown() {
+        let pool = pool(BACKUP);
+        let rankings = [&[1, 0][..], &[1], &[0, 1]];
+        let rankings = rankings.map(|places| Decision::Ranked(places.to_vec()));
+        let mut chosen = Chosen::new(&rankings);
+        assert_eq!(chosen.order(&pool), "b a z");
+        assert_eq!(chosen.order(&pool), "b", "the policy leaves one out");
+        let unreachable = BackendFailure::Unreachable;
+        pool.failed(&pool.backends[0], unreachable, "refused");
+        assert_eq!(chosen.order(&pool), "b z a", "it is out, and still shown");
+        assert_eq!(*chosen.policy.candidates.borrow(), ["a:1", "b:1"]);
+    }
+
+    #[test]
+    fn keys_stay_when_a_backend_cannot_be_connected_to_for_a_moment() {
+        let pool = pool(THREE);
+        let ranking = Decision::Ranked(vec![2, 0, 1]);
+        let answers = [
+            ranking.clone(),
+            ranking,
+            Decision::Prefer(2),
+            Decision::Prefer(2),
+        ];
+        let mut chosen = Chosen::new(&answers);
+        assert_eq!(chosen.order(&pool), "c a b");
+        let unreachable = BackendFailure::Unreachable;
+        pool.failed(&pool.backends[2], unreachable, "refused");
+        assert_eq!(chosen.order(&pool), "a b c");
+        assert_eq!(*chosen.policy.candidates.borrow(), ["a:1", "b:1", "c:1"]);
+        // One that it prefers in vain is passed over by turns.
+        assert_eq!(chosen.order(&pool), "a b c");
+        assert_eq!(chosen.order(&pool), "a b c");
+        chosen
+            .policy
+            .answers
+            .borrow_mut()
+            .push_back(Decision::Prefer(2));
+        assert_eq!(chosen.order(&pool), "b a c");
+    }
+
+    #[test]
+    fn one_that_could_not_be_connected_to_is_tried_last() {
+        let pool = pool(THREE);
+        let unreachable = BackendFailure::Unreachable;
+        pool.failed(&pool.backends[0], unreachable, "refused");
+        let mut chosen = Chosen::new(&[Decision::Prefer(1)]);
+        assert_eq!(chosen.order(&pool), "c b a");
+        assert!(!chosen.is_by_key);
+        assert_eq!(*chosen.policy.candidates.borrow(), ["b:1", "c:1"]);
     }
 
     #[test]

@@ -4,7 +4,9 @@
 //! In go a backend's address and a request's head; out comes an upgraded stream, or an ordinary
 //! response with its body, or a [`DialError`] after which another backend may be tried.
 
+use std::cell::Cell;
 use std::future::{Future as _, poll_fn};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,7 +22,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use pointsman_protocol::handshake::{self, Upgrade};
 use rustix::io::Errno;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
@@ -63,7 +65,9 @@ pub enum UpgradeAnswer {
 /// A backend did not answer. All of these may be tried elsewhere: no client has seen anything.
 #[derive(Debug)]
 pub enum DialError {
-    /// No address, refused, unreachable.
+    /// The name of the backend has no address, as far as its resolver says.
+    Resolve(io::Error),
+    /// Refused, unreachable.
     Connect(io::Error),
     /// No TLS, or a certificate that proves nothing.
     Tls(io::Error),
@@ -89,11 +93,14 @@ pub struct Destination<'a> {
 /// Opens a connection, with small writes sent at once. `deadline` is for all of it.
 ///
 /// # Errors
-/// [`DialError::Connect`], [`DialError::Tls`] and [`DialError::ConnectTimeout`].
+/// [`DialError::Resolve`], [`DialError::Connect`], [`DialError::Tls`] and [`DialError::ConnectTimeout`].
 pub async fn connect(to: Destination<'_>, deadline: Duration) -> Result<BackendStream, DialError> {
+    let is_resolved = Cell::new(false);
     let connect = async {
-        let stream = TcpStream::connect(to.address).await;
-        let stream = stream.map_err(DialError::Connect)?;
+        let addresses = lookup_host(to.address).await;
+        let addresses = addresses.map_err(DialError::Resolve)?;
+        is_resolved.set(true);
+        let stream = connect_first(addresses).await?;
         stream.set_nodelay(true).map_err(DialError::Connect)?;
         match to.tls {
             None => Ok(BackendStream::Plain(stream)),
@@ -104,7 +111,24 @@ pub async fn connect(to: Destination<'_>, deadline: Duration) -> Result<BackendS
         }
     };
     let connected = timeout(deadline, connect).await;
-    connected.map_err(|_| DialError::ConnectTimeout(deadline))?
+    connected.map_err(|_| match is_resolved.get() {
+        true => DialError::ConnectTimeout(deadline),
+        false => DialError::Resolve(io::ErrorKind::TimedOut.into()),
+    })?
+}
+
+/// The first of them that takes a connection.
+async fn connect_first(
+    addresses: impl Iterator<Item = SocketAddr>,
+) -> Result<TcpStream, DialError> {
+    let mut failed = DialError::Resolve(io::Error::other("the name has no address"));
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed = DialError::Connect(error),
+        }
+    }
+    Err(failed)
 }
 
 /// Asks a backend for a WebSocket. `head`: as [`upgrade_request`] makes it.
@@ -292,7 +316,7 @@ impl DialError {
     /// Whether it is for want of something on this machine: descriptors, ports, memory. Then it says
     /// nothing of the backend.
     pub fn is_ours(&self) -> bool {
-        let Self::Connect(error) = self else {
+        let (Self::Resolve(error) | Self::Connect(error)) = self else {
             return false;
         };
         let number = error.raw_os_error().map(Errno::from_raw_os_error);
@@ -310,9 +334,11 @@ impl DialError {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::ConnectTimeout(_) | Self::ResponseTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
-            Self::Connect(_) | Self::Tls(_) | Self::Exchange(_) | Self::BadHandshake(_) => {
-                StatusCode::BAD_GATEWAY
-            }
+            Self::Resolve(_)
+            | Self::Connect(_)
+            | Self::Tls(_)
+            | Self::Exchange(_)
+            | Self::BadHandshake(_) => StatusCode::BAD_GATEWAY,
         }
     }
 }
@@ -320,6 +346,7 @@ impl DialError {
 impl fmt::Display for DialError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Resolve(error) => write!(f, "cannot resolve its name: {error}"),
             Self::Connect(error) => write!(f, "cannot connect: {error}"),
             Self::Tls(error) => write!(f, "no TLS: {error}"),
             Self::ConnectTimeout(after) => write!(f, "no connection after {after:?}"),

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicU8, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +19,10 @@ use crate::environment::Environment;
 pub const RAMP_STEPS: u32 = 10;
 /// The longest ejection, in first ejections: back-off doubles up to here.
 const MAX_BACK_OFF: u32 = 64;
+/// When one that could not be connected to is tried again: soon, since most that restart are back at once.
+const FIRST_TRIAL: Duration = Duration::from_secs(1);
+/// The time to the next trial doubles up to here. No client waits for a trial.
+const MAX_TRIAL: Duration = Duration::from_secs(4);
 
 /// What is known of one backend.
 #[derive(Debug)]
@@ -32,6 +36,8 @@ pub struct Fitness {
     back_since: AtomicU64,
     /// Since the start.
     ejections: AtomicU64,
+    /// It could not be connected to, and not since.
+    unreachable: AtomicBool,
     details: Mutex<Details>,
 }
 
@@ -47,7 +53,8 @@ struct Details {
     /// When live traffic failed, since the last success; at most as many as eject.
     failures: VecDeque<Instant>,
     ejected_for: Option<String>,
-    /// When it was ejected last.
+    /// When it was ejected last, on both clocks.
+    put_out_at: Option<Instant>,
     ejected_at: Option<SystemTime>,
     /// How often it was ejected without a good time in between.
     n_ejections: u32,
@@ -74,6 +81,23 @@ pub enum HealthChange {
     Down(String),
 }
 
+/// To find out whether a backend can be connected to again.
+#[derive(Debug)]
+pub struct ConnectTrial {
+    /// Which ejection it is about.
+    put_out_at: Instant,
+    next: Duration,
+}
+
+impl ConnectTrial {
+    /// The time until it is to be made; the next one takes twice as long.
+    pub fn delay(&mut self) -> Duration {
+        let delay = self.next;
+        self.next = (delay * 2).min(MAX_TRIAL);
+        delay
+    }
+}
+
 /// Why a backend gets nothing new.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unfit {
@@ -81,6 +105,8 @@ pub enum Unfit {
     Down(String),
     /// Live traffic has failed: the last reason, and how long it stays out.
     Ejected(String, Duration),
+    /// It could not be connected to: the last reason, and when that is tried again.
+    Unreachable(String, Duration),
 }
 
 impl Fitness {
@@ -93,6 +119,7 @@ impl Fitness {
             ejected_until: AtomicU64::new(0),
             back_since: AtomicU64::new(0),
             ejections: AtomicU64::new(0),
+            unreachable: AtomicBool::new(false),
             details: Mutex::default(),
         }
     }
@@ -121,7 +148,7 @@ impl Fitness {
     /// Whether live traffic has put it out.
     pub fn is_ejected(&self, now: Instant) -> bool {
         let until = self.ejected_until.load(Relaxed);
-        until != 0 && self.stamp(now) < until
+        self.unreachable.load(Relaxed) || (until != 0 && self.stamp(now) < until)
     }
 
     /// How often it was put out since the start.
@@ -138,9 +165,13 @@ impl Fitness {
         let left = self
             .ejected_until
             .load(Relaxed)
-            .checked_sub(self.stamp(now))?;
+            .saturating_sub(self.stamp(now));
         let reason = details.ejected_for.clone().unwrap_or_default();
-        (left > 0).then(|| Unfit::Ejected(reason, Duration::from_millis(left)))
+        let left = Duration::from_millis(left);
+        match self.is_unreachable() {
+            true => Some(Unfit::Unreachable(reason, left)),
+            false => (!left.is_zero()).then_some(Unfit::Ejected(reason, left)),
+        }
     }
 
     /// Since when it has got nothing new; none: it gets its share.
@@ -246,14 +277,64 @@ impl Fitness {
             .min(MAX_BACK_OFF);
         let duration = config.eject * factor;
         details.n_ejections += 1;
-        self.ejections.fetch_add(1, Relaxed);
         details.last_ejection = duration;
         details.failures.clear();
-        details.ejected_for = Some(reason);
-        details.ejected_at = Some(self.environment.system_time());
-        self.ejected_until
-            .store(self.stamp(now + duration), Relaxed);
+        self.put_out(details, reason, duration, now);
         duration
+    }
+
+    /// Puts it out because it could not be connected to, until [`Fitness::reached`]. Whoever gets a [`ConnectTrial`] has to
+    /// see to that; none: somebody does already.
+    pub fn eject_unreachable(&self, reason: String, now: Instant) -> Option<ConnectTrial> {
+        let details = self.details();
+        if self.unreachable.load(Relaxed) {
+            return None;
+        }
+        self.unreachable.store(true, Relaxed);
+        self.put_out(details, reason, FIRST_TRIAL, now);
+        Some(ConnectTrial {
+            put_out_at: now,
+            next: FIRST_TRIAL,
+        })
+    }
+
+    /// Whether this trial has still to be made.
+    pub fn is_due(&self, trial: &ConnectTrial) -> bool {
+        self.unreachable.load(Relaxed) && self.details().put_out_at == Some(trial.put_out_at)
+    }
+
+    /// It could not be connected to again.
+    pub fn still_unreachable(&self, reason: String, trial: &ConnectTrial, now: Instant) {
+        self.details().ejected_for = Some(reason);
+        let until = self.stamp(now + trial.next);
+        self.ejected_until.store(until, Relaxed);
+    }
+
+    /// It can be connected to, or has answered, well or not.
+    pub fn reached(&self, now: Instant) {
+        if self.unreachable.load(Relaxed) && self.unreachable.swap(false, Relaxed) {
+            self.ejected_until.store(self.stamp(now), Relaxed);
+        }
+    }
+
+    fn put_out(
+        &self,
+        mut details: MutexGuard<'_, Details>,
+        reason: String,
+        duration: Duration,
+        now: Instant,
+    ) {
+        self.ejections.fetch_add(1, Relaxed);
+        details.ejected_for = Some(reason);
+        details.put_out_at = Some(now);
+        details.ejected_at = Some(self.environment.system_time());
+        let until = self.stamp(now + duration);
+        self.ejected_until.store(until, Relaxed);
+    }
+
+    /// Whether it is out because it could not be connected to.
+    pub fn is_unreachable(&self) -> bool {
+        self.unreachable.load(Relaxed)
     }
 
     fn stamp(&self, at: Instant) -> u64 {
@@ -278,6 +359,7 @@ mod tests {
         window: Duration::from_secs(10),
         eject: Duration::from_secs(5),
         max_ejected_percent: 50,
+        eject_on_timeout: false,
     };
 
     fn fails() -> Result<(), String> {
@@ -346,6 +428,29 @@ mod tests {
         advance(EJECTION.window).await;
         assert!(!fails() && !fails());
         assert!(fails());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_cannot_be_connected_to_is_out_until_it_can_be() {
+        let fitness = Fitness::new(&Environment::System);
+        let eject = || fitness.eject_unreachable("refused".to_owned(), Instant::now());
+        let mut trial = eject().unwrap();
+        assert!(eject().is_none(), "one trial is enough");
+        for seconds in [1, 2, 4, 4] {
+            assert!(fitness.is_due(&trial) && !fitness.is_fit(Instant::now()));
+            let delay = trial.delay();
+            assert_eq!(delay, Duration::from_secs(seconds));
+            advance(delay).await;
+            fitness.still_unreachable("late".to_owned(), &trial, Instant::now());
+        }
+        let why = fitness.why_unfit(Instant::now());
+        let expected = Unfit::Unreachable("late".to_owned(), MAX_TRIAL);
+        assert_eq!(why, Some(expected));
+        fitness.reached(Instant::now());
+        assert!(fitness.is_fit(Instant::now()) && !fitness.is_due(&trial));
+        advance(Duration::from_millis(1)).await;
+        let again = eject().unwrap();
+        assert!(fitness.is_due(&again) && !fitness.is_due(&trial));
     }
 
     #[tokio::test(start_paused = true)]

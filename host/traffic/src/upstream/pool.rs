@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pointsman_config::{self as config, UpstreamName};
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::budget::RetryBudget;
 use super::dial::Destination;
-use super::fitness::{Fitness, HealthChange};
+use super::fitness::{ConnectTrial, Fitness, HealthChange, HealthState};
 use super::queue::Queue;
 use super::tls::Tls;
 use crate::environment::Environment;
@@ -64,6 +64,8 @@ struct State {
     figures: LiveFigures,
     fitness: Fitness,
     trouble: Trouble,
+    /// Plain answers that did not come in time.
+    late_told: Seldom,
     upstream: UpstreamName,
     /// Of its upstream.
     queue: Arc<Queue>,
@@ -124,6 +126,37 @@ pub enum Tier {
     Everyone,
 }
 
+/// Which of a tier's backends a policy is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShownBackends {
+    /// Those that are fit.
+    Fit,
+    /// Also those that are out for a moment: whoever ranks by a key would move keys each time.
+    Lasting,
+}
+
+/// What a backend has failed at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendFailure {
+    /// It could not be connected to.
+    Unreachable,
+    /// It hung up, answered with a failure of its own, or said what is no answer.
+    BadAnswer,
+    /// The answer to an upgrade did not come in time.
+    LateUpgrade,
+    /// The head of a plain answer did not come in time: that proves nothing, as with a long poll.
+    LateAnswer,
+}
+
+/// How long a backend is out.
+#[derive(Debug)]
+pub enum Ejected {
+    /// So long.
+    For(Duration),
+    /// Until it can be connected to, as whoever gets this finds out.
+    UntilReached(ConnectTrial),
+}
+
 /// Nobody can be chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoBackend {
@@ -171,6 +204,7 @@ impl Pool {
                     figures: LiveFigures::new(environment),
                     fitness: fitness(),
                     trouble: Trouble::new(environment),
+                    late_told: Seldom::new(environment),
                     upstream: upstream.clone(),
                     queue: Arc::clone(&shared.queue),
                 }),
@@ -205,6 +239,12 @@ impl Pool {
 
     fn now(&self) -> Instant {
         self.shared.environment.now()
+    }
+
+    /// Whether this is one of its backends, by whatever snapshot.
+    pub fn has(&self, backend: &Backend) -> bool {
+        let mut backends = self.backends.iter();
+        backends.any(|own| Arc::ptr_eq(&own.state, &backend.state))
     }
 
     /// How to reach one of its backends.
@@ -301,13 +341,21 @@ impl Pool {
     /// The backends of a tier that have room, each with its weight; where backends start slowly, all
     /// weights are ten times as large, always, so that policies which count by weight see
     /// nobody change but who does.
-    pub fn eligible(&self, tier: Tier, now: Instant) -> impl Iterator<Item = (&Arc<Backend>, u32)> {
+    pub fn eligible(
+        &self,
+        tier: Tier,
+        shown: ShownBackends,
+        now: Instant,
+    ) -> impl Iterator<Item = (&Arc<Backend>, u32)> {
+        let is_fit = move |backend: &Backend| {
+            backend.is_fit(now) || (shown == ShownBackends::Lasting && backend.is_unreachable())
+        };
         let ramp = move |backend: &Backend| backend.state.fitness.ramp(self.config.slow_start, now);
         let is_in = move |backend: &&Arc<Backend>| {
             let is_backup = backend.config.is_backup;
             let belongs = match tier {
-                Tier::Primaries => !is_backup && backend.is_fit(now),
-                Tier::Backups => is_backup && backend.is_fit(now),
+                Tier::Primaries => !is_backup && is_fit(backend),
+                Tier::Backups => is_backup && is_fit(backend),
                 Tier::Panic => !is_backup,
                 Tier::Everyone => true,
             };
@@ -321,29 +369,98 @@ impl Pool {
         all.map(move |backend| (backend, backend.config.weight * scale(backend)))
     }
 
-    /// A backend did not answer a dial or a handshake as it should. Returns how long it is out, if
-    /// this was once too often.
-    pub fn failed(&self, backend: &Backend, reason: &str) -> Option<Duration> {
-        backend.failed();
+    /// A backend did not answer a dial or a request as it should. Says for how long that puts it out, if it does.
+    pub fn failed(
+        &self,
+        backend: &Backend,
+        failure: BackendFailure,
+        reason: &str,
+    ) -> Option<Ejected> {
         let now = self.now();
-        if backend.state.trouble.begins(now) {
-            tracing::warn!(upstream = %self.config.name, backend = backend.address(), reason, "backend failed");
+        let State {
+            figures,
+            trouble,
+            late_told,
+            ..
+        } = &*backend.state;
+        let ejection = self.config.ejection.as_ref();
+        let is_late = match failure {
+            BackendFailure::LateUpgrade | BackendFailure::LateAnswer => true,
+            BackendFailure::Unreachable | BackendFailure::BadAnswer => false,
+        };
+        let counts = !is_late || ejection.is_some_and(|ejection| ejection.eject_on_timeout);
+        let is_told = match counts || failure != BackendFailure::LateAnswer {
+            true => {
+                backend.failed();
+                trouble.begins(now)
+            }
+            false => {
+                figures.failures.fetch_add(1, Relaxed);
+                late_told.is_due(now)
+            }
+        };
+        if is_told {
+            let message = match is_late {
+                true => "backend timed out",
+                false => "backend failed",
+            };
+            tracing::warn!(upstream = %self.config.name, backend = backend.address(), reason, "{message}");
         }
-        let config = self.config.ejection.as_ref()?;
+        match (ejection, failure) {
+            (Some(ejection), _) if counts => self.eject(backend, ejection, reason, now),
+            (None, BackendFailure::Unreachable) => self.eject_unreachable(backend, reason, now),
+            _ => None,
+        }
+    }
+
+    /// Puts out one that cannot be connected to, unless no other could take its place.
+    fn eject_unreachable(&self, backend: &Backend, reason: &str, now: Instant) -> Option<Ejected> {
+        let _one_at_a_time = self.one_at_a_time();
+        let mut others = self.backends.iter().filter(|other| {
+            !Arc::ptr_eq(&other.state, &backend.state) && !other.config.is_draining
+        });
+        let is_last = !others.any(|other| other.is_fit(now));
+        let fitness = &backend.state.fitness;
+        if is_last {
+            return None;
+        }
+        let trial = fitness.eject_unreachable(reason.to_owned(), now)?;
+        tracing::debug!(upstream = %self.config.name, backend = backend.address(), reason, "backend unreachable");
+        Some(Ejected::UntilReached(trial))
+    }
+
+    fn one_at_a_time(&self) -> MutexGuard<'_, ()> {
+        let ejecting = self.shared.ejecting.lock();
+        ejecting.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts out one that has failed too often.
+    fn eject(
+        &self,
+        backend: &Backend,
+        config: &config::Ejection,
+        reason: &str,
+        now: Instant,
+    ) -> Option<Ejected> {
         let fitness = &backend.state.fitness;
         if !fitness.note_failure(config, now) {
             return None;
         }
-        let _one_at_a_time = self
-            .shared
-            .ejecting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.one_at_a_time();
         let is_out = |b: &&Arc<Backend>| b.state.fitness.is_ejected(now);
         let n_out = self.backends.iter().filter(is_out).count() + 1;
         let may_be_out = self.backends.len() * config.max_ejected_percent as usize / 100;
         let may_eject = n_out <= may_be_out && !fitness.is_ejected(now);
-        may_eject.then(|| fitness.eject(reason.to_owned(), config, now))
+        let out_for = may_eject.then(|| fitness.eject(reason.to_owned(), config, now))?;
+        tracing::warn!(upstream = %self.config.name, backend = backend.address(), reason, ?out_for, "backend ejected");
+        Some(Ejected::For(out_for))
+    }
+
+    /// Those that are out because they could not be connected to, for a request that nobody else takes.
+    pub fn unreachable(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        self.backends.iter().filter(|backend| {
+            backend.is_unreachable() && !backend.config.is_draining && backend.has_room()
+        })
     }
 }
 
@@ -407,11 +524,12 @@ impl Backend {
     /// Since when it has not been up; none: it is.
     pub fn down_since(&self) -> Option<SystemTime> {
         let unfit = (self.state.fitness).unfit_since(self.state.environment.now());
-        let failing_since = || {
+        let failing_since = (self.failures_in_a_row() > 0).then(|| {
             let since_ms = self.state.figures.failing_since_ms.load(Relaxed);
             UNIX_EPOCH + Duration::from_millis(since_ms)
-        };
-        unfit.or_else(|| (self.failures_in_a_row() > 0).then(failing_since))
+        });
+        // It may have been put out several times since.
+        unfit.into_iter().chain(failing_since).min()
     }
 
     /// Whether it may have another session.
@@ -437,6 +555,18 @@ impl Backend {
         self.state.fitness.is_fit(now)
     }
 
+    /// It can be connected to.
+    pub fn reached(&self) {
+        self.state.fitness.reached(self.state.environment.now());
+        self.state.queue.wake_all();
+    }
+
+    /// Whether it is out for a moment, because it could not be connected to, and for no other reason.
+    pub fn is_unreachable(&self) -> bool {
+        let fitness = &self.state.fitness;
+        fitness.is_unreachable() && fitness.health() != HealthState::Down
+    }
+
     /// Counts a dial, until the guard is dropped or the backend has answered. None: it has its
     /// `max_sessions`.
     pub fn dialling(self: &Arc<Self>) -> Option<PendingDial> {
@@ -445,12 +575,14 @@ impl Backend {
         let take = |taken: u32| (taken < max).then_some(taken + 1);
         figures.taken.fetch_update(Relaxed, Relaxed, take).ok()?;
         figures.pending.fetch_add(1, Relaxed);
+        let begun = self.state.environment.now();
         Some(PendingDial {
             slot: BackendSlot {
                 backend: Arc::clone(self),
                 is_active: false,
             },
-            begun: self.state.environment.now(),
+            begun,
+            latency_since: Some(begun),
         })
     }
 
@@ -471,6 +603,8 @@ impl Backend {
 pub struct PendingDial {
     slot: BackendSlot,
     begun: Instant,
+    /// From when on the time to its answer is its own; none: that is not known.
+    latency_since: Option<Instant>,
 }
 
 /// A session or plain request under way; ends when it is dropped.
@@ -492,6 +626,12 @@ impl PendingDial {
         &self.slot.backend
     }
 
+    /// The client has kept the backend waiting: only from then on was its answer's time its own; none: the client
+    /// still does.
+    pub fn held_up_until(&mut self, until: Option<Instant>) {
+        self.latency_since = until.map(|until| until.max(self.begun));
+    }
+
     /// The backend has answered. `is_well`: not with a failure of its own.
     pub fn answered(mut self, is_well: bool) -> Active {
         let State {
@@ -510,7 +650,11 @@ impl PendingDial {
                 tracing::info!(%upstream, backend, "backend answers again");
             }
         }
-        figures.note_latency(environment.now() - self.begun);
+        let now = environment.now();
+        fitness.reached(now);
+        if let Some(since) = self.latency_since {
+            figures.note_latency(now.saturating_duration_since(since));
+        }
         figures.pending.fetch_sub(1, Relaxed);
         figures.active.fetch_add(1, Relaxed);
         self.slot.is_active = true;
@@ -644,6 +788,15 @@ mod tests {
     use super::*;
     use crate::environment::Simulated;
 
+    const BAD_ANSWER: BackendFailure = BackendFailure::BadAnswer;
+
+    fn out_for(ejected: Option<Ejected>) -> Option<Duration> {
+        match ejected? {
+            Ejected::For(duration) => Some(duration),
+            Ejected::UntilReached(_) => panic!("it was connected to"),
+        }
+    }
+
     fn upstream(lines: &str) -> config::Upstream {
         let text = format!(
             "[[listener]]\nbind = \"127.0.0.1:0\"\n[[route]]\npath = \"/*\"\nupstream = \"app\"\n[[upstream]]\nname = \"app\"\n{lines}\n"
@@ -664,7 +817,7 @@ mod tests {
         let now = Instant::now();
         match pool.tier(now) {
             Ok(tier) => {
-                let names = pool.eligible(tier, now);
+                let names = pool.eligible(tier, ShownBackends::Fit, now);
                 let names = names.map(|(b, weight)| format!("{}{weight}", &b.address()[..1]));
                 format!("{tier:?}: {}", names.collect::<Vec<_>>().join(" "))
             }
@@ -716,9 +869,9 @@ mod tests {
         let pool = pool("backends = ['a:1']", None);
         let backend = &pool.backends[0];
         assert!(backend.is_up());
-        pool.failed(backend, "reset");
+        pool.failed(backend, BAD_ANSWER, "reset");
         tokio::time::advance(Duration::from_secs(9)).await;
-        pool.failed(backend, "reset");
+        pool.failed(backend, BAD_ANSWER, "reset");
         assert_eq!(
             (
                 backend.figures().recent_failures,
@@ -813,13 +966,89 @@ mod tests {
         let [a, b, _] = &pool.backends[..] else {
             panic!("three")
         };
-        assert_eq!(pool.failed(a, "reset"), None);
-        assert_eq!(pool.failed(a, "reset"), Some(Duration::from_secs(10)));
+        let failed = |backend| out_for(pool.failed(backend, BAD_ANSWER, "reset"));
+        assert_eq!(failed(a), None);
+        assert_eq!(failed(a), Some(Duration::from_secs(10)));
         assert_eq!(eligible(&pool), "Primaries: b1 c1");
-        assert_eq!(pool.failed(b, "reset").or(pool.failed(b, "reset")), None);
+        assert_eq!(failed(b).or(failed(b)), None);
         assert_eq!(eligible(&pool), "Primaries: b1 c1", "half of three is one");
         tokio::time::advance(Duration::from_secs(10)).await;
         assert_eq!(eligible(&pool), "Primaries: a1 b1 c1");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_cannot_be_connected_to_is_out_unless_it_is_the_last() {
+        let pool = pool(
+            "backends = ['a:1', 'b:1', { address = 'z:1', backup = true }]",
+            None,
+        );
+        let [a, b, z] = &pool.backends[..] else {
+            panic!("three")
+        };
+        let unreachable = |backend: &Backend| {
+            let out = pool.failed(backend, BackendFailure::Unreachable, "refused");
+            matches!(out, Some(Ejected::UntilReached(_)))
+        };
+        assert!(pool.failed(a, BAD_ANSWER, "reset").is_none());
+        assert!(
+            pool.failed(a, BackendFailure::LateUpgrade, "late")
+                .is_none()
+        );
+        assert!(pool.failed(a, BackendFailure::LateAnswer, "late").is_none());
+        assert_eq!(eligible(&pool), "Primaries: a1 b1");
+        assert!(unreachable(a) && !unreachable(a));
+        assert_eq!(eligible(&pool), "Primaries: b1");
+        let lasting = pool.eligible(Tier::Primaries, ShownBackends::Lasting, Instant::now());
+        assert_eq!(lasting.count(), 2);
+        assert!(unreachable(b));
+        assert_eq!(eligible(&pool), "Backups: z1");
+        assert!(!unreachable(z), "it is the last one");
+        let names = pool.unreachable().map(|b| b.address());
+        assert_eq!(names.collect::<Vec<_>>(), ["a:1", "b:1"]);
+        drop(a.dialling().map(|dial| dial.answered(false)));
+        assert_eq!(eligible(&pool), "Primaries: a1", "it can be reached");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_only_timed_out_ejects_where_that_is_written_alone() {
+        for (written, expected) in [("", None), (", eject_on_timeout = true", Some(10))] {
+            let lines = format!(
+                "backends = ['a:1', 'b:1']\nejection = {{ failures = 1, eject_secs = 10{written} }}"
+            );
+            let pool = pool(&lines, None);
+            for (backend, late) in pool
+                .backends
+                .iter()
+                .zip([BackendFailure::LateUpgrade, BackendFailure::LateAnswer])
+            {
+                let out_for = out_for(pool.failed(backend, late, "late"));
+                assert_eq!(out_for, expected.map(Duration::from_secs));
+                assert_eq!(backend.failures(), 1);
+                tokio::time::advance(Duration::from_secs(10)).await;
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_of_a_client_is_no_latency_of_a_backend() {
+        let pool = pool("backends = ['a:1']", None);
+        let backend = &pool.backends[0];
+        let second = Duration::from_secs(1);
+        let mut dial = backend.dialling().unwrap();
+        tokio::time::advance(second).await;
+        dial.held_up_until(None);
+        drop(dial.answered(true));
+        assert_eq!(
+            backend.figures().latency_us,
+            0,
+            "the client is still awaited"
+        );
+        let mut dial = backend.dialling().unwrap();
+        tokio::time::advance(second).await;
+        dial.held_up_until(Some(Instant::now()));
+        tokio::time::advance(second).await;
+        drop(dial.answered(true));
+        assert_eq!(backend.figures().latency_us, 1_000_000);
     }
 
     #[tokio::test(start_paused = true)]
@@ -851,7 +1080,7 @@ mod tests {
         );
         let pool = Pool::new(&environment, config.clone(), &config.backends, None, None);
         assert_eq!(
-            pool.failed(&pool.backends[0], "reset"),
+            out_for(pool.failed(&pool.backends[0], BAD_ANSWER, "reset")),
             Some(Duration::from_secs(10))
         );
         assert!(!pool.backends[0].is_fit(environment.now()));
