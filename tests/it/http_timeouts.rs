@@ -279,6 +279,30 @@ async fn half_sent_and_abandoned_requests_eject_nobody() -> Result<()> {
 }
 
 #[tokio::test]
+async fn who_waits_for_a_100_is_not_late_and_who_does_not_say_it_is() -> Result<()> {
+    let go_on = "HTTP/1.1 100 Continue\r\n\r\n";
+    for (reply, status, n_failures) in [
+        (Reply::Nothing, 504, 1.0),
+        (Reply::Say(go_on.to_owned()), 408, 0.0),
+    ] {
+        let backend = ScriptedBackend::start(move |_| reply.clone()).await?;
+        let balancer = Balancer::start(&plain(&backend.address())).await?;
+        let mut wire = Wire::connect(balancer.address()).await?;
+        wire.send(
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n",
+        )
+        .await?;
+        let mut answer = wire.answer().await?;
+        if answer.status == 100 {
+            answer = wire.answer().await?;
+        }
+        assert_eq!(answer.status, status);
+        assert_eq!(backend_failures(&balancer).await?, n_failures, "{status}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_backend_that_takes_an_upload_slowly_has_its_time() -> Result<()> {
     const SIZE: usize = 16 * MIB;
     let answer = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";

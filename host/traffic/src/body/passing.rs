@@ -16,11 +16,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
-use http::{Request, Response, Version, request};
+use http::header::{CONTENT_LENGTH, EXPECT};
+use http::{Request, Response, StatusCode, Version, request};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use pointsman_contract::session::Ender;
+use pointsman_protocol::handshake;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::{Body, BoxError};
@@ -35,6 +36,10 @@ pub struct Passing {
     last_came_us: AtomicU64,
     /// The other side waits for more of the request's body.
     is_client_awaited: AtomicBool,
+    /// The client waits for the other side's 100 (Continue) before it sends its body.
+    expects_continue: AtomicBool,
+    /// When that came, in microseconds from `begun`.
+    continued_us: AtomicU64,
     /// The request's body ran into its idle timeout.
     is_body_late: AtomicBool,
     /// The request's body is at its end, or there is none.
@@ -65,6 +70,8 @@ impl Passing {
             client,
             last_came_us: AtomicU64::new(0),
             is_client_awaited: AtomicBool::new(false),
+            expects_continue: AtomicBool::new(false),
+            continued_us: AtomicU64::new(0),
             is_body_late: AtomicBool::new(false),
             is_request_whole: AtomicBool::new(false),
             is_relayed: AtomicBool::new(false),
@@ -107,9 +114,14 @@ impl Passing {
         if head.version < Version::HTTP_11 {
             return head;
         }
+        let expects = handshake::has_token(&head.headers, EXPECT, "100-continue");
+        self.expects_continue.store(expects, Relaxed);
         let mut request = Request::from_parts(head, ());
         let passing = Arc::clone(self);
         hyper::ext::on_informational(&mut request, move |answer| {
+            if answer.status() == StatusCode::CONTINUE {
+                passing.continues();
+            }
             passing.interim.push(answer.status(), answer.headers());
             passing.client.wake_by_ref();
         });
@@ -181,8 +193,29 @@ impl Passing {
     }
 
     fn came(&self) {
-        let us = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.last_came_us.store(us, Relaxed);
+        self.expects_continue.store(false, Relaxed);
+        self.last_came_us.store(self.us(), Relaxed);
+    }
+
+    /// The other side wants the body: now it is its client's turn.
+    fn continues(&self) {
+        if self.expects_continue.swap(false, Relaxed) {
+            self.continued_us.store(self.us(), Relaxed);
+            self.is_client_awaited.store(true, Relaxed);
+        }
+    }
+
+    /// Until when a client that sends nothing of its body did so for its backend's sake.
+    fn client_waited_until(&self) -> Instant {
+        match self.expects_continue.load(Relaxed) {
+            true => Instant::now(),
+            false => self.begun + Duration::from_micros(self.continued_us.load(Relaxed)),
+        }
+    }
+
+    /// Since `begun`.
+    fn us(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 }
 
@@ -260,7 +293,8 @@ impl hyper::body::Body for RequestBody {
         let this = &mut *self;
         let polled = Pin::new(&mut this.body).poll_frame(cx);
         let is_awaited = &this.passing.is_client_awaited;
-        is_awaited.store(polled.is_pending(), Relaxed);
+        let expects_continue = this.passing.expects_continue.load(Relaxed);
+        is_awaited.store(polled.is_pending() && !expects_continue, Relaxed);
         if let Poll::Ready(frame) = polled {
             this.idle.came();
             this.passing.came();
@@ -273,8 +307,8 @@ impl hyper::body::Body for RequestBody {
             }
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
-        let begun = this.passing.begun;
-        if this.idle.poll(cx, || begun).is_pending() {
+        let waited_until = || this.passing.client_waited_until();
+        if this.idle.poll(cx, waited_until).is_pending() {
             return Poll::Pending;
         }
         is_awaited.store(false, Relaxed);
