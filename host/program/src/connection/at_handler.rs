@@ -23,9 +23,10 @@ use pointsman_traffic::session::handled::Handled;
 use pointsman_traffic::{session, spelling};
 use tokio::net::TcpStream;
 
+use super::answers::{Answered, Refused};
 use super::blame::blame;
 use super::record::{Record, SessionTarget};
-use super::{Answered, Exchange, Next, Refused, target_of};
+use super::{Exchange, Next, target_of};
 use crate::context::{ConnectionCount, WorkerContext};
 
 /// What a session at a handler begins with.

@@ -11,7 +11,8 @@ use pointsman_plugins::failure::CallError;
 use pointsman_protocol::forwarding;
 use pointsman_traffic::spelling;
 
-use super::{Answered, Exchange, Refused, bad_body};
+use super::Exchange;
+use super::answers::{Answered, Refused, bad_body};
 
 /// Leads a request to an HTTP plugin.
 pub(super) async fn request(

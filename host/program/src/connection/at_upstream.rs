@@ -33,9 +33,10 @@ use pointsman_traffic::upstream::tls::BackendStream;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::answers::{Answered, Refused, append_all, bad_body, overloaded};
 use super::filters::{self, FilteredUpgrade, Filters};
 use super::record::{Record, SessionTarget};
-use super::{Answered, Exchange, Next, Refused, append_all, bad_body, overloaded};
+use super::{Exchange, Next};
 use crate::context::guests::PolicyLabel;
 use crate::context::{ConnectionCount, WorkerContext};
 use crate::site::Site;

@@ -12,7 +12,8 @@ use pointsman_plugins::stats::Penalty;
 use pointsman_traffic::overload::penalties::{PenaltyTurn, WAIT_MAX};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Exchange, Refused};
+use super::Exchange;
+use super::answers::Refused;
 use crate::context::WorkerContext;
 use crate::site::Site;
 

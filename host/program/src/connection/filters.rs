@@ -28,10 +28,11 @@ use pointsman_traffic::session::chain::Chain;
 use pointsman_traffic::session::filtered::{Codec, Filtered, Reader};
 use tokio::net::TcpStream;
 
+use super::answers::Refused;
 use super::at_handler::wanted;
 use super::at_upstream::RelayedUpgrade;
 use super::blame::blame;
-use super::{Exchange, Refused, target_of};
+use super::{Exchange, target_of};
 use crate::context::{ConnectionCount, WorkerContext};
 
 /// The filters of a session that is about to begin.

@@ -3,9 +3,10 @@
 //!
 //! In goes an accepted socket; it moves on, whole, into a session's task when a request was
 //! upgraded. `at_upstream`, `at_handler` and `at_plugin` each answer for one kind of target; `filters` are
-//! on the way to an upstream. `blame` is what becomes of clients for whom a plugin fails. `client_io` is the
+//! on the way to an upstream, and `answers` is what it comes to. `blame` is what becomes of clients for whom a plugin fails. `client_io` is the
 //! client's socket while HTTP is spoken over it: interim answers, clients that leave, and the end of a connection.
 
+mod answers;
 mod at_handler;
 mod at_plugin;
 mod at_upstream;
@@ -18,7 +19,6 @@ use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
-use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -27,14 +27,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Request, Response, StatusCode, request};
+use http::{Method, Request, Response, StatusCode, request};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use pointsman_admin::access_log::{Aborted, LoggedTarget, Requested};
 use pointsman_config::{Listener, Route, Target};
-use pointsman_contract::policy::Refusal;
 use pointsman_contract::session::Ender;
 use pointsman_metrics::labels::UpgradeResult;
 use pointsman_protocol::forwarding;
@@ -46,12 +45,12 @@ use pointsman_traffic::overload::handshakes::Waiting;
 use pointsman_traffic::proxy::BoundConnections;
 use pointsman_traffic::routing::chooser::RequestFacts;
 use pointsman_traffic::routing::paths;
-use pointsman_traffic::spelling;
 use pointsman_traffic::upstream::pool::Backend;
 use tokio::net::TcpStream;
 use tokio::task::yield_now;
 use tokio::time::Instant;
 
+use self::answers::{Answered, Refused, drained, going_away, overloaded};
 use self::client_io::{Answering, ClientIo};
 use crate::context::loads::SessionSlot;
 use crate::context::{ConnectionCount, WorkerContext};
@@ -63,9 +62,6 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How much of a body that nobody wants is read for the sake of its connection.
 const DRAIN_BYTES: usize = 64 * 1024;
-/// For a client that came when there was too much to do (RFC 9110 section 10.2.3).
-const RETRY_AFTER_SECS: RangeInclusive<u32> = 1..=5;
-
 /// Serves a connection to its end, or to the birth of its session.
 pub(crate) async fn serve(
     worker: Rc<WorkerContext>,
@@ -273,27 +269,6 @@ struct Exchange {
     slot: Cell<Option<SessionSlot>>,
 }
 
-/// A request that ends here.
-struct Refused {
-    status: StatusCode,
-    headers: HeaderMap,
-    /// Empty: an explanation.
-    body: String,
-    /// For the log, and for the client where it is the client's fault.
-    reason: String,
-    result: UpgradeResult,
-}
-
-/// What an exchange came to.
-struct Answered {
-    response: Response<Body>,
-    next: Option<Next>,
-    /// What came of an upgrade.
-    result: Option<UpgradeResult>,
-    backend: Option<String>,
-    reason: Option<String>,
-}
-
 /// Counts an upgrade whose client left before the answer: then the HTTP library drops the future
 /// that would have answered, and this with it.
 struct Unanswered(Option<Rc<WorkerContext>>);
@@ -357,51 +332,15 @@ async fn answer(
         false => exchange.lead(head, &mut route).await,
     };
     let mut answered = answered.unwrap_or_else(|refused| refused.into_answer());
-    let mut is_last = false;
-    if answered.next.is_none() {
-        let unread = exchange.body.take().filter(|_| !waits_for_continue);
-        if let Some(body) = unread {
-            drain(body).await;
-        }
-        is_last = !exchange.passing.is_request_whole() && !is_streamed(&answered.response);
-        if is_last {
-            close_behind(answered.response.headers_mut());
-        }
-    }
+    let is_last = exchange
+        .end_request(&mut answered, waits_for_continue)
+        .await;
     // What its backend has said before goes first.
     answering.flushed().await;
     unanswered.answered();
-    let status = answered.response.status().as_u16();
-    let ends_at_http = |route: &Arc<Route>| matches!(route.target, Target::Http(_));
-    if is_upgrade && !route.as_ref().is_some_and(ends_at_http) {
-        if let Some(result) = answered.result {
-            exchange.worker.counters.upgrade(result);
-        }
-    } else if let Some(route) = &route {
-        exchange
-            .worker
-            .target_counters(&route.target)
-            .request(status);
-    } else {
-        exchange.worker.counters.request_refused(status);
-    }
-    let log = exchange.worker.access_log();
-    if let Some(log) = log.filter(|_| answered.next.is_none()) {
-        let pattern = route.as_ref().map(ToString::to_string);
-        log.request(&Requested {
-            request_id: exchange.id(),
-            client: exchange.far_end,
-            client_ip: exchange.client_ip,
-            method: Some(method.as_str()),
-            path: Some(&path),
-            route: pattern.as_deref(),
-            target: route.as_ref().map(|route| log_target(&route.target)),
-            backend: answered.backend.as_deref(),
-            status,
-            reason: answered.reason.as_deref(),
-            duration: Some(exchange.begun.elapsed()),
-        });
-    }
+    let route = route.as_ref();
+    exchange.count(is_upgrade, route, &answered);
+    exchange.log((&method, &path), route, &answered);
     let send_timeout = route.map_or(SEND_TIMEOUT, |route| route.send_timeout);
     answering.begin(send_timeout, is_last);
     *next.borrow_mut() = answered.next;
@@ -493,6 +432,65 @@ impl Exchange {
         body.map_or_else(body::empty, |body| {
             body.with_timeout(route.body_timeout).boxed_unsync()
         })
+    }
+
+    /// Sees to what of the request is unread when its answer is there. True: the answer ends the connection.
+    async fn end_request(&self, answered: &mut Answered, waits_for_continue: bool) -> bool {
+        if answered.next.is_some() {
+            return false;
+        }
+        // To read from one whose client waits would have the library tell it to go on.
+        let unread = self.body.take().filter(|_| !waits_for_continue);
+        if let Some(body) = unread {
+            drain(body).await;
+        }
+        let is_last = !self.passing.is_request_whole() && !is_streamed(&answered.response);
+        if is_last {
+            close_behind(answered.response.headers_mut());
+        }
+        is_last
+    }
+
+    /// Counts an answer, once.
+    fn count(&self, is_upgrade: bool, route: Option<&Arc<Route>>, answered: &Answered) {
+        let status = answered.response.status().as_u16();
+        let ends_at_http = |route: &Arc<Route>| matches!(route.target, Target::Http(_));
+        if is_upgrade && !route.is_some_and(ends_at_http) {
+            if let Some(result) = answered.result {
+                self.worker.counters.upgrade(result);
+            }
+        } else if let Some(route) = route {
+            self.worker.target_counters(&route.target).request(status);
+        } else {
+            self.worker.counters.request_refused(status);
+        }
+    }
+
+    /// Logs an answer that begins no session.
+    fn log(
+        &self,
+        (method, path): (&Method, &str),
+        route: Option<&Arc<Route>>,
+        answered: &Answered,
+    ) {
+        let log = self.worker.access_log();
+        let Some(log) = log.filter(|_| answered.next.is_none()) else {
+            return;
+        };
+        let pattern = route.map(ToString::to_string);
+        log.request(&Requested {
+            request_id: self.id(),
+            client: self.far_end,
+            client_ip: self.client_ip,
+            method: Some(method.as_str()),
+            path: Some(path),
+            route: pattern.as_deref(),
+            target: route.map(|route| log_target(&route.target)),
+            backend: answered.backend.as_deref(),
+            status: answered.response.status().as_u16(),
+            reason: answered.reason.as_deref(),
+            duration: Some(self.begun.elapsed()),
+        });
     }
 
     fn facts<'a>(&'a self, head: &'a request::Parts) -> RequestFacts<'a> {
@@ -590,158 +588,6 @@ fn close_behind(headers: &mut HeaderMap) {
     if !handshake::has_token(headers, header::CONNECTION, "close") {
         headers.append(header::CONNECTION, HeaderValue::from_static("close"));
     }
-}
-
-impl Answered {
-    /// What a backend or an HTTP handler answers to a plain request.
-    fn plain(response: Response<Body>, backend: Option<&str>) -> Self {
-        Self {
-            response,
-            next: None,
-            result: None,
-            backend: backend.map(str::to_owned),
-            reason: None,
-        }
-    }
-
-    fn upgraded(headers: HeaderMap, extensions: http::Extensions, next: Next) -> Self {
-        let mut response = Response::new(body::empty());
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        *response.headers_mut() = headers;
-        *response.extensions_mut() = extensions;
-        Self {
-            response,
-            next: Some(next),
-            result: Some(UpgradeResult::Accepted),
-            backend: None,
-            reason: None,
-        }
-    }
-}
-
-impl Refused {
-    fn new(status: StatusCode, result: UpgradeResult, reason: impl Into<String>) -> Box<Self> {
-        Box::new(Self {
-            status,
-            headers: HeaderMap::new(),
-            body: String::new(),
-            reason: reason.into(),
-            result,
-        })
-    }
-
-    /// What a plugin wants said; fields that speak of the connection or its framing are dropped.
-    fn by_plugin(refusal: Refusal, result: UpgradeResult) -> Box<Self> {
-        let status = StatusCode::from_u16(refusal.status)
-            .ok()
-            .filter(|status| status.is_client_error() || status.is_server_error());
-        let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut headers = HeaderMap::new();
-        append_all(status, &mut headers, refusal.headers);
-        Box::new(Self {
-            status,
-            headers,
-            body: refusal.body,
-            reason: "refused by the plugin".to_owned(),
-            result,
-        })
-    }
-
-    fn into_answer(self) -> Answered {
-        let status = self.status;
-        let mut response = match self.body.as_str() {
-            "" => body::text(status, &self.explanation()),
-            said => body::text(status, said),
-        };
-        if !self.headers.is_empty() {
-            *response.extensions_mut() = spelling::of_the_rfcs();
-        }
-        response.headers_mut().extend(self.headers);
-        Answered {
-            response,
-            next: None,
-            result: Some(self.result),
-            backend: None,
-            reason: Some(self.reason),
-        }
-    }
-
-    /// For the client: what it did wrong, but not what is wrong behind us.
-    fn explanation(&self) -> String {
-        match self.status.is_client_error() {
-            true => format!("{}: {}", self.status, self.reason),
-            false => self.status.to_string(),
-        }
-    }
-}
-
-impl From<HandshakeError> for Box<Refused> {
-    fn from(error: HandshakeError) -> Self {
-        let mut refused = Refused::new(error.status, UpgradeResult::BadRequest, error.reason);
-        refused.headers = handshake::refusal_headers(error.status);
-        refused
-    }
-}
-
-/// For a request whose body came to no good end.
-fn bad_body(passing: &Passing) -> HandshakeError {
-    let (status, reason) = match passing.is_body_late() {
-        true => (
-            StatusCode::REQUEST_TIMEOUT,
-            "the rest of the request's body does not come",
-        ),
-        false => (StatusCode::BAD_REQUEST, "the request's body cannot be read"),
-    };
-    HandshakeError { status, reason }
-}
-
-/// Adds what a plugin wants added to an answer; fields that are invalid, or that speak of the connection or its
-/// framing, are dropped.
-fn append_all(status: StatusCode, headers: &mut HeaderMap, fields: Vec<(String, String)>) {
-    let mut added = HeaderMap::new();
-    for (name, value) in fields {
-        if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(&value)) {
-            added.append(name, value);
-        }
-    }
-    forwarding::strip_answer(status, &mut added);
-    added.remove(header::CONTENT_LENGTH);
-    for (name, value) in &added {
-        headers.append(name, value.clone());
-    }
-}
-
-/// Clients that come again should not do so all at once.
-fn overloaded(reason: impl Into<String>) -> Box<Refused> {
-    let mut refused = Refused::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        UpgradeResult::Overloaded,
-        reason,
-    );
-    let later = HeaderValue::from(fastrand::u32(RETRY_AFTER_SECS));
-    refused.headers.insert(header::RETRY_AFTER, later);
-    refused
-}
-
-fn drained() -> Box<Refused> {
-    out_of_service("the route is drained", HeaderValue::from_static("10"))
-}
-
-/// The next process may be there soon.
-fn going_away() -> Box<Refused> {
-    let soon = HeaderValue::from(fastrand::u32(RETRY_AFTER_SECS));
-    out_of_service("the process is being drained", soon)
-}
-
-fn out_of_service(reason: &str, retry_after: HeaderValue) -> Box<Refused> {
-    let mut refused = Refused::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        UpgradeResult::NoBackend,
-        reason,
-    );
-    let headers = &mut refused.headers;
-    headers.insert(header::RETRY_AFTER, retry_after);
-    refused
 }
 
 fn check_origin(route: &Route, headers: &HeaderMap) -> Result<(), Box<Refused>> {
