@@ -4,7 +4,7 @@ use std::fs;
 use std::net::TcpListener;
 
 use anyhow::{Context, Result, ensure};
-use pointsman_tests::{Backend, Balancer, Edit, app, pointsman, repository};
+use pointsman_tests::{Backend, Balancer, Edit, PATIENCE, app, eventually, pointsman, repository};
 use tempfile::TempDir;
 
 /// Five mistakes of five kinds: a key that there is not, a wrong unit, text that is no address, a
@@ -297,6 +297,162 @@ async fn a_taken_port_is_named_at_the_start() -> Result<()> {
             format!("{e:#}").contains(&admin),
             "{admin} is not named in: {e:#}"
         ),
+    }
+    Ok(())
+}
+
+/// Mistakes of the file, of plugins and of files beside it; with the line of each.
+const EVERYTHING: &str = r#"workers = 2
+access_log = "file:/nowhere/access.log"
+[admin]
+listen = "127.0.0.1:0"
+[[listener]]
+bind = "127.0.0.1:0"
+[[upstream]]
+name = "app"
+policy = "nothing_like_it"
+backends = ["127.0.0.1:3001"]
+retries = "two"
+[[upstream]]
+name = "one"
+policy = "rendezvous"
+policy_config = { key = "nonsense" }
+backends = ["127.0.0.1:3001"]
+[[upstream]]
+name = "two"
+policy = "rendezvous"
+policy_config = { key = "rubbish" }
+backends = ["127.0.0.1:3001"]
+tls = { ca = "/nowhere/ca.pem" }
+[[route]]
+path = "/websocket"
+handler = "no_handler"
+orgins = []
+[[route]]
+path = "/*"
+upstream = "app"
+filters = ["tap", "no_filter"]
+[[route]]
+path = "/echo"
+handler = "echo"
+max_message_bytes = 8000000
+"#;
+
+/// The key of each, a word of what is said, and the line.
+const ALL_OF_IT: [(&str, &str, usize); 10] = [
+    ("access_log", "/nowhere/access.log", 2),
+    ("upstream[0].policy", "nothing_like_it", 9),
+    ("upstream[0].retries", "two", 11),
+    ("upstream[1].policy", "nonsense", 14),
+    ("upstream[2].policy", "rubbish", 19),
+    ("upstream[2].tls.ca", "/nowhere/ca.pem", 22),
+    ("route[0].handler", "no_handler", 25),
+    ("route[0].orgins", "did you mean origins", 26),
+    ("route[1].filters[1]", "no_filter", 30),
+    ("route[2].max_message_bytes", "8000000", 34),
+];
+
+fn lacks(said: &str, expected: &[(&str, &str, usize)]) -> Vec<String> {
+    let is_there = |(key, word, line): &(&str, &str, usize)| {
+        let begins = format!("line {line}: {key}: ");
+        said.lines()
+            .any(|l| l.contains(&begins) && l.contains(word))
+    };
+    let lacking = expected.iter().filter(|one| !is_there(one));
+    lacking.map(|one| format!("{one:?}")).collect()
+}
+
+#[tokio::test]
+async fn what_plugins_and_files_lack_is_said_beside_what_the_file_has_wrong() -> Result<()> {
+    let (code, said) = check(EVERYTHING).await?;
+    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(lacks(&said, &ALL_OF_IT), [""; 0], "{said}");
+    let n_problems = said.lines().filter(|line| line.contains(": line ")).count();
+    assert_eq!(n_problems, ALL_OF_IT.len(), "and nothing else:\n{said}");
+
+    // Messages of any length are no reason not to serve.
+    let refused: Vec<_> = ALL_OF_IT[..9].to_vec();
+    let folder = TempDir::new()?;
+    let file = folder.path().join("pointsman.toml");
+    fs::write(&file, EVERYTHING)?;
+    let path = file.to_str().context("a path that is UTF-8")?;
+    let ended = pointsman(&["run", "--config", path]).await?;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert_eq!(lacks(&ended.stderr, &refused), [""; 0], "{}", ended.stderr);
+
+    let balancer = Balancer::start(GOOD).await?;
+    balancer.reload(EVERYTHING)?;
+    eventually("the reload is refused", PATIENCE, async || {
+        let said = balancer.log().join("\n");
+        said.contains("configuration refused") && lacks(&said, &refused).is_empty()
+    })
+    .await
+    .with_context(|| balancer.log().join("\n"))?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn where_a_plugin_may_be_meant_otherwise_it_is_not_tried() -> Result<()> {
+    // The policy's key is misspelled, and the plugin's settings: what they come to is no matter.
+    let toml = GOOD.replace_once(
+        "policy = \"least_connections\"",
+        "policy = \"rendezvous\"\npolicy_confg = { key = \"path\" }",
+    ) + "[plugin.echo]\nmemory_max_bytes = 1\n[plugins]\ndirr = \"somewhere\"\n";
+    let (code, said) = check(&toml).await?;
+    assert_eq!(code, Some(1));
+    let n_problems = said.lines().filter(|line| line.contains(": line ")).count();
+    assert_eq!(n_problems, 3, "{said}");
+    // And where the folder of plugins is, nobody knows.
+    let toml = GOOD.replace_once("least_connections", "of_the_folder") + "[plugins]\ndir = 5\n";
+    let (code, said) = check(&toml).await?;
+    assert_eq!(code, Some(1));
+    ensure!(!said.contains("of_the_folder"), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn messages_for_which_a_plugin_has_no_room_are_named() -> Result<()> {
+    let site = |filter: &str, max: &str, more: &str| {
+        format!(
+            "[[listener]]\nbind = \"127.0.0.1:0\"\n\
+             [[upstream]]\nname = \"app\"\nbackends = [\"127.0.0.1:3001\"]\n\
+             [[route]]\npath = \"/*\"\nupstream = \"app\"\nfilters = [\"{filter}\"]\n{max}\n{more}\n"
+        )
+    };
+    let jwt = "[plugin.jwt.config]\nsecret = \"a secret of at least 32 characters.\"";
+    for (toml, is_fine) in [
+        (site("tap", "max_message_bytes = 5592405", ""), true),
+        (site("tap", "max_message_bytes = 5592406", ""), false),
+        (
+            site("tap", "", "[plugin.tap]\nmemory_max_bytes = 2000000"),
+            true,
+        ),
+        (
+            site(
+                "tap",
+                "max_message_bytes = 1000000",
+                "[plugin.tap]\nmemory_max_bytes = 2000000",
+            ),
+            false,
+        ),
+        (
+            site(
+                "tap",
+                "max_message_bytes = 8000000",
+                "[plugin.tap]\nmemory_max_bytes = 24000000",
+            ),
+            true,
+        ),
+        // It is asked about requests, and sees no message.
+        (site("jwt", "max_message_bytes = 80000000", jwt), true),
+    ] {
+        let (code, said) = check(&toml).await?;
+        let is_named = said.contains("route[0].max_message_bytes");
+        assert_eq!(
+            (code, is_named),
+            (Some(i32::from(!is_fine)), !is_fine),
+            "{toml}{said}"
+        );
     }
     Ok(())
 }

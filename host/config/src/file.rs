@@ -18,9 +18,9 @@ use super::names::{self, NETWORK, SOCKET_ADDRESS};
 use super::nearest::nearest;
 use super::reader::{self, BYTES, MAX_SILENCE_MS, MAX_TIMEOUT_MS, MILLISECONDS, Section, Taken};
 use super::{
-    AccessLogTarget, Admin, Config, ErrorLogSettings, HostPattern, HttpLimitsConfig, Isolation,
-    Listener, LogFormat, OnBackendLoss, OnFailure, OriginPattern, Overload, PathPattern,
-    PluginSettings, Plugins, Problem, Route, Target, UpstreamName, upstream,
+    AccessLogTarget, Admin, Config, Draft, DraftKeys, ErrorLogSettings, HostPattern,
+    HttpLimitsConfig, Isolation, Listener, LogFormat, OnBackendLoss, OnFailure, OriginPattern,
+    Overload, PathPattern, PluginSettings, Plugins, Problem, Route, Target, UpstreamName, upstream,
 };
 
 const TOKEN: &str = "a token of at least 16 visible ASCII characters";
@@ -77,14 +77,27 @@ impl Config {
     /// Everything that is wrong with `text`, in the order of its lines; for a text that is no
     /// TOML, the first place where it is none.
     pub fn from_toml(text: &str, base_dir: &Path) -> Result<Self, Vec<Problem>> {
-        reader::read(text, |s| root(s, base_dir))
+        let draft = Draft::from_toml(text, base_dir);
+        match draft.config {
+            Some(config) if draft.problems.is_empty() => Ok(config),
+            _ => Err(draft.problems),
+        }
+    }
+}
+
+impl Draft {
+    /// Reads a text as [`Config::from_toml`] does, and keeps what could be read where there are problems.
+    pub fn from_toml(text: &str, base_dir: &Path) -> Self {
+        let mut keys = DraftKeys::default();
+        let read = reader::read_all(text, |s| root(s, base_dir, &mut keys));
+        Self::new(read, keys)
     }
 }
 
 // The functions below read all keys of a section before one of them is missed: a key that was not
 // asked for counts as unknown. So `?` on a required value stands last.
 
-fn root(s: &mut Section<'_, '_>, base_dir: &Path) -> Option<Config> {
+fn root(s: &mut Section<'_, '_>, base_dir: &Path, keys: &mut DraftKeys) -> Option<Config> {
     s.require_some("listener", "at least one [[listener]]");
     s.require_some("route", "at least one [[route]]");
     let mut binds = Taken::new();
@@ -104,9 +117,15 @@ fn root(s: &mut Section<'_, '_>, base_dir: &Path) -> Option<Config> {
         plugins: s.section("plugins", |s| plugins(s, base_dir)),
         plugin: s.section("plugin", plugin_settings),
         upstreams: s.sections("upstream", |s| {
-            upstream::upstream(s, base_dir, &mut upstreams)
+            let read = upstream::upstream(s, base_dir, &mut upstreams)?;
+            keys.upstreams.push(s.spot.path.clone());
+            Some(read)
         }),
-        routes: s.sections("route", |s| route(s, &upstreams, &mut routes)),
+        routes: s.sections("route", |s| {
+            let read = route(s, &upstreams, &mut routes)?;
+            keys.routes.push(s.spot.path.clone());
+            Some(read)
+        }),
     })
 }
 
@@ -406,7 +425,12 @@ pub(super) fn route_to(
 
 /// Filters stand between a client and a backend; a handler is told everything itself.
 fn filters(s: &mut Section<'_, '_>, target: Option<&Target>) -> Vec<PluginName> {
-    let filters = s.texts("filters", FILTER, PluginName::parse);
+    let filters = s.texts_at("filters", FILTER, PluginName::parse);
+    let named = |s: &mut Section<'_, '_>, (name, path)| {
+        s.names_plugin(&name, path);
+        name
+    };
+    let filters: Vec<_> = (filters.into_iter().map(|filter| named(s, filter))).collect();
     let leads_elsewhere = matches!(target, Some(Target::Handler(_) | Target::Http(_)));
     if !filters.is_empty() && leads_elsewhere {
         let message = "only a route to an upstream has filters";
@@ -420,6 +444,11 @@ fn target(s: &mut Section<'_, '_>, upstreams: &Taken<UpstreamName>) -> Option<Ta
     let upstream = s.text("upstream", UpstreamName::ALLOWED, UpstreamName::parse);
     let handler = s.text("handler", PluginName::ALLOWED, PluginName::parse);
     let http = s.text("http", PluginName::ALLOWED, PluginName::parse);
+    for (key, name) in [("handler", &handler), ("http", &http)] {
+        if let Some(name) = name {
+            s.names_plugin(name, s.spot(key).path);
+        }
+    }
     if let Some(name) = upstream
         .as_ref()
         .filter(|name| !upstreams.contains_key(name))

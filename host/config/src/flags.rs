@@ -13,8 +13,8 @@ use super::names::{self, BACKEND_ADDRESS};
 use super::reader::{self, Section, Taken};
 use super::upstream::{self, BackendSources};
 use super::{
-    Admin, BackendConfig, Config, Flags, Listener, PathPattern, Plugins, Problem, Target, Upstream,
-    UpstreamName, file,
+    Admin, BackendConfig, Config, Draft, DraftKeys, Flags, Listener, PathPattern, Plugins, Problem,
+    Target, Upstream, UpstreamName, file,
 };
 
 impl Config {
@@ -24,8 +24,21 @@ impl Config {
     ///
     /// Everything that is wrong with the flags.
     pub fn from_flags(flags: Flags) -> Result<Self, Vec<Problem>> {
+        let draft = Draft::from_flags(flags);
+        match draft.config {
+            Some(config) if draft.problems.is_empty() => Ok(config),
+            _ => Err(draft.problems),
+        }
+    }
+}
+
+impl Draft {
+    /// Reads flags as [`Config::from_flags`] does, and keeps what could be read where there are problems.
+    pub fn from_flags(flags: Flags) -> Self {
         // A section of an empty text has the default of every key.
-        reader::read("", |s| config(s, flags))
+        let read = reader::read_all("", |s| config(s, flags));
+        let keys = read.0.as_ref().map(DraftKeys::of).unwrap_or_default();
+        Self::new(read, keys)
     }
 }
 
@@ -133,6 +146,7 @@ fn upstream(
         );
         return None;
     };
+    s.names_plugin(&policy, "upstream[0].policy".to_owned());
     Some(Upstream { policy, ..upstream })
 }
 

@@ -4,6 +4,7 @@
 //! every [`Problem`] that the text has. Nothing here touches the network or loads a plugin, and a
 //! value that exists is in range: nobody checks it again.
 
+mod draft;
 mod entry;
 mod file;
 mod flags;
@@ -24,6 +25,7 @@ use pointsman_contract::names::PluginName;
 use pointsman_contract::outbox::QueueSettings;
 use serde::{Deserialize, Serialize};
 
+pub use self::draft::{Draft, DraftKeys};
 pub use self::nearest::nearest_plugin;
 pub use self::upstream::{
     BackendConfig, BackendTls, Dns, Ejection, Health, Probe, QueueConfig, Statuses, Upstream,

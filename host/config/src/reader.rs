@@ -9,6 +9,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use pointsman_contract::names::PluginName;
 use serde_json::Map;
 use toml_edit::{Document, TableLike, Value};
 
@@ -31,16 +32,39 @@ const DUPLICATE_KEY: &str = "duplicate key";
 /// Tables within tables in a value that is handed on as JSON. Common JSON readers stop at 128.
 const MAX_JSON_DEPTH: usize = 64;
 
-/// Reads `text` with `read`, which gets the root of the document.
+/// What a reader comes across beside values.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// In the order of the lines, once all is read.
+    pub(super) problems: Vec<Problem>,
+    /// Plugins that are named, and where.
+    pub(super) plugins: Vec<(PluginName, String)>,
+}
+
+/// As [`read_all`].
 ///
 /// # Errors
 ///
-/// One problem where `text` is no TOML; else all that `read` came across, and all unknown keys.
-/// `read` returns `None` only where it has reported why.
+/// Everything that is wrong.
 pub(super) fn read<T>(
     text: &str,
     read: impl FnOnce(&mut Section<'_, '_>) -> Option<T>,
 ) -> Result<T, Vec<Problem>> {
+    match read_all(text, read) {
+        (Some(value), found) if found.problems.is_empty() => Ok(value),
+        (_, found) => Err(found.problems),
+    }
+}
+
+/// Reads `text` with `read`, which gets the root of the document.
+///
+/// One problem where `text` is no TOML; else all that `read` came across, and all unknown keys.
+/// `read` returns `None` only where it has reported why.
+pub(super) fn read_all<T>(
+    text: &str,
+    read: impl FnOnce(&mut Section<'_, '_>) -> Option<T>,
+) -> (Option<T>, Findings) {
+    let mut found = Findings::default();
     let source = SourceText::new(text);
     let document = match Document::parse(text) {
         Ok(document) => document,
@@ -50,33 +74,26 @@ pub(super) fn read<T>(
             let duplicate = error.span().filter(|_| error.message() == DUPLICATE_KEY);
             let key = duplicate.and_then(|span| text.get(span));
             let named = key.map(|key| format!(" {key}")).unwrap_or_default();
-            return Err(vec![Problem {
+            found.problems.push(Problem {
                 key: key.unwrap_or_default().to_owned(),
                 line,
                 message: format!("not valid TOML: {}{named}", error.message()),
-            }]);
+            });
+            return (None, found);
         }
     };
-    let mut problems = Vec::new();
     let root = Spot {
         path: String::new(),
         at: None,
     };
-    let value = Section::read(
-        &source,
-        &mut problems,
-        root,
-        Some(document.as_table()),
-        read,
-    );
+    let value = Section::read(&source, &mut found, root, Some(document.as_table()), read);
+    let problems = &mut found.problems;
     problems.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
-    match value {
-        Some(value) if problems.is_empty() => Ok(value),
-        _ => {
-            debug_assert!(!problems.is_empty(), "a reader gave up without saying why");
-            Err(problems)
-        }
-    }
+    debug_assert!(
+        value.is_some() || !problems.is_empty(),
+        "a reader gave up without saying why"
+    );
+    (value, found)
 }
 
 /// Values that have to differ, and where each was seen first.
@@ -91,13 +108,13 @@ pub(super) struct Section<'t, 'p> {
     asked: Vec<String>,
     /// Keys that are known, but not offered to who mistypes another.
     unserved: Vec<&'static str>,
-    problems: &'p mut Vec<Problem>,
+    found: &'p mut Findings,
 }
 
 impl<'t, 'p> Section<'t, 'p> {
     fn read<T>(
         source: &'t SourceText<'t>,
-        problems: &'p mut Vec<Problem>,
+        found: &'p mut Findings,
         spot: Spot,
         items: Option<&'t dyn TableLike>,
         read: impl FnOnce(&mut Self) -> T,
@@ -109,7 +126,7 @@ impl<'t, 'p> Section<'t, 'p> {
             items,
             asked,
             unserved,
-            problems,
+            found,
         };
         let value = read(&mut section);
         section.refuse_leftovers();
@@ -123,7 +140,7 @@ impl<'t, 'p> Section<'t, 'p> {
         items: Option<&'t dyn TableLike>,
         read: impl FnOnce(&mut Section<'t, '_>) -> T,
     ) -> T {
-        Section::read(self.source, self.problems, spot, items, read)
+        Section::read(self.source, self.found, spot, items, read)
     }
 
     /// The table `[key]`, also where it is absent.
@@ -254,14 +271,30 @@ impl<'t, 'p> Section<'t, 'p> {
         allowed: &str,
         read: impl Fn(&str) -> Option<T>,
     ) -> Vec<T> {
+        let values = self.texts_at(key, allowed, read).into_iter();
+        values.map(|(value, _)| value).collect()
+    }
+
+    /// The same, each with the path of its key.
+    pub(super) fn texts_at<T>(
+        &mut self,
+        key: &str,
+        allowed: &str,
+        read: impl Fn(&str) -> Option<T>,
+    ) -> Vec<(T, String)> {
         let mut values = Vec::new();
         for entry in self.list(key, &format!("a list, each {allowed}")) {
             match entry.as_str().and_then(&read) {
-                Some(value) => values.push(value),
+                Some(value) => values.push((value, entry.spot.path.clone())),
                 None => self.refuse(&entry, allowed),
             }
         }
         values
+    }
+
+    /// A plugin is named at this path of a key.
+    pub(super) fn names_plugin(&mut self, name: &PluginName, path: String) {
+        self.found.plugins.push((name.clone(), path));
     }
 
     /// The elements of a list; none where it is absent.
@@ -442,7 +475,7 @@ impl<'t, 'p> Section<'t, 'p> {
     /// Reports anything.
     pub(super) fn problem(&mut self, spot: &Spot, message: impl Into<String>) {
         let line = spot.at.map(|at| self.source.line(at));
-        self.problems.push(Problem {
+        self.found.problems.push(Problem {
             key: spot.path.clone(),
             line,
             message: message.into(),

@@ -220,6 +220,9 @@ pub(super) fn upstream_of(
 ) -> Option<Upstream> {
     let policy = policy(s);
     let (has_health, has_ejection) = (s.has("health"), s.has("ejection"));
+    if let Some(policy) = &policy {
+        s.names_plugin(policy, s.spot("policy").path);
+    }
     Some(Upstream {
         policy: policy.unwrap_or_else(PluginName::round_robin),
         policy_config: s.json("policy_config"),

@@ -5,7 +5,11 @@ use std::sync::Arc;
 
 use ::http::HeaderMap;
 use pointsman_config::PluginSettings;
+use pointsman_contract::filter::Filter as _;
+use pointsman_contract::handler::Facts;
+use pointsman_contract::outbox::outbox;
 use pointsman_contract::policy::{Candidate, ChoiceRequest, Figures, Policy};
+use pointsman_contract::session::SessionId;
 
 use super::failure::CallError;
 use super::filter::GuestFilter;
@@ -128,6 +132,33 @@ impl Generation {
         self.is_kind(self.kinds().filter, "filter")?;
         let make = || self.filter(settings, &PluginHost::for_trial(limits));
         tried(make, |filter, saved| filter.restore(saved), saved).map(drop)
+    }
+
+    /// Whether it looks at the messages of a session as a filter: asked of a session that nobody has. One that
+    /// does not begin looks at none.
+    pub fn sees_messages(self: &Arc<Self>, settings: &PluginSettings, limits: Limits) -> bool {
+        let facts = Facts {
+            session: SessionId::next(),
+            route: "/".to_owned(),
+            client_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            is_suspect: false,
+            host: "localhost".to_owned(),
+            path: "/".to_owned(),
+            request_id: String::new(),
+            max_message_bytes: limits.message_max_bytes() as u64,
+            offered_subprotocols: Vec::new(),
+            subprotocol: None,
+            headers: Vec::new(),
+        };
+        let Ok(filter) = self.filter(settings, &PluginHost::for_trial(limits)) else {
+            return false;
+        };
+        let (outbox, _inbox) = outbox(settings.queue);
+        filter.open(&facts, outbox).is_ok_and(|session| {
+            let interest = session.interest();
+            let kinds = [interest.client, interest.backend];
+            kinds.iter().any(|kinds| kinds.text || kinds.binary)
+        })
     }
 
     /// Says whether it is an HTTP handler; its instances come into being with requests.

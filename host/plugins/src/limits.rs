@@ -157,7 +157,7 @@ impl Limits {
 
     /// The longest message that a guest is called with: room for it, for one copy, and for the rest
     /// of the guest. An allocation that fails would take the whole instance along.
-    pub(super) fn message_max_bytes(&self) -> usize {
+    pub fn message_max_bytes(&self) -> usize {
         self.memory_max_bytes / 3
     }
 }

@@ -17,7 +17,7 @@ use pointsman::server::{self, ReadFile, Server, StartError};
 use pointsman::systemd::{self, Inherited};
 use pointsman_admin::commands::{Proposal, ReloadPlan};
 use pointsman_admin::status::{self, FetchError};
-use pointsman_config::{Config, Flags, Problem};
+use pointsman_config::{Config, Draft, Flags, Problem};
 use pointsman_log::ErrorLog;
 use pointsman_plugins::isolated_compile;
 use rustix::process::Signal as SignalNumber;
@@ -92,12 +92,15 @@ fn configured(flags: Run) -> Result<(Config, ConfigSource)> {
                 .unwrap_or_else(|| PathBuf::from(DEFAULT_FILE)),
         )?,
     };
-    let config = match flags.listen {
+    let mut draft = match flags.listen {
         Some(listen) => from_flags(flags, listen),
-        None => source.config(),
+        None => source.draft(),
     };
-    let config = config.map_err(|problems| source.refused(problems))?;
-    Ok((config, source))
+    match draft.config.take_if(|_| draft.problems.is_empty()) {
+        Some(config) => Ok((config, source)),
+        // What else is wrong is told in one go.
+        None => Err(source.refused(server::check(draft)?)),
+    }
 }
 
 /// What an operator can tell the process.
@@ -193,14 +196,7 @@ async fn serve(
 
 fn check(flags: &Check) -> Result<()> {
     let source = ConfigSource::read(flags.config.clone())?;
-    let problems = match source.config() {
-        Ok(config) => match server::check(&config) {
-            Ok(()) => Vec::new(),
-            Err(StartError::Config(problems)) => problems,
-            Err(error) => return Err(error.into()),
-        },
-        Err(problems) => problems,
-    };
+    let problems = server::check(source.draft())?;
     let (problems, plan) = match problems.is_empty() && flags.against_running {
         true => match compare(flags, &source)? {
             Ok(plan) => (Vec::new(), Some(plan)),
@@ -288,7 +284,7 @@ fn say(line: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-fn from_flags(flags: Run, listen: SocketAddr) -> Result<Config, Vec<Problem>> {
+fn from_flags(flags: Run, listen: SocketAddr) -> Draft {
     let Run {
         backend: backends,
         policy,
@@ -296,7 +292,7 @@ fn from_flags(flags: Run, listen: SocketAddr) -> Result<Config, Vec<Problem>> {
         admin,
         ..
     } = flags;
-    Config::from_flags(Flags {
+    Draft::from_flags(Flags {
         listen,
         backends,
         policy,
@@ -328,13 +324,13 @@ impl ConfigSource {
         Some(ReadFile { path, text })
     }
 
-    fn config(&self) -> Result<Config, Vec<Problem>> {
+    fn draft(&self) -> Draft {
         let dir = self
             .file
             .as_deref()
             .and_then(Path::parent)
             .unwrap_or(Path::new(""));
-        Config::from_toml(&self.text, dir)
+        Draft::from_toml(&self.text, dir)
     }
 
     /// In the order of their lines, as far as they have one.

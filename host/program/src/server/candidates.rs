@@ -16,7 +16,7 @@ use pointsman_plugins::load::LoadError;
 use pointsman_plugins::registry::Registry;
 
 use super::control::ControlPlane;
-use super::plugin_updates::{compile, offer, try_aside};
+use super::plugin_updates::{compile, offer, try_all_aside, try_aside};
 use super::trial::{Trial, refusal};
 
 /// What was found out of each plugin that a configuration names.
@@ -27,7 +27,7 @@ pub(super) struct Candidates(BTreeMap<PluginName, Tried>);
 struct Tried {
     /// What served when it was found out.
     serving: Option<Arc<Generation>>,
-    found: Result<Fit, Problem>,
+    found: Result<Fit, Vec<Problem>>,
 }
 
 /// What serves what refers to the plugin.
@@ -74,7 +74,7 @@ impl Candidates {
             match tried.found {
                 Ok(Fit::New(generation)) => new.push(generation),
                 Ok(Fit::Serving) => {}
-                Err(problem) => problems.push(problem),
+                Err(wrong) => problems.extend(wrong),
             }
         }
         match problems.is_empty() {
@@ -109,14 +109,18 @@ impl Tried {
             }
         }
         let found = match &serving {
-            Some(serving) => try_aside(trial, serving).await.map(|()| Fit::Serving),
-            None => embedded(control, trial, name).await,
+            Some(serving) => match try_all_aside(trial, serving, &key).await {
+                wrong if wrong.is_empty() => Ok(Fit::Serving),
+                wrong => Err(wrong),
+            },
+            None => embedded(control, trial, name, &key).await,
         };
-        let problem = |error| {
-            let error = file_error.unwrap_or(error);
-            refusal(&control.borrow().registry, name, key, error)
-        };
-        let found = found.map_err(problem);
+        let found = found.map_err(|wrong| {
+            let wrong = file_error.map_or(wrong, |error| vec![(key, error)]);
+            let registry = &control.borrow().registry;
+            let problem = |(key, error)| refusal(registry, name, key, error);
+            wrong.into_iter().map(problem).collect()
+        });
         Self { serving, found }
     }
 
@@ -156,19 +160,24 @@ async fn from_file(
     Ok(Some(new))
 }
 
+/// With what is wrong, and the keys.
 async fn embedded(
     control: &RefCell<ControlPlane>,
     trial: &Arc<Trial>,
     name: &PluginName,
-) -> Result<Fit, LoadError> {
-    let offered = control.borrow_mut().registry.offer_embedded(name)?;
-    let Some(job) = offered else {
+    key: &str,
+) -> Result<Fit, Vec<(String, LoadError)>> {
+    let at_key = |error| vec![(key.to_owned(), error)];
+    let offered = control.borrow_mut().registry.offer_embedded(name);
+    let Some(job) = offered.map_err(at_key)? else {
         // It serves since a moment ago.
         return Ok(Fit::Serving);
     };
-    let new = compile(job).await?;
-    try_aside(trial, &new).await?;
-    Ok(Fit::New(new))
+    let new = compile(job).await.map_err(at_key)?;
+    match try_all_aside(trial, &new, key).await {
+        wrong if wrong.is_empty() => Ok(Fit::New(new)),
+        wrong => Err(wrong),
+    }
 }
 
 #[cfg(test)]
@@ -200,7 +209,7 @@ mod tests {
     fn candidates(
         name: &PluginName,
         serving: Option<&Arc<Generation>>,
-        found: Result<Fit, Problem>,
+        found: Result<Fit, Vec<Problem>>,
     ) -> Candidates {
         let serving = serving.cloned();
         Candidates([(name.clone(), Tried { serving, found })].into())
@@ -244,7 +253,7 @@ mod tests {
         };
         let other = PluginName::parse("zzz").unwrap();
         all.0
-            .extend(candidates(&other, None, Err(problem.clone())).0);
+            .extend(candidates(&other, None, Err(vec![problem.clone()])).0);
         assert_eq!(all.fit().unwrap_err(), [problem]);
     }
 }

@@ -428,11 +428,15 @@ impl ControlPlane {
         if config == self.config && outside == self.outside {
             return Ok(ReloadResult::Unchanged);
         }
-        let fixed = self.changes_of_fixed_keys(&config);
-        if !fixed.is_empty() {
-            return Err(fixed);
+        let mut problems = self.changes_of_fixed_keys(&config);
+        let plugins = candidates.fit().unwrap_or_else(|refused| {
+            problems.extend(refused);
+            Vec::new()
+        });
+        if !problems.is_empty() {
+            problems.extend(self.listeners_not_bound(&config));
+            return Err(problems);
         }
-        let plugins = candidates.fit()?;
         self.apply_listeners(&config)?;
         for generation in plugins {
             self.registry.publish(generation);

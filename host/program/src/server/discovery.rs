@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use pointsman_config::{self as config, Config, Dns, Problem, UpstreamName};
+use pointsman_config::{self as config, Config, Dns, DraftKeys, Problem, UpstreamName};
 use pointsman_metrics::labels::{ReloadKind, ReloadResult};
 use pointsman_traffic::upstream::dns::{self, DnsAnswer};
 use pointsman_traffic::upstream::tls::Tls;
@@ -227,21 +227,25 @@ async fn update(control: &RefCell<ControlPlane>, upstream: &UpstreamName, path: 
     control.metrics.reloads(failed.0, failed.1).add(1);
 }
 
-/// Reads the files of backends and of certificates of a configuration. Blocks. `before`: what was made
-/// of certificates already.
+/// Reads the files of backends and of certificates of a configuration. Blocks. `keys`: where its sections are.
+/// `before`: what was made of certificates already.
 ///
 /// # Errors
 /// Everything that is wrong with them, at the key that names the file.
-pub(super) fn read_all(config: &Config, before: &Connectors) -> Result<Discovered, Vec<Problem>> {
+pub(super) fn read_all(
+    config: &Config,
+    keys: &DraftKeys,
+    before: &Connectors,
+) -> Result<Discovered, Vec<Problem>> {
     let (mut found, mut tls, mut problems) = (Found::new(), Connectors::new(), Vec::new());
-    for (i, upstream) in config.upstreams.iter().enumerate() {
+    for (upstream, place) in config.upstreams.iter().zip(&keys.upstreams) {
         if let Some(config) = &upstream.tls {
             match Tls::new(config, before.get(&upstream.name)) {
                 Ok(made) => _ = tls.insert(upstream.name.clone(), made),
                 Err(message) => problems.push(Problem {
                     key: match config.ca {
-                        Some(_) => format!("upstream[{i}].tls.ca"),
-                        None => format!("upstream[{i}].tls"),
+                        Some(_) => format!("{place}.tls.ca"),
+                        None => format!("{place}.tls"),
                     },
                     line: None,
                     message,
@@ -254,7 +258,7 @@ pub(super) fn read_all(config: &Config, before: &Connectors) -> Result<Discovere
         match read(path) {
             Ok(backends) => _ = found.insert(upstream.name.clone(), backends),
             Err(of_file) => problems.extend(of_file.iter().map(|problem| Problem {
-                key: format!("upstream[{i}].backends_file"),
+                key: format!("{place}.backends_file"),
                 line: None,
                 message: format!("{}: {problem}", path.display()),
             })),

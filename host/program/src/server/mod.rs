@@ -24,7 +24,7 @@ use std::thread::JoinHandle;
 use std::{fmt, io};
 
 use pointsman_admin::access_log::AccessLog;
-use pointsman_config::{Config, Problem};
+use pointsman_config::{Config, Draft, Problem};
 use pointsman_log::ErrorLog;
 use pointsman_metrics::counters::Metrics;
 use pointsman_metrics::scrape::ConfigReload;
@@ -39,7 +39,7 @@ use self::control::ControlPlane;
 use self::health_checks::HealthChecks;
 use self::logs::Logs;
 use self::problems::Problems;
-use self::trial::{Outcome, load_plugins};
+use self::trial::{Outcome, Trial, load_plugins};
 use crate::context::loads::Loads;
 use crate::site::{Connectors, Discovered, Drained, Site};
 use crate::systemd::Inherited;
@@ -111,12 +111,14 @@ impl Server {
         mut inherited: Inherited,
     ) -> Result<Self, StartError> {
         let descriptors = Descriptors::raise();
-        let outputs = logs::open(&config, None).map_err(StartError::Config)?;
-        let logs = Logs::start(error_log, &config, outputs).map_err(StartError::Thread)?;
+        let mut problems = Vec::new();
+        let outputs = logs::open(&config, None).map_err(|wrong| problems.extend(wrong));
+        let start_logs = |outputs| Logs::start(error_log, &config, outputs);
+        let logs = outputs.ok().map(start_logs).transpose();
+        let logs = logs.map_err(StartError::Thread)?;
 
         // 1. Bind: the cheapest thing that can fail.
         let mut sockets = Vec::new();
-        let mut problems = Vec::new();
         for (key, limits) in control::listener_keys(&config) {
             let handed_over = inherited.take(limits.bind);
             let is_inherited = handed_over.is_some();
@@ -134,11 +136,8 @@ impl Server {
             problems.push(problem);
             None
         });
-        if !problems.is_empty() {
-            return Err(StartError::Config(problems));
-        }
 
-        // 2. Find and load what the configuration names.
+        // 2. Find and load what the configuration names. All that is wrong is told at once.
         let config = Arc::new(config);
         let Prepared {
             watched,
@@ -148,12 +147,23 @@ impl Server {
                     registry,
                     failures,
                     refused_files,
+                    too_long,
+                    ..
                 },
-        } = prepare(&config)?;
+            problems: found,
+        } = prepare(&Trial::new(&config))?;
+        problems.extend(found);
+        let Some(logs) = logs.filter(|_| problems.is_empty()) else {
+            problems.extend(refused_files);
+            return Err(StartError::Config(problems));
+        };
         let mut problems = Problems::default();
         for problem in refused_files {
             tracing::error!("{problem}: plugin refused");
             problems.plugin_file_refused(Path::new(&problem.key), problem.message);
+        }
+        for problem in too_long {
+            tracing::warn!("{problem}: longer ones close with 1009");
         }
 
         // 3. Publish the first snapshot and start the data plane.
@@ -312,13 +322,16 @@ struct Prepared {
     watched: Option<Watched>,
     outside: Discovered,
     loaded: Outcome,
+    /// All that cannot be had.
+    problems: Vec<Problem>,
 }
 
 /// Opens, reads and loads what a configuration names. Blocks.
 ///
 /// # Errors
-/// [`StartError::Engine`], or [`StartError::Config`] with all that cannot be had.
-fn prepare(config: &Arc<Config>) -> Result<Prepared, StartError> {
+/// [`StartError::Engine`]
+fn prepare(trial: &Trial) -> Result<Prepared, StartError> {
+    let config = trial.config();
     let mut problems = Vec::new();
     // Watch before loading, so that no change falls between.
     let watched = config.plugins.dir.as_deref().map(watch).transpose();
@@ -329,24 +342,19 @@ fn prepare(config: &Arc<Config>) -> Result<Prepared, StartError> {
     let existing = watched
         .as_ref()
         .map_or(&[][..], |(watch, _)| watch.existing());
-    let outside = discovery::read_all(config, &Connectors::new());
-    let loaded = load_plugins(config, existing);
-    match (outside, loaded) {
-        (Ok(outside), Ok(loaded)) if problems.is_empty() => Ok(Prepared {
-            watched,
-            outside,
-            loaded,
-        }),
-        (outside, loaded) => {
-            problems.extend(outside.err().unwrap_or_default());
-            match loaded {
-                Ok(loaded) => problems.extend(loaded.refused_files),
-                Err(StartError::Config(refused)) => problems.extend(refused),
-                Err(error) => return Err(error),
-            }
-            Err(StartError::Config(problems))
-        }
-    }
+    let outside = discovery::read_all(config, trial.keys(), &Connectors::new());
+    let outside = outside.unwrap_or_else(|wrong| {
+        problems.extend(wrong);
+        Discovered::default()
+    });
+    let mut loaded = load_plugins(trial, existing)?;
+    problems.append(&mut loaded.problems);
+    Ok(Prepared {
+        watched,
+        outside,
+        loaded,
+        problems,
+    })
 }
 
 fn watch(dir: &Path) -> Result<Watched, Problem> {
@@ -358,21 +366,25 @@ fn watch(dir: &Path) -> Result<Watched, Problem> {
 }
 
 /// Loads and tries every plugin that a configuration names, looks at every other file of its folder, and
-/// reads the files that it names, without serving.
+/// reads the files that it names, without serving. Where the configuration has problems, does so as far as it says what
+/// is meant. Returns everything that is wrong.
+///
+/// Files are refused here even where an embedded plugin could stand in, and so are routes that allow messages for
+/// which their plugins have no room.
 ///
 /// # Errors
-/// As [`Server::start`]; files are refused here even where an embedded plugin could stand in.
-pub fn check(config: &Config) -> Result<(), StartError> {
-    let refused = match prepare(&Arc::new(config.clone())) {
-        Ok(prepared) => prepared.loaded.refused_files,
-        Err(StartError::Config(problems)) => problems,
-        Err(error) => return Err(error),
-    };
-    let problems = [logs::check(config, None), refused].concat();
-    match problems.is_empty() {
-        true => Ok(()),
-        false => Err(StartError::Config(problems)),
+/// [`StartError::Engine`]
+pub fn check(draft: Draft) -> Result<Vec<Problem>, StartError> {
+    let trial = Trial::of_draft(&draft);
+    let mut problems = draft.problems;
+    if let Some(trial) = trial {
+        problems.extend(logs::check(trial.config(), None));
+        let prepared = prepare(&trial)?;
+        problems.extend(prepared.problems);
+        problems.extend(prepared.loaded.refused_files);
+        problems.extend(prepared.loaded.too_long);
     }
+    Ok(problems)
 }
 
 /// None where the default address is taken by somebody else: this process has no admin pages until it is

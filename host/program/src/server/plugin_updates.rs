@@ -159,6 +159,17 @@ pub(super) async fn try_aside(
     tried.unwrap_or_else(|error| Err(LoadError::Compile(error.to_string())))
 }
 
+/// The same, with all uses that it does not serve, and their keys; `key`: where there is none to blame.
+pub(super) async fn try_all_aside(
+    trial: &Arc<Trial>,
+    generation: &Arc<Generation>,
+    key: &str,
+) -> Vec<(String, LoadError)> {
+    let (trial, generation) = (Arc::clone(trial), Arc::clone(generation));
+    let tried = aside::computed(move || trial.run_all(&generation)).await;
+    tried.unwrap_or_else(|error| vec![(key.to_owned(), LoadError::Compile(error.to_string()))])
+}
+
 fn remove(
     control: &RefCell<ControlPlane>,
     name: &PluginName,

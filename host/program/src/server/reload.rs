@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pointsman_admin::commands::{CommandOutcome, Proposal};
-use pointsman_config::{Config, Problem};
+use pointsman_config::{Config, Draft, Problem};
 use pointsman_contract::names::PluginName;
 use pointsman_metrics::labels::{ReloadKind, ReloadResult};
 use pointsman_plugins::load::LoadError;
@@ -224,9 +224,28 @@ async fn try_and_apply(
     text: String,
 ) -> Result<ReloadResult, Vec<Problem>> {
     let before = control.borrow().outside.clone();
-    let (config, outside) = understand(dir, text, before.tls).await?;
-    let outputs = open_logs(control, &config).await?;
+    let understood = understand(dir, text, before.tls).await?;
+    let (config, outside) = match understood {
+        Understood {
+            draft:
+                Draft {
+                    config: Some(config),
+                    problems,
+                    ..
+                },
+            outside: Ok(outside),
+        } if problems.is_empty() => (config, outside),
+        understood => return Err(all_problems(control, &understood).await),
+    };
     let config = Arc::new(config);
+    let outputs = match open_logs(control, &config).await {
+        Ok(outputs) => outputs,
+        Err(of_logs) => {
+            let trial = Arc::new(Trial::new(&config));
+            let of_rest = problems_beside_logs(control, &trial).await;
+            return Err([of_logs, of_rest].concat());
+        }
+    };
     let trial = Arc::new(Trial::new(&config));
     let mut candidates = Candidates::default();
     let refuse = |name: &PluginName, error: &LoadError| {
@@ -253,24 +272,18 @@ async fn try_and_apply(
 pub(super) async fn plan(control: &RefCell<ControlPlane>, proposal: Proposal) -> CommandOutcome {
     let Proposal { text, dir } = proposal;
     let before = control.borrow().outside.tls.clone();
-    let (config, outside) = match understand(&dir, text.clone(), before).await {
+    let understood = match understand(&dir, text.clone(), before).await {
         Ok(understood) => understood,
-        Err(problems) => return CommandOutcome::Refused(located(problems, text).await),
+        Err(problems) => return CommandOutcome::Refused(problems),
     };
-    let config = Arc::new(config);
-    let mut problems = check_logs(control, &config).await;
-    let trial = Arc::new(Trial::new(&config));
-    let mut candidates = Candidates::default();
-    candidates.update(control, &trial, |_, _| {}).await;
-    {
-        let control = control.borrow();
-        problems.extend(control.changes_of_fixed_keys(&config));
-        problems.extend(candidates.fit().err().unwrap_or_default());
-        problems.extend(control.listeners_not_bound(&config));
-    }
+    let problems = all_problems(control, &understood).await;
+    let (Some(config), Ok(outside)) = (understood.draft.config, understood.outside) else {
+        return CommandOutcome::Refused(located(problems, text).await);
+    };
     if !problems.is_empty() {
         return CommandOutcome::Refused(located(problems, text).await);
     }
+    let config = Arc::new(config);
     let census = census(control).await;
     let site = control.borrow().site();
     let compared = aside::briefly(move || {
@@ -309,20 +322,62 @@ async fn read_text(file: &Path) -> io::Result<String> {
     read.unwrap_or_else(|error| Err(error.into()))
 }
 
+/// What a text says, and what the files that it names do.
+struct Understood {
+    draft: Draft,
+    outside: Result<Discovered, Vec<Problem>>,
+}
+
 /// `dir`: where relative paths begin.
 async fn understand(
     dir: &Path,
     text: String,
     before: Connectors,
-) -> Result<(Config, Discovered), Vec<Problem>> {
+) -> Result<Understood, Vec<Problem>> {
     let dir = dir.to_owned();
     let read = move || {
-        let config = Config::from_toml(&text, &dir)?;
-        let outside = discovery::read_all(&config, &before)?;
-        Ok((config, outside))
+        let draft = Draft::from_toml(&text, &dir);
+        let config = draft.config.as_ref();
+        let outside = config.map_or(Err(Vec::new()), |config| {
+            discovery::read_all(config, &draft.keys, &before)
+        });
+        Understood { draft, outside }
     };
     let read = aside::within(FILES_TIMEOUT, read).await;
-    read.unwrap_or_else(|error| Err(vec![keyless(error)]))
+    read.map_err(|error| vec![keyless(error)])
+}
+
+/// Everything that is wrong with a configuration, as far as it says what is meant.
+async fn all_problems(control: &RefCell<ControlPlane>, understood: &Understood) -> Vec<Problem> {
+    let mut problems = understood.draft.problems.clone();
+    problems.extend(
+        understood
+            .outside
+            .as_ref()
+            .err()
+            .into_iter()
+            .flatten()
+            .cloned(),
+    );
+    if let Some(trial) = Trial::of_draft(&understood.draft) {
+        problems.extend(check_logs(control, trial.config()).await);
+        problems.extend(problems_beside_logs(control, &Arc::new(trial)).await);
+    }
+    problems
+}
+
+/// What plugins refuse, what cannot change, and what cannot be listened at.
+async fn problems_beside_logs(control: &RefCell<ControlPlane>, trial: &Arc<Trial>) -> Vec<Problem> {
+    let mut candidates = Candidates::default();
+    candidates.update(control, trial, |_, _| {}).await;
+    let control = control.borrow();
+    let fixed = control.changes_of_fixed_keys(trial.config()).into_iter();
+    let mut problems: Vec<_> = fixed.filter(|fixed| !trial.is_faulty(&fixed.key)).collect();
+    problems.extend(candidates.fit().err().unwrap_or_default());
+    if !trial.is_faulty("listener") {
+        problems.extend(control.listeners_not_bound(trial.config()));
+    }
+    problems
 }
 
 /// What would be wrong with [`open_logs`].
@@ -339,11 +394,13 @@ async fn open_logs(control: &RefCell<ControlPlane>, new: &Config) -> Result<Outp
     opened.unwrap_or_else(|error| Err(vec![keyless(error)]))
 }
 
-/// With their lines, which are looked for in the whole text.
+/// With their lines, which are looked for in the whole text, and in the order of those.
 async fn located(problems: Vec<Problem>, text: String) -> Vec<Problem> {
     let unlocated = problems.clone();
     let located = aside::briefly(move || Problem::locate_all(problems, &text)).await;
-    located.unwrap_or(unlocated)
+    let mut located = located.unwrap_or(unlocated);
+    located.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
+    located
 }
 
 fn keyless(message: impl ToString) -> Problem {

@@ -9,7 +9,9 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pointsman_config::{self as config, BackendConfig, Config, Problem, Target};
+use pointsman_config::{
+    self as config, BackendConfig, Config, Draft, DraftKeys, Problem, Target, Upstream,
+};
 use pointsman_contract::names::PluginName;
 use pointsman_contract::policy::Candidate;
 use pointsman_plugins::failure::Failure;
@@ -26,25 +28,28 @@ use crate::context::guests::States;
 pub(super) struct Outcome {
     pub(super) registry: Registry,
     pub(super) failures: mpsc::Receiver<Failure>,
+    /// What is wrong at keys that name plugins: nothing serves them.
+    pub(super) problems: Vec<Problem>,
     /// Files of the folder that were refused, though what is embedded under their names may serve.
     pub(super) refused_files: Vec<Problem>,
+    /// Messages that routes allow and plugins have no room for.
+    pub(super) too_long: Vec<Problem>,
 }
 
 /// Loads the files that the configuration names, and for the names that have none what is embedded;
 /// looks at the others. Blocks.
 ///
 /// # Errors
-/// [`StartError::Engine`], or [`StartError::Config`] with every name that nothing serves.
-pub(super) fn load_plugins(config: &Arc<Config>, files: &[PathBuf]) -> Result<Outcome, StartError> {
-    let started = Registry::new(AllLimits::new(config), EMBEDDED);
+/// [`StartError::Engine`]
+pub(super) fn load_plugins(trial: &Trial, files: &[PathBuf]) -> Result<Outcome, StartError> {
+    let started = Registry::new(trial.limits.clone(), EMBEDDED);
     let (mut registry, failures) =
         started.map_err(|error| StartError::Engine(error.to_string()))?;
-    let trial = Trial::new(config);
     let named = trial.named();
     let mut refused = Vec::new();
     for path in files {
         let loaded = name_of(path).and_then(|name| match named.contains_key(&name) {
-            true => load_file(&mut registry, &trial, &name, path),
+            true => load_file(&mut registry, trial, &name, path),
             false => note_file(&mut registry, &name, path),
         });
         if let Err(message) = loaded {
@@ -59,23 +64,24 @@ pub(super) fn load_plugins(config: &Arc<Config>, files: &[PathBuf]) -> Result<Ou
             ));
         }
     }
-    let problems = load_missing(&mut registry, &trial);
-    if problems.is_empty() {
-        let refused_files = refused.into_iter().map(|(_, problem)| problem).collect();
-        return Ok(Outcome {
-            registry,
-            failures,
-            refused_files,
+    let problems = load_missing(&mut registry, trial);
+    let catalog = registry.catalog();
+    if !problems.is_empty() {
+        // Files that something needs are among the problems already, at the key that needs them.
+        refused.retain(|(name, _)| {
+            let is_needed =
+                |name: &PluginName| named.contains_key(name) && catalog.get(name).is_none();
+            !name.as_ref().is_some_and(is_needed)
         });
     }
-    // Files that something needs are among the problems already, at the key that needs them.
-    let catalog = registry.catalog();
-    refused.retain(|(name, _)| {
-        let is_needed = |name: &PluginName| named.contains_key(name) && catalog.get(name).is_none();
-        !name.as_ref().is_some_and(is_needed)
-    });
-    let refused = refused.into_iter().map(|(_, problem)| problem);
-    Err(StartError::Config(refused.chain(problems).collect()))
+    let too_long = trial.too_long(|name| catalog.get(name).cloned());
+    Ok(Outcome {
+        registry,
+        failures,
+        problems,
+        refused_files: refused.into_iter().map(|(_, problem)| problem).collect(),
+        too_long,
+    })
 }
 
 /// Loads what a configuration names and nothing serves yet, and tries again what serves. Blocks. Returns what
@@ -83,13 +89,18 @@ pub(super) fn load_plugins(config: &Arc<Config>, files: &[PathBuf]) -> Result<Ou
 fn load_missing(registry: &mut Registry, trial: &Trial) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (name, key) in trial.named() {
-        let tried = match registry.catalog().get(&name) {
-            Some(generation) => trial.run(generation),
-            None => load_embedded(registry, trial, &name),
+        let wrong = match registry.catalog().get(&name) {
+            Some(generation) => trial.run_all(generation),
+            None => match load_embedded(registry, trial, &name) {
+                Ok(wrong) => wrong,
+                Err(LoadError::NotEmbedded) if !trial.knows_folder() => Vec::new(),
+                Err(error) => vec![(key, error)],
+            },
         };
-        if let Err(error) = tried {
-            problems.push(refusal(registry, &name, key, error));
-        }
+        let refused = wrong
+            .into_iter()
+            .map(|(key, error)| refusal(registry, &name, key, error));
+        problems.extend(refused.collect::<Vec<_>>());
     }
     problems
 }
@@ -144,16 +155,20 @@ fn unknown(registry: &Registry, name: &PluginName, key: &str) -> String {
     )
 }
 
+/// What is wrong with its uses; it serves where nothing is.
 fn load_embedded(
     registry: &mut Registry,
     trial: &Trial,
     name: &PluginName,
-) -> Result<(), LoadError> {
-    if let Loaded::New(generation) = registry.load_embedded(name)? {
-        trial.run(&generation)?;
+) -> Result<Vec<(String, LoadError)>, LoadError> {
+    let Loaded::New(generation) = registry.load_embedded(name)? else {
+        return Ok(Vec::new());
+    };
+    let wrong = trial.run_all(&generation);
+    if wrong.is_empty() {
         registry.publish(generation);
     }
-    Ok(())
+    Ok(wrong)
 }
 
 fn load_file(
@@ -229,17 +244,55 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
 pub(super) struct Trial {
     config: Arc<Config>,
     limits: AllLimits,
+    /// Where its sections are.
+    keys: DraftKeys,
+    /// Each plugin that is referred to, with the first key that does.
+    named: BTreeMap<PluginName, String>,
+    /// Keys at which something is wrong: with what may have been meant otherwise, nothing is tried.
+    faults: Vec<String>,
     /// What the instances know that the generation is to take over from; one of each worker.
     states: Vec<States>,
 }
 
+/// One way in which a plugin is used.
+#[derive(Debug, Clone, Copy)]
+enum PluginUse<'a> {
+    Policy(&'a Upstream),
+    Handler,
+    Filter,
+    Http,
+}
+
 impl Trial {
     pub(super) fn new(config: &Arc<Config>) -> Self {
+        let keys = DraftKeys::of(config);
         Self {
             config: Arc::clone(config),
             limits: AllLimits::new(config),
+            named: named(config, &keys),
+            keys,
+            faults: Vec::new(),
             states: Vec::new(),
         }
+    }
+
+    /// For a configuration that may have problems. None: there is no configuration.
+    pub(super) fn of_draft(draft: &Draft) -> Option<Self> {
+        let config = Arc::new(draft.config.clone()?);
+        let keys = draft.keys.clone();
+        let mut named = BTreeMap::new();
+        let written = draft.plugins.iter().cloned();
+        for (name, key) in written.chain(self::named(&config, &keys)) {
+            named.entry(name).or_insert(key);
+        }
+        Some(Self {
+            limits: AllLimits::new(&config),
+            named,
+            keys,
+            faults: draft.problems.iter().map(|p| p.key.clone()).collect(),
+            config,
+            states: Vec::new(),
+        })
     }
 
     /// What refers to plugins.
@@ -247,9 +300,29 @@ impl Trial {
         &self.config
     }
 
+    /// Where its sections are.
+    pub(super) fn keys(&self) -> &DraftKeys {
+        &self.keys
+    }
+
     /// Has the generation take over this, too.
     pub(super) fn with_states(self, states: Vec<States>) -> Self {
         Self { states, ..self }
+    }
+
+    /// Whether something is wrong at this key, or within its section.
+    pub(super) fn is_faulty(&self, key: &str) -> bool {
+        let is_within = |fault: &String| {
+            let rest = fault.strip_prefix(key);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        self.faults.iter().any(is_within)
+    }
+
+    /// Whether a name for which there is no plugin is wrong: not where the folder of plugins is.
+    fn knows_folder(&self) -> bool {
+        let is_whole = |fault: &String| fault == "plugins" || fault == "plugins.dir";
+        !self.faults.iter().any(is_whole)
     }
 
     /// Tries a generation as all that refers to its name will use it. Blocks for a call or two each.
@@ -257,77 +330,160 @@ impl Trial {
     /// # Errors
     /// The first use that it does not serve.
     pub(super) fn run(&self, generation: &Arc<Generation>) -> Result<(), LoadError> {
+        let uses = self.uses(&generation.name);
+        (uses.into_iter()).try_for_each(|(_, used)| self.try_use(generation, used))
+    }
+
+    /// The same, with all uses that it does not serve, and their keys.
+    pub(super) fn run_all(&self, generation: &Arc<Generation>) -> Vec<(String, LoadError)> {
+        let uses = self.uses(&generation.name).into_iter();
+        uses.filter_map(|(key, used)| Some((key, self.try_use(generation, used).err()?)))
+            .collect()
+    }
+
+    fn try_use(&self, generation: &Arc<Generation>, used: PluginUse<'_>) -> Result<(), LoadError> {
         let name = &generation.name;
         let limits = self.limits.of(name);
-        for upstream in self
-            .config
-            .upstreams
-            .iter()
-            .filter(|upstream| upstream.policy == *name)
-        {
-            let mut candidates: Vec<_> = upstream.backends.iter().map(Candidate::from).collect();
-            if candidates.is_empty() {
-                // They are found later, and a policy is never told of none.
-                let stand_in = BackendConfig::at("127.0.0.1:1".to_owned());
-                candidates.push(Candidate::from(&stand_in));
+        let settings = || self.config.plugin_settings(name);
+        let states = self.states.iter();
+        match used {
+            PluginUse::Policy(upstream) => {
+                let mut candidates: Vec<_> =
+                    upstream.backends.iter().map(Candidate::from).collect();
+                if candidates.is_empty() {
+                    // They are found later, and a policy is never told of none.
+                    let stand_in = BackendConfig::at("127.0.0.1:1".to_owned());
+                    candidates.push(Candidate::from(&stand_in));
+                }
+                let all = states.flat_map(|states| &states.policies);
+                let of_upstream = all.filter(|(name, _)| *name == upstream.name);
+                let saved: Vec<_> = of_upstream.map(|(_, saved)| saved.clone()).collect();
+                generation.trial_policy(&upstream.policy_config, &candidates, &saved, limits)
             }
-            let all = self.states.iter().flat_map(|states| &states.policies);
-            let of_upstream = all.filter(|(name, _)| *name == upstream.name);
-            let saved: Vec<_> = of_upstream.map(|(_, saved)| saved.clone()).collect();
-            generation.trial_policy(&upstream.policy_config, &candidates, &saved, limits)?;
+            PluginUse::Handler => {
+                let saved: Vec<_> = states.flat_map(|states| states.handlers.clone()).collect();
+                generation.trial_handler(&settings(), &saved, limits)
+            }
+            PluginUse::Filter => {
+                let saved: Vec<_> = states.flat_map(|states| states.filters.clone()).collect();
+                generation.trial_filter(&settings(), &saved, limits)
+            }
+            PluginUse::Http => generation.trial_http(),
         }
-        let targets = || self.config.routes.iter().map(|route| &route.target);
-        if targets().any(|target| matches!(target, Target::Handler(handler) if handler == name)) {
-            let saved: Vec<_> = self
-                .states
-                .iter()
-                .flat_map(|states| states.handlers.clone())
-                .collect();
-            generation.trial_handler(&self.config.plugin_settings(name), &saved, limits)?;
+    }
+
+    /// How a plugin is used, where nothing is wrong, and the key of each: of what is alike, the first.
+    fn uses(&self, name: &PluginName) -> Vec<(String, PluginUse<'_>)> {
+        let settings = format!("plugin.{name}");
+        let is_unsettled = self.is_faulty(&settings) || self.is_faulty("plugins");
+        if is_unsettled || self.faults.iter().any(|fault| fault == "plugin") {
+            return Vec::new();
         }
-        let mut filters = self.config.routes.iter().flat_map(|route| &route.filters);
-        if filters.any(|filter| filter == name) {
-            let saved: Vec<_> = self
-                .states
-                .iter()
-                .flat_map(|states| states.filters.clone())
-                .collect();
-            generation.trial_filter(&self.config.plugin_settings(name), &saved, limits)?;
+        let mut uses = Vec::new();
+        for (upstream, key) in self.config.upstreams.iter().zip(&self.keys.upstreams) {
+            if upstream.policy == *name && !self.is_faulty(key) {
+                uses.push((format!("{key}.policy"), PluginUse::Policy(upstream)));
+            }
         }
-        if targets().any(|target| matches!(target, Target::Http(http) if http == name)) {
-            generation.trial_http()?;
+        let (mut handler, mut filter, mut http) = (None, None, None);
+        for (route, key) in self.config.routes.iter().zip(&self.keys.routes) {
+            if self.is_faulty(key) {
+                continue;
+            }
+            if let Some(i) = route.filters.iter().position(|filter| filter == name) {
+                filter.get_or_insert_with(|| format!("{key}.filters[{i}]"));
+            }
+            match &route.target {
+                Target::Handler(plugin) if plugin == name => {
+                    handler.get_or_insert_with(|| format!("{key}.handler"));
+                }
+                Target::Http(plugin) if plugin == name => {
+                    http.get_or_insert_with(|| format!("{key}.http"));
+                }
+                _ => {}
+            }
         }
-        Ok(())
+        let found = [
+            (handler, PluginUse::Handler),
+            (filter, PluginUse::Filter),
+            (http, PluginUse::Http),
+        ];
+        uses.extend(
+            found
+                .into_iter()
+                .filter_map(|(key, used)| Some((key?, used))),
+        );
+        uses
+    }
+
+    /// Routes that allow messages for which a plugin on their way has no room. `loaded`: what serves a name. Blocks
+    /// as [`Trial::run`] does.
+    pub(super) fn too_long(
+        &self,
+        loaded: impl Fn(&PluginName) -> Option<Arc<Generation>>,
+    ) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for (route, key) in self.config.routes.iter().zip(&self.keys.routes) {
+            let Some(max) = route.max_message_bytes.filter(|_| !self.is_faulty(key)) else {
+                continue;
+            };
+            let handler = match &route.target {
+                Target::Handler(name) => Some((name, true)),
+                _ => None,
+            };
+            let filters = route.filters.iter().map(|name| (name, false));
+            for (name, is_handler) in handler.into_iter().chain(filters) {
+                let limits = self.limits.of(name);
+                let room = limits.message_max_bytes() as u64;
+                let settings = self.config.plugin_settings(name);
+                let sees = |plugin: Arc<Generation>| plugin.sees_messages(&settings, limits);
+                if max > room && (is_handler || loaded(name).is_some_and(sees)) {
+                    let memory = limits.memory_max_bytes;
+                    problems.push(Problem {
+                        key: format!("{key}.max_message_bytes"),
+                        line: None,
+                        message: format!(
+                            "{max} is not allowed: plugin \"{name}\" is given no message of more than {room} bytes, a third of its memory_max_bytes ({memory})"
+                        ),
+                    });
+                }
+            }
+        }
+        problems
     }
 
     /// Whether anything refers to this plugin.
     pub(super) fn names(&self, name: &PluginName) -> bool {
-        self.named().contains_key(name)
+        self.named.contains_key(name)
     }
 
     /// Each plugin that is referred to, with the first key that does.
     pub(super) fn named(&self) -> BTreeMap<PluginName, String> {
-        let mut named = BTreeMap::new();
-        for (i, upstream) in self.config.upstreams.iter().enumerate() {
-            named
-                .entry(upstream.policy.clone())
-                .or_insert_with(|| format!("upstream[{i}].policy"));
-        }
-        for (i, route) in self.config.routes.iter().enumerate() {
-            for (j, name) in route.filters.iter().enumerate() {
-                named
-                    .entry(name.clone())
-                    .or_insert_with(|| format!("route[{i}].filters[{j}]"));
-            }
-            let (name, key) = match &route.target {
-                Target::Handler(name) => (name, "handler"),
-                Target::Http(name) => (name, "http"),
-                Target::Upstream(_) => continue,
-            };
+        self.named.clone()
+    }
+}
+
+fn named(config: &Config, keys: &DraftKeys) -> BTreeMap<PluginName, String> {
+    let mut named = BTreeMap::new();
+    for (upstream, place) in config.upstreams.iter().zip(&keys.upstreams) {
+        named
+            .entry(upstream.policy.clone())
+            .or_insert_with(|| format!("{place}.policy"));
+    }
+    for (route, place) in config.routes.iter().zip(&keys.routes) {
+        for (j, name) in route.filters.iter().enumerate() {
             named
                 .entry(name.clone())
-                .or_insert_with(|| format!("route[{i}].{key}"));
+                .or_insert_with(|| format!("{place}.filters[{j}]"));
         }
+        let (name, key) = match &route.target {
+            Target::Handler(name) => (name, "handler"),
+            Target::Http(name) => (name, "http"),
+            Target::Upstream(_) => continue,
+        };
         named
+            .entry(name.clone())
+            .or_insert_with(|| format!("{place}.{key}"));
     }
+    named
 }
