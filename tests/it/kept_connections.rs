@@ -58,6 +58,14 @@ async fn one_that_ends_as_it_is_used_again_fails_no_get_and_is_held_against_nobo
     }
     assert_eq!(statuses, [502, 200, 502, 200]);
     assert_eq!(backend.heads().len() - before, 4);
+
+    // What has a body cannot be sent again, and meets no connection that was kept.
+    for _ in 0..3 {
+        let mut wire = Wire::connect(balancer.address()).await?;
+        wire.send("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\na=1")
+            .await?;
+        assert_eq!(wire.answer().await?.status, 200);
+    }
     assert_eq!(failures(&balancer).await?, 0.0);
     balancer.backend_state(backend.address(), "up").await?;
     Ok(())

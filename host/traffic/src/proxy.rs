@@ -106,13 +106,16 @@ impl Connections {
             deadlines, bound, ..
         } = sending;
         let key = key(to);
+        // One with a body cannot be sent again, but would have to be if a kept connection ended under it.
+        let may_reuse = sending.again.is_some() || !request.method().is_idempotent();
+        let take = || may_reuse.then(|| self.take(&key)).flatten();
         let mut is_bound = authenticates(request.headers(), header::AUTHORIZATION);
         let mut kept = match bound.take(&key, deadlines.connect).await {
             Some(connection) => {
                 is_bound = true;
                 Some(connection)
             }
-            None => self.take(&key),
+            None => take(),
         };
         while let Some(mut connection) = kept {
             match exchange(&mut connection, request, sending).await {
@@ -128,7 +131,7 @@ impl Connections {
                 Ok(response) => return self.keep(key, connection, response, bound, is_bound),
                 lost => return lost,
             }
-            kept = self.take(&key);
+            kept = take();
         }
         let mut connection = match connect(to, deadlines).await {
             Ok(connection) => connection,
