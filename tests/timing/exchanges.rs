@@ -10,7 +10,7 @@ use crate::alone;
 #[tokio::test]
 async fn a_client_that_leaves_a_silent_stream_is_reported_to_its_backend_within_a_second()
 -> Result<()> {
-    let _turn = alone().await;
+    let _alone = alone().await;
     let event = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: a\n\n";
     let backend = ScriptedBackend::start(move |_| Reply::Say(event.to_owned())).await?;
     let balancer = Balancer::start(&app("round_robin", &[backend.address()])).await?;
