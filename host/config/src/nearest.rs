@@ -2,6 +2,8 @@
 //!
 //! Pure text: in comes the word and those that are known, out goes one of them or none.
 
+use strsim::osa_distance;
+
 /// The policies that ship, and what others call such a policy: nginx, HAProxy, Envoy, Caddy and Traefik.
 /// Without underscores.
 const POLICIES: [(&str, &[&str]); 11] = [
@@ -67,7 +69,7 @@ pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) 
         if word.len() > 2 * candidate.len() {
             return None;
         }
-        Some(edits(&word, &candidate)).filter(|edits| *edits <= length / 3)
+        Some(osa_distance(&word, &candidate)).filter(|edits| *edits <= length / 3)
     };
     let near = known
         .into_iter()
@@ -94,30 +96,6 @@ pub(super) fn policy(name: &str) -> Option<&'static str> {
     let name = bare(name);
     let is_it = |(ours, others): &&(&str, &[&str])| bare(ours) == name || others.contains(&&*name);
     POLICIES.iter().find(is_it).map(|(ours, _)| *ours)
-}
-
-/// Letters to insert, delete, replace or swap with the next to turn one word into the other
-/// (Damerau-Levenshtein, optimal string alignment).
-fn edits(from: &str, to: &str) -> usize {
-    let from: Vec<char> = from.chars().collect();
-    let to: Vec<char> = to.chars().collect();
-    // least[i][j]: from the first i letters of `from` to the first j of `to`.
-    let mut least = vec![vec![0; to.len() + 1]; from.len() + 1];
-    for i in 0..=from.len() {
-        for j in 0..=to.len() {
-            if i == 0 || j == 0 {
-                least[i][j] = i + j;
-                continue;
-            }
-            let replaced = least[i - 1][j - 1] + usize::from(from[i - 1] != to[j - 1]);
-            least[i][j] = replaced.min(least[i - 1][j] + 1).min(least[i][j - 1] + 1);
-            let is_swap = i > 1 && j > 1 && from[i - 1] == to[j - 2] && from[i - 2] == to[j - 1];
-            if is_swap {
-                least[i][j] = least[i][j].min(least[i - 2][j - 2] + 1);
-            }
-        }
-    }
-    least[from.len()][to.len()]
 }
 
 #[cfg(test)]
