@@ -1,8 +1,8 @@
 //! What processes used, from `/proc`: CPU time of a whole process tree, its proportional memory, and what
 //! others had of the machine meanwhile.
 
-use std::fs;
 use std::time::{Duration, Instant};
+use std::{fmt, fs};
 
 use anyhow::{Context, Result};
 
@@ -61,7 +61,7 @@ impl Disturbance {
     pub fn begin() -> Result<Self> {
         Ok(Self {
             began: Instant::now(),
-            machine: busy(&read_stat("/proc/stat")?).context("/proc/stat has no line for all")?,
+            machine: busy(&read_file("/proc/stat")?).context("/proc/stat has no line for all")?,
             ours: ours()?,
         })
     }
@@ -110,22 +110,9 @@ fn busy(stat: &str) -> Option<Duration> {
 
 /// Of this process and of the children that it has waited for.
 fn ours() -> Result<Duration> {
-    let stat = read_stat("/proc/self/stat")?;
-    let (_, fields) = stat
-        .rsplit_once(')')
-        .context("/proc/self/stat has no name")?;
-    let ticks: Vec<u64> = fields
-        .split_whitespace()
-        .skip(11)
-        .take(4)
-        .map(str::parse)
-        .collect::<Result<_, _>>()
-        .context("/proc/self/stat has no times")?;
-    Ok(of_ticks(ticks.iter().sum()))
-}
-
-fn read_stat(path: &str) -> Result<String> {
-    fs::read_to_string(path).with_context(|| format!("cannot read {path}"))
+    let stat = read("self", "stat")?;
+    let times = times(&stat).with_context(|| format!("/proc/self/stat: {stat:?}"))?;
+    Ok(times.iter().sum())
 }
 
 fn of_ticks(ticks: u64) -> Duration {
@@ -169,17 +156,29 @@ pub fn process_tree(root: u32) -> Vec<u32> {
     tree
 }
 
-fn read(pid: u32, file: &str) -> Result<String> {
-    let path = format!("/proc/{pid}/{file}");
-    fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
+fn read(pid: impl fmt::Display, file: &str) -> Result<String> {
+    read_file(&format!("/proc/{pid}/{file}"))
 }
 
-/// Fields 14 and 15 of proc(5), counted from behind the name, which may contain anything.
+fn read_file(path: &str) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("cannot read {path}"))
+}
+
+/// User and system time of a process, without its children.
 fn ticks(stat: &str) -> Option<(Duration, Duration)> {
+    let [user, system, ..] = times(stat)?;
+    Some((user, system))
+}
+
+/// User and system time of a process, and of the children that it has waited for: fields 14 to 17 of proc(5),
+/// counted from behind the name, which may contain anything.
+fn times(stat: &str) -> Option<[Duration; 4]> {
     let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_whitespace().skip(11);
-    let mut time = || Some(of_ticks(fields.next()?.parse().ok()?));
-    Some((time()?, time()?))
+    let fields = fields.split_whitespace().skip(11).take(4);
+    let times: Option<Vec<_>> = fields
+        .map(|ticks| ticks.parse().ok().map(of_ticks))
+        .collect();
+    times?.try_into().ok()
 }
 
 fn pss(rollup: &str) -> Option<u64> {

@@ -1,4 +1,4 @@
-//! The promise: SIGHUP puts a changed configuration applied under open sockets; one that is wrong,
+//! The promise: SIGHUP applies a changed configuration under open sockets; one that is wrong,
 //! or the same, changes nothing.
 
 use std::net::{SocketAddr, TcpListener};

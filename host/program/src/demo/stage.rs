@@ -34,7 +34,7 @@ pub(super) struct Stage {
     pub(super) admin: SocketAddr,
     /// In the order of the configuration.
     pub(super) backends: Vec<DemoBackend>,
-    /// The configuration applied.
+    /// The active configuration.
     pub(super) toml: String,
     /// What is written in it is seen by the balancer.
     pub(super) folder: Folder,

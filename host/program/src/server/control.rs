@@ -414,7 +414,7 @@ impl ControlPlane {
         }
     }
 
-    /// Puts a configuration applied, in one step.
+    /// Applies a configuration, in one step.
     pub(super) fn apply(&mut self, proposed: Proposed) -> Result<ReloadResult, Vec<Problem>> {
         let Proposed {
             config,
