@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use ipnet::IpNet;
+use pointsman_contract::fields::OF_CONNECTION;
 
 use super::{HostPattern, OriginPattern, PathPattern};
 
@@ -190,24 +191,13 @@ pub(super) fn host_field(text: &str) -> Option<String> {
 
 /// Whether a field of this name can be added to a request of ours without making another request of it.
 pub(super) fn is_free_field(name: &str) -> bool {
-    const OURS: [&str; 10] = [
-        "connection",
-        "content-length",
-        "expect",
-        "host",
-        "keep-alive",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    ];
     // RFC 9110 section 5.6.2.
     let is_tchar = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
     let lower = name.to_ascii_lowercase();
     (1..=256).contains(&name.len())
         && name.chars().all(is_tchar)
-        && !OURS.contains(&lower.as_str())
+        && !OF_CONNECTION.contains(&lower.as_str())
+        && !["expect", "host"].contains(&lower.as_str())
         && !lower.starts_with("sec-websocket-")
 }
 

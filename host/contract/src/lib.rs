@@ -7,6 +7,7 @@
 pub mod client;
 pub mod close;
 pub mod failure;
+pub mod fields;
 pub mod filter;
 pub mod handler;
 pub mod message;

@@ -7,6 +7,7 @@
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use pointsman_contract::close;
+use pointsman_contract::fields::OF_CONNECTION;
 use pointsman_contract::filter::{Admission, FilterInterest, FilterVerdict, MessageKinds};
 use pointsman_contract::handler::{HandlerInterest, HandlerVerdict};
 use pointsman_contract::message::{CloseReason, Message, MessageKind, Received};
@@ -25,20 +26,12 @@ use super::limits::{
 
 pub(super) use self::generated::{exports, pointsman};
 
-/// Names of fields that belong to the connection or the handshake and are the host's alone.
-const HOST_HEADERS: [&str; 12] = [
-    "connection",
-    "content-length",
-    "keep-alive",
-    "proxy-connection",
+/// Fields of the handshake that are the host's alone, as those of the connection are.
+const OF_HANDSHAKE: [&str; 4] = [
     "sec-websocket-accept",
     "sec-websocket-extensions",
     "sec-websocket-key",
     "sec-websocket-version",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
 ];
 
 const CLOSE_REASON_MAX_BYTES: usize = 123;
@@ -157,7 +150,8 @@ fn named(
     bound(call, "headers", headers.len(), HEADERS_MAX)?;
     let fields = headers.into_iter().filter_map(|header| {
         let name = HeaderName::from_bytes(header.name.as_bytes()).ok()?;
-        let is_hosts = HOST_HEADERS.contains(&name.as_str());
+        let is_hosts =
+            OF_CONNECTION.contains(&name.as_str()) || OF_HANDSHAKE.contains(&name.as_str());
         (!is_hosts).then(|| (name.as_str().to_owned(), header.value))
     });
     Ok(fields.collect())

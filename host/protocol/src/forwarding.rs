@@ -21,7 +21,8 @@ const X_FORWARDED: &str = "x-forwarded-";
 /// What the names of all fields of the handshake begin with.
 const SEC_WEBSOCKET: &str = "sec-websocket-";
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+/// How long a connection is kept (RFC 2068 section 19.7.1.1).
+pub const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Longest request id that is kept.

@@ -20,6 +20,7 @@ use http::{Request, Response, StatusCode, request};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
+use pointsman_protocol::forwarding::KEEP_ALIVE;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -40,7 +41,6 @@ const MAX_BOUND: usize = 8;
 /// What may wait in the kernel to be sent to a backend. It holds megabytes by itself, and then nobody could see that
 /// an upload over a slow way goes on, after the client has sent all of it.
 const MAX_UNSENT_BYTES: u32 = 128 * 1024;
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// The idle connections of one worker.
 #[derive(Debug, Default, Clone)]

@@ -11,8 +11,8 @@ use pointsman_plugins::failure::CallError;
 use pointsman_protocol::forwarding;
 use pointsman_traffic::spelling;
 
-use super::Exchange;
 use super::answers::{Answered, Refused, bad_body};
+use super::{Exchange, forward_head};
 
 /// Leads a request to an HTTP plugin.
 pub(super) async fn request(
@@ -21,7 +21,7 @@ pub(super) async fn request(
     plugin: &PluginName,
     mut head: request::Parts,
 ) -> Result<Answered, Box<Refused>> {
-    exchange.forward_head(&mut head);
+    forward_head(&mut head);
     let passing = Arc::clone(&exchange.passing);
     let failed = |error: CallError| {
         // Whatever the plugin makes of it.

@@ -36,7 +36,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::answers::{Answered, Refused, append_all, bad_body, overloaded};
 use super::filters::{self, FilteredUpgrade, Filters};
 use super::record::{Record, SessionTarget};
-use super::{Exchange, Next};
+use super::{Exchange, Next, forward_head};
 use crate::context::guests::PolicyLabel;
 use crate::context::{ConnectionCount, WorkerContext};
 use crate::site::Site;
@@ -65,7 +65,7 @@ pub(super) async fn upgrade(
     head: request::Parts,
 ) -> Result<Answered, Box<Refused>> {
     let mut to_backend = head.clone();
-    exchange.forward_head(&mut to_backend);
+    forward_head(&mut to_backend);
     if !route.deflate {
         to_backend.headers.remove(header::SEC_WEBSOCKET_EXTENSIONS);
         asked.extensions.clear();
@@ -157,7 +157,7 @@ pub(super) async fn request(
     head: request::Parts,
 ) -> Result<Answered, Box<Refused>> {
     let mut to_backend = head.clone();
-    exchange.forward_head(&mut to_backend);
+    forward_head(&mut to_backend);
     filters::admit_plain(exchange, route, &head, &mut to_backend.headers)?;
     let mut choice = place(exchange, upstream, &head).await?;
     choice.stay_bound(exchange);

@@ -26,7 +26,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, request};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
@@ -195,7 +195,7 @@ fn tell_keep_alive(headers: &mut HeaderMap, kept_for: HeaderValue) {
     if !headers.contains_key(header::CONNECTION) {
         let keep_alive = HeaderValue::from_static("keep-alive");
         headers.insert(header::CONNECTION, keep_alive);
-        headers.insert(HeaderName::from_static("keep-alive"), kept_for);
+        headers.insert(forwarding::KEEP_ALIVE, kept_for);
     }
 }
 
@@ -542,12 +542,12 @@ impl Exchange {
     fn id(&self) -> &str {
         self.request_id.to_str().unwrap_or_default()
     }
+}
 
-    /// Makes a client's head into one for a backend.
-    fn forward_head(&self, head: &mut request::Parts) {
-        forwarding::strip_lookalikes(&mut head.headers);
-        forwarding::strip_hop_by_hop(&mut head.headers);
-    }
+/// Makes a client's head into one for a backend or plugin.
+fn forward_head(head: &mut request::Parts) {
+    forwarding::strip_lookalikes(&mut head.headers);
+    forwarding::strip_hop_by_hop(&mut head.headers);
 }
 
 /// Reads what has come already of a body that nobody wants, so that its connection can be kept where that is all.
